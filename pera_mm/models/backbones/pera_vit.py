@@ -1,0 +1,216 @@
+"""The ViT of PerA: MMPretrain's ViT plus sparse input and packed groups (paper fig. 2b).
+
+Shapes: R rows (crops x images), L tokens of a row, k patches, D embedding width. A *group* is the
+tokens ``[R, L, D]`` of all crops of one size; groups share every linear layer and are apart only
+in attention.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from mmengine.model.weight_init import trunc_normal_
+from mmpretrain.models.backbones.vision_transformer import (TransformerEncoderLayer,
+                                                            VisionTransformer)
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pera_mm.patches import gather_patches, patch_grid
+from pera_mm.registry import MODELS
+
+
+class PackedEncoderLayer(TransformerEncoderLayer):
+    """A pre-norm transformer layer over one tensor or over several groups of tokens.
+
+    The parameters and their names are the parent's. What differs is the forward: LayerNorm, QKV,
+    projection and MLP see the tokens of all groups at once, and stochastic depth leaves out whole
+    rows, so that a dropped row costs nothing (reference: layers/block.py L159-226).
+    """
+
+    drop_path_rate = 0.  # share of the rows of each group that a branch leaves out in training
+    with_cp = False  # recompute the activations in the backward pass
+
+    def init_weights(self) -> None:
+        """Truncated normal, std .02, biases 0, as the reference (the parent uses Xavier)."""
+        super(TransformerEncoderLayer, self).init_weights()
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+        """One tensor ``[R, L, D]`` or a list of groups; returns the same form."""
+        groups = [x] if isinstance(x, Tensor) else x
+        if self.with_cp and self.training and torch.is_grad_enabled():
+            groups = checkpoint(self._layer, *groups, use_reentrant=False)
+        else:
+            groups = self._layer(*groups)
+        return groups[0] if isinstance(x, Tensor) else groups
+
+    def _layer(self, *groups: Tensor) -> list[Tensor]:
+        groups = self._residual(groups, self._attention)
+        return self._residual(groups, self._mlp)
+
+    def _residual(self, groups: Sequence[Tensor],
+                  branch: Callable[[list[Tensor]], list[Tensor]]) -> list[Tensor]:
+        """Add ``branch`` to the rows that stochastic depth keeps, scaled by rows / kept rows."""
+        if not (self.training and self.drop_path_rate > 0):
+            return [x + update for x, update in zip(groups, branch(list(groups)))]
+        kept = [self._kept_rows(x) for x in groups]
+        updates = branch([x[rows] for x, rows in zip(groups, kept)])
+        return [
+            x.index_add(0, rows, update.to(x.dtype), alpha=len(x) / len(rows))
+            for x, rows, update in zip(groups, kept, updates)
+        ]
+
+    def _kept_rows(self, x: Tensor) -> Tensor:
+        kept = max(int(len(x) * (1 - self.drop_path_rate)), 1)
+        return torch.randperm(len(x), device=x.device)[:kept]
+
+    def _attention(self, groups: list[Tensor]) -> list[Tensor]:
+        attn = self.attn
+        qkv = attn.qkv(self.ln1(_pack(groups)))
+        mixed = []
+        for part in _unpack(qkv, groups):  # [R, L, 3D]
+            q, k, v = part.unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+            dropout = attn.attn_drop if self.training else 0.
+            heads = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)  # [R, heads, L, d]
+            mixed.append(heads.transpose(1, 2).flatten(2))
+        return _unpack(attn.gamma1(attn.proj_drop(attn.proj(_pack(mixed)))), groups)
+
+    def _mlp(self, groups: list[Tensor]) -> list[Tensor]:
+        tokens = self.ln2(_pack(groups))
+        return _unpack(self.ffn(tokens), groups)
+
+
+def _pack(groups: Sequence[Tensor]) -> Tensor:
+    """Groups ``[R_i, L_i, D]`` to all their tokens ``[sum R_i L_i, D]``."""
+    return torch.cat([x.flatten(0, 1) for x in groups]) if len(groups) > 1 else groups[0].flatten(
+        0, 1)
+
+
+def _unpack(tokens: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """The inverse of :func:`_pack`, with the rows and lengths of ``like``."""
+    sizes = [x.shape[:2] for x in like]
+    parts = tokens.split([rows * length for rows, length in sizes])
+    return [part.unflatten(0, size) for part, size in zip(parts, sizes)]
+
+
+@MODELS.register_module()
+class PerAViT(VisionTransformer):
+    """Vision Transformer with a sparse forward.
+
+    The dense ``forward`` and the parameter names are those of
+    :class:`mmpretrain.models.VisionTransformer`, so its configs, heads and layer-wise decay apply.
+
+    Args:
+        arch: 'tiny' (192 x 12), 'small' (384 x 12), 'base' (768 x 12), 'large' (1024 x 24),
+            'pera-g' (1024 x 40: the paper's ViT-G/16-1024, 505,443,328 parameters), or a dict with
+            ``embed_dims, num_layers, num_heads, feedforward_channels``.
+        img_size: side in pixels of the crops whose position embedding is stored.
+        patch_size: patch side in pixels.
+        drop_path_rate: share of rows that each residual branch leaves out in training, the same in
+            every layer.
+        with_cp: recompute activations in the backward pass (less memory, about a third more time).
+        **kwargs: further arguments of MMPretrain's ViT (``out_type``, ``out_indices``, ...).
+
+    Raises:
+        ValueError: unknown ``arch``, ``img_size`` no multiple of ``patch_size``, or
+            ``drop_path_rate`` outside [0, 1).
+    """
+
+    arch_zoo = {
+        name: dict(embed_dims=dims, num_layers=layers, num_heads=heads,
+                   feedforward_channels=4 * dims)
+        for name, dims, layers, heads in (('tiny', 192, 12, 3), ('small', 384, 12, 6),
+                                          ('base', 768, 12, 12), ('large', 1024, 24, 16),
+                                          ('pera-g', 1024, 40, 16))
+    }
+
+    def __init__(self,
+                 arch: str | dict = 'base',
+                 img_size: int | tuple[int, int] = 448,
+                 patch_size: int = 16,
+                 drop_path_rate: float = 0.,
+                 with_cp: bool = False,
+                 **kwargs) -> None:
+        _check_arch(arch, tuple(self.arch_zoo))
+        patch_grid(*((img_size, img_size) if isinstance(img_size, int) else img_size), patch_size)
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate must lie in [0, 1), got {drop_path_rate}.')
+        super().__init__(arch, img_size, patch_size, **kwargs)
+        self.patch_size = patch_size
+        for layer in self.layers:
+            # The parent names its layer class in its constructor; ours has the same parameters
+            # and another forward.
+            layer.__class__ = PackedEncoderLayer
+            layer.drop_path_rate = drop_path_rate
+            layer.with_cp = with_cp
+            layer.ffn.add_identity = False  # the residual is added to the kept rows only
+
+    def init_weights(self) -> None:
+        """As the reference: [cls] N(0, 1e-6), position embedding truncated normal .02."""
+        super().init_weights()
+        pretrained = isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained'
+        if self.cls_token is not None and not pretrained:
+            nn.init.normal_(self.cls_token, std=1e-6)
+
+    def embed(self, images: Tensor, indices: Tensor) -> Tensor:
+        """Embed only the named patches; hidden ones never reach the network.
+
+        Args:
+            images: ``[R, 3, H, W]``.
+            indices: patch indices, int64 ``[R, k]``.
+
+        Returns:
+            ``[R, 1 + k, D]``, [cls] first, position embedding added.
+        """
+        patches = gather_patches(images, indices, self.patch_size).flatten(2)  # [R, k, 3*p*p]
+        projection = self.patch_embed.projection
+        tokens = F.linear(patches, projection.weight.flatten(1), projection.bias)
+        grid = patch_grid(*images.shape[-2:], self.patch_size)
+        tokens = tokens + self.positions(indices, grid)
+        cls = self.cls_token + self.pos_embed[:, :1]
+        return torch.cat([cls.expand(len(tokens), -1, -1), tokens], dim=1)
+
+    def positions(self, indices: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Position embedding ``[R, k, D]`` of patches ``indices [R, k]`` in a crop of ``grid``."""
+        return F.embedding(indices, self._position_table(grid))
+
+    def _position_table(self, grid: tuple[int, int]) -> Tensor:
+        """The stored grid resampled to ``grid``: ``[N, D]``.
+
+        The scale is that of a grid 0.1 patch larger, as in DINO and the reference
+        (vision_transformer.py L150-174), whose weights are trained with it.
+        """
+        stored, table = tuple(self.patch_resolution), self.pos_embed[0, 1:]
+        if grid == stored:
+            return table
+        planes = table.float().unflatten(0, stored).permute(2, 0, 1).unsqueeze(0)  # [1, D, h, w]
+        scale = tuple((new + .1) / old for new, old in zip(grid, stored))
+        planes = F.interpolate(planes, scale_factor=scale, mode='bicubic')
+        return planes[0].flatten(1).t().to(table.dtype)
+
+    def encode(self, groups: list[Tensor], start: int = 0, stop: int | None = None) -> list[Tensor]:
+        """Run layers ``start`` to ``stop - 1`` on all groups together."""
+        for layer in self.layers[start:stop]:
+            groups = layer(groups)
+        return groups
+
+    def final(self, groups: list[Tensor]) -> list[Tensor]:
+        """The final LayerNorm on every group."""
+        return [self.ln1(x) for x in groups]
+
+
+def _check_arch(arch: str | dict, known: tuple[str, ...]) -> None:
+    keys = {'embed_dims', 'num_layers', 'num_heads', 'feedforward_channels'}
+    if isinstance(arch, str) and arch not in known:
+        raise ValueError(f"unknown arch '{arch}'; take one of {', '.join(known)} or a dict with "
+                         f"{', '.join(sorted(keys))}.")
+    if not isinstance(arch, str):
+        if keys - set(arch):
+            raise ValueError(f"the arch dict lacks {', '.join(sorted(keys - set(arch)))}.")
+        if arch['embed_dims'] % arch['num_heads']:
+            raise ValueError(f"embed_dims {arch['embed_dims']} is not divisible by num_heads "
+                             f"{arch['num_heads']}.")

@@ -1,0 +1,20 @@
+"""The projector g of fig. 2a: [cls] to prototype scores."""
+
+from pera_mm.models.heads.cosine_head import CosineHead
+from pera_mm.registry import MODELS
+
+
+@MODELS.register_module()
+class PrototypeHead(CosineHead):
+    """Scores of K prototypes, ``[..., D]`` to ``[..., K]`` (reference: cls_head.py).
+
+    Args:
+        in_channels: width D of the backbone.
+        num_prototypes: K.
+        hidden_channels: width of the two hidden layers.
+        bottleneck_channels: width in which features and prototypes are compared.
+    """
+
+    def __init__(self, in_channels: int, num_prototypes: int = 131072, hidden_channels: int = 2048,
+                 bottleneck_channels: int = 384) -> None:
+        super().__init__(in_channels, num_prototypes, hidden_channels, bottleneck_channels)

@@ -1,0 +1,151 @@
+"""PerA: perfectly aligned, spatially disjoint pairs (paper section 3.2, fig. 2).
+
+Shapes: n crops of one size, B images, k patches of one part, D embedding width, K prototypes.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pera_mm.models.selfsup.self_distillation import SelfDistillation, check_split
+from pera_mm.patches import flatten_patches, gather_patches, patch_grid
+from pera_mm.registry import MODELS
+from pera_mm.structures import CropViews
+
+
+class Answer(NamedTuple):
+    """What a network says of a batch of crops."""
+
+    scores: list[Tensor]  # prototype scores [n_g, B, K] of each crop size g
+    features: Tensor  # [cls] of the first crop size, [n, B, D]
+    pixels: Tensor | None = None  # predicted patches [n * B, k, p*p*3] of the first crop size
+
+
+@MODELS.register_module()
+class PerA(SelfDistillation):
+    """Student and teacher see disjoint patches of the same crop and agree on its prototypes.
+
+    Half-way through the student's layers learnable mask tokens join the global crops; from them
+    the predictor paints the pixels that neither network saw.
+
+    Args:
+        backbone, projector, distillation, data_preprocessor: as :class:`SelfDistillation`.
+        predictor: config of the :class:`PixelHead`, or None to leave pixel prediction out
+            (Table 11): no mask token joins then.
+        pixel: config of the :class:`PixelLoss`, given exactly when ``predictor`` is.
+        koleo: config of the :class:`KoLeoLoss` on the student's global scores, or None.
+
+    Raises:
+        ValueError: ``predictor`` without ``pixel`` or the other way round.
+    """
+
+    def __init__(self,
+                 backbone: dict,
+                 projector: dict,
+                 distillation: dict,
+                 predictor: dict | None = None,
+                 pixel: dict | None = None,
+                 koleo: dict | None = None,
+                 data_preprocessor: dict | None = None) -> None:
+        super().__init__(backbone, projector, distillation, data_preprocessor)
+        if (predictor is None) != (pixel is None):
+            raise ValueError('pixel prediction needs both predictor and pixel (the head and its '
+                             'loss); set both, or both to None.')
+        width = self.student.backbone.embed_dims
+        self.predictor: nn.Module | None = None
+        if predictor is not None:
+            self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+            nn.init.normal_(self.mask_token, std=.02)
+            self.predictor = MODELS.build(
+                dict(predictor, in_channels=width, patch_size=self.patch_size))
+            self.pixel = MODELS.build(pixel)
+        self.koleo = MODELS.build(koleo) if koleo is not None else None
+
+    def loss(self, inputs: dict[str, CropViews],
+             data_samples: list | None = None) -> dict[str, Tensor]:
+        """Weighted ``loss_cls``, ``loss_pixel`` and ``loss_koleo`` (eq. 9).
+
+        Args:
+            inputs: the crops of each size; mask tokens join those of ``'global'``.
+
+        Raises:
+            ValueError: if the pipeline's split does not fit the backbone's patches.
+        """
+        crops = [inputs[name] for name in sorted(inputs)]  # 'global' before 'local'
+        for views in crops:
+            check_split(views, self.patch_size)
+        teacher = self.teach(crops)  # eq. 2
+        student = self.study(crops)  # eq. 1
+        return self.losses(student, teacher, crops)  # eq. 4-9
+
+    @torch.no_grad()
+    def teach(self, crops: list[CropViews]) -> Answer:
+        """The teacher's answer, from the patches of part t alone (eq. 2)."""
+        backbone = self.teacher.backbone
+        groups = [
+            backbone.embed(views.teacher_view.flatten(0, 1), views.teacher.flatten(0, 1))
+            for views in crops
+        ]
+        return self._answer(self.teacher, backbone.final(backbone.encode(groups)), crops)
+
+    def study(self, crops: list[CropViews]) -> Answer:
+        """The student's answer, from part s; the mask tokens of part l join at L/2 (eq. 1)."""
+        backbone = self.student.backbone
+        middle = backbone.num_layers // 2
+        groups = [
+            backbone.embed(views.student_view.flatten(0, 1), views.student.flatten(0, 1))
+            for views in crops
+        ]
+        groups = backbone.encode(groups, stop=middle)
+        if self.predictor is not None:
+            groups = [torch.cat([groups[0], self._mask_tokens(crops[0])], dim=1), *groups[1:]]
+        groups = backbone.final(backbone.encode(groups, start=middle))
+        answer = self._answer(self.student, groups, crops)
+        if self.predictor is None:
+            return answer
+        hidden = crops[0].learnable.shape[-1]
+        return answer._replace(pixels=self.predictor(groups[0][:, -hidden:]))
+
+    def _mask_tokens(self, views: CropViews) -> Tensor:
+        """Mask token + position for every patch of part l: ``[n * B, k, D]``.
+
+        They are appended, not interleaved: attention does not see the order of tokens.
+        """
+        grid = patch_grid(*views.student_view.shape[-2:], self.patch_size)
+        positions = self.student.backbone.positions(views.learnable.flatten(0, 1), grid)
+        return self.mask_token + positions
+
+    @staticmethod
+    def _answer(network: nn.Module, groups: list[Tensor], crops: list[CropViews]) -> Answer:
+        shapes = [tuple(views.student_view.shape[:2]) for views in crops]
+        features = groups[0][:, 0].unflatten(0, shapes[0])
+        return Answer(network.project(groups, shapes), features)
+
+    def pixel_target(self, views: CropViews) -> Tensor:
+        """The normalised pixels of part l in the student's view: ``[n * B, k, p*p*3]``."""
+        patches = gather_patches(views.student_view.flatten(0, 1), views.learnable.flatten(0, 1),
+                                 self.patch_size)
+        return flatten_patches(patches)
+
+    def losses(self, student: Answer, teacher: Answer,
+               crops: list[CropViews]) -> dict[str, Tensor]:
+        """The terms of eq. 9, each already weighted."""
+        temperature = self._clocked('teacher_temp')
+        losses = dict(loss_cls=self.distillation(student.scores, teacher.scores, temperature))
+        observed = dict(teacher_logits=teacher.scores[0], student_logits=student.scores[0],
+                        teacher_features=teacher.features)
+        if student.pixels is not None:
+            target = self.pixel_target(crops[0])
+            losses['loss_pixel'] = self.pixel(student.pixels, target)
+            observed.update(pixel_prediction=student.pixels, pixel_target=target)
+        if self.koleo is not None:
+            losses['loss_koleo'] = self.koleo(student.scores[0])
+        if self.watch:
+            self.observed = {name: tensor.detach() for name, tensor in observed.items()}
+        return losses
+
+    def check_batch_size(self, batch_size: int) -> None:
+        """Raise ValueError for one image per device with KoLeo."""
+        if self.koleo is not None:
+            self.koleo.check_batch_size(batch_size)
