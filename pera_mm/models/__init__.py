@@ -1,8 +1,10 @@
 from pera_mm.models.backbones import PerAViT
 from pera_mm.models.heads import PixelHead, PrototypeHead
 from pera_mm.models.losses import DistillationLoss, KoLeoLoss, PixelLoss
+from pera_mm.models.preprocessor import CropPreprocessor
 from pera_mm.models.selfsup import PerA
 
 __all__ = [
-    'DistillationLoss', 'KoLeoLoss', 'PerA', 'PerAViT', 'PixelHead', 'PixelLoss', 'PrototypeHead'
+    'CropPreprocessor', 'DistillationLoss', 'KoLeoLoss', 'PerA', 'PerAViT', 'PixelHead',
+    'PixelLoss', 'PrototypeHead'
 ]

@@ -7,8 +7,13 @@ import torch
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
-from pera_mm.datasets.transforms.aligned_crops import (AlignedCrops, Box, flip_into, random_box,
-                                                       resize_box)
+from pera_mm.datasets.transforms.aligned_crops import (
+    AlignedCrops,
+    Box,
+    flip_into,
+    random_box,
+    resize_box,
+)
 from pera_mm.registry import TRANSFORMS
 
 SMALL = dict(global_crops=dict(number=2, size=64), local_crops=dict(number=3, size=32))
@@ -79,7 +84,7 @@ def test_without_alignment_each_view_has_its_own_geometry():
     assert crops['global'].shape == (2, 2, 64, 64, 3)
     assert crops['local'].shape == (2, 3, 32, 32, 3)
     for group in crops.values():
-        for student, teacher in zip(group[0], group[1]):
+        for student, teacher in zip(group[0], group[1], strict=True):
             assert not np.array_equal(student, teacher)
 
 
@@ -106,7 +111,7 @@ def test_boxes_are_distributed_as_torchvisions(scale):
                            for _ in range(draws)], side)
     theirs = box_statistics([RandomResizedCrop.get_params(plane, list(scale), [0.75, 1.33])
                              for _ in range(draws)], side)
-    for a, b in zip(ours, theirs):
+    for a, b in zip(ours, theirs, strict=True):
         grid = np.concatenate([a, b])
         distance = np.abs(np.searchsorted(np.sort(a), grid, 'right')
                           - np.searchsorted(np.sort(b), grid, 'right')).max() / draws

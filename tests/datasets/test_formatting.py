@@ -36,7 +36,7 @@ def test_one_packed_image():
     group = packed['inputs']['global']
     assert isinstance(group, CropGroup)
     assert group.pixels.data_ptr() == crops['global'].ctypes.data  # not copied
-    assert all(part is given for part, given in zip(group[1:], split['global']))
+    assert all(part is given for part, given in zip(group[1:], split['global'], strict=True))
     assert isinstance(packed['data_samples'], DataSample)
     assert packed['data_samples'].metainfo == dict(
         img_path='a.png', sample_idx=7, skipped=[['b.png', 'empty']], worker=-1)
@@ -52,7 +52,7 @@ def test_batches_are_the_same_with_and_without_workers(tiny_pipeline):
         assert isinstance(group, CropGroup) and group.pixels.dtype == torch.uint8
         assert group.pixels.shape == pixels
         assert tuple(part.shape for part in group[1:]) == tuple((3, 2, k) for k in counts)
-        for ours, theirs in zip(group, helped['inputs'][name]):
+        for ours, theirs in zip(group, helped['inputs'][name], strict=True):
             assert torch.equal(ours, theirs)
     assert [sample.worker for sample in alone['data_samples']] == [-1] * 3
     assert [sample.worker for sample in helped['data_samples']] == [0] * 3

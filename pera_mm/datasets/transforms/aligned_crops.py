@@ -91,9 +91,10 @@ class AlignedCrops(BaseTransform):
         return results
 
     def _cut(self, image: np.ndarray, spec: CropSpec, rng: np.random.Generator) -> np.ndarray:
+        height, width = image.shape[:2]
         crops = np.empty((self.num_views, spec.number, spec.size, spec.size, 3), np.uint8)
         for index in np.ndindex(self.num_views, spec.number):
-            box = random_box(*image.shape[:2], spec.scale, self.ratio, rng)
+            box = random_box(height, width, spec.scale, self.ratio, rng)
             flip_x, flip_y = rng.random(2) < self.flips
             flip_into(crops[index], resize_box(image, box, spec.size), flip_x, flip_y)
         return crops

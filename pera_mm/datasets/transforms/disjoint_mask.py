@@ -50,7 +50,7 @@ class DisjointMask(BaseTransform):
     def transform(self, results: dict) -> dict:
         """Add ``split``."""
         generator = torch.Generator().manual_seed(int(results['rng'].integers(2**63)))
-        results['split'] = {name: self._split(name, *crops.shape[1:3], generator)
+        results['split'] = {name: self._split(name, crops.shape[1], crops.shape[2], generator)
                             for name, crops in results['crops'].items()}
         return results
 

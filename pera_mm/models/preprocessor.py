@@ -1,0 +1,142 @@
+"""From the crops of the worker to the two colour views of the model, on its device."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.model import BaseDataPreprocessor
+from torch import Tensor
+
+from pera_mm.models.colour import ColourRecipe, draw_colours, recolour_
+from pera_mm.registry import MODELS
+from pera_mm.structures import CropGroup, CropViews
+
+GROUPS = ('global', 'local')
+STUDENT_COLOURS = dict(jitter=0.72, gray=0.08)
+TEACHER_COLOURS = dict(jitter=0.10)
+
+
+@MODELS.register_module()
+class CropPreprocessor(BaseDataPreprocessor):
+    """Give each crop a student and a teacher view: colours drawn apart, then normalised.
+
+    The default recipes are the reference's: student 72 % jitter, 8 % gray, 20 % unchanged;
+    teacher 10 % jitter, never gray (augmentation.py L123-201, pera_reference.md §1.3).
+
+    Shapes: B images, V views, n crops per image, S crop side in pixels.
+
+    Args:
+        mean: RGB mean in 0-255 units; ImageNet's, as the reference.
+        std: RGB standard deviation in 0-255 units.
+        student: colour recipe of the student view: the arguments of
+            :class:`~pera_mm.models.colour.ColourRecipe`, for all crops; or a dict with keys
+            ``'global'`` and ``'local'``, each a recipe, or a list with one recipe per crop.
+            DINOv2's own::
+
+                base = dict(jitter=0.8, gray=0.2, exclusive=False)
+                student = {
+                    'global': [dict(**base, blur=1.0), dict(**base, blur=0.1, solarize=0.2)],
+                    'local': dict(**base, blur=0.5)}
+
+        teacher: colour recipe of the teacher view.
+        non_blocking: copy to the device without waiting (needs pinned memory).
+
+    Raises:
+        ValueError: for a recipe or a mean / std that cannot be used.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self,
+                 mean: Sequence[float] = (123.675, 116.28, 103.53),
+                 std: Sequence[float] = (58.395, 57.12, 57.375),
+                 student: Mapping[str, Any] = STUDENT_COLOURS,
+                 teacher: Mapping[str, Any] = TEACHER_COLOURS,
+                 non_blocking: bool = False) -> None:
+        super().__init__(non_blocking)
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError('mean and std need three numbers each (RGB, 0-255 units), std above '
+                             f'0, got {list(mean)} and {list(std)}.')
+        # Not in the state dict: they belong to the config.
+        self.register_buffer('mean', torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer('std', torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.recipes = {'student': _parse_recipes('student', student),
+                        'teacher': _parse_recipes('teacher', teacher)}
+
+    @torch.no_grad()
+    def forward(self, data: dict, training: bool = False) -> dict:
+        """Make the two views.
+
+        Args:
+            data: the collated batch: ``inputs``, a dict of group name to
+                :class:`~pera_mm.structures.CropGroup` with pixels ``[B, V, n, S, S, 3]``.
+            training: False leaves the colours alone.
+
+        Returns:
+            The batch with ``inputs`` a dict of group name to
+            :class:`~pera_mm.structures.CropViews`, views ``[n, B, 3, S, S]`` (crop-major).
+
+        Raises:
+            TypeError: if the batch does not hold collated crop groups.
+        """
+        inputs = data.get('inputs')
+        if not isinstance(inputs, Mapping) or not all(
+                isinstance(group, CropGroup) and group.pixels.ndim == 6
+                for group in inputs.values()):
+            raise TypeError("CropPreprocessor needs a batch whose 'inputs' are collated "
+                            "CropGroups; end the pipeline with PackCrops and set the data "
+                            "loader's collate_fn=dict(type='default_collate').")
+        data = self.cast_data(data)
+        return dict(data, inputs={name: self._views(name, group, training)
+                                  for name, group in data['inputs'].items()})
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 RGB ``[..., S, S, 3]`` to float ``[..., 3, S, S]`` on the device, no colours."""
+        return self._standardise(_to_unit_range(pixels.to(self.device)))
+
+    def _views(self, name: str, group: CropGroup, training: bool) -> CropViews:
+        pixels = group.pixels.transpose(0, 2)  # crop-major: [n, V, B, S, S, 3]
+        views = []
+        for role, view in (('student', 0), ('teacher', -1)):  # one view serves both when V = 1
+            crops = _to_unit_range(pixels[:, view])
+            if training:
+                num_crops, batch_size = crops.shape[:2]
+                recipes = _recipe_per_crop(role, name, self.recipes[role][name], num_crops)
+                recolour_(crops.flatten(0, 1), draw_colours(recipes, batch_size))
+            views.append(self._standardise(crops))
+        return CropViews(*views, *(part.transpose(0, 1) for part in group[1:]))
+
+    def _standardise(self, images: Tensor) -> Tensor:
+        return images.sub_(self.mean / 255).div_(self.std / 255)
+
+
+def _to_unit_range(pixels: Tensor) -> Tensor:
+    """uint8 ``[..., S, S, 3]`` to a new contiguous float ``[..., 3, S, S]`` in [0, 1]."""
+    return pixels.movedim(-1, -3).contiguous().float().div_(255)
+
+
+def _parse_recipes(role: str, spec: Mapping[str, Any]) -> dict[str, list[ColourRecipe]]:
+    """One list per group: one recipe per crop, or a single recipe for all of them."""
+    per_group = spec if set(spec) & set(GROUPS) else dict.fromkeys(GROUPS, spec)
+    if set(per_group) != set(GROUPS):
+        raise ValueError(f"the {role}'s colours per group need exactly the keys "
+                         f'{list(GROUPS)}, got {sorted(per_group)}.')
+    recipes = {}
+    for name, given in per_group.items():
+        listed = [given] if isinstance(given, Mapping) else given
+        try:
+            recipes[name] = [ColourRecipe(**recipe) for recipe in listed]
+        except TypeError:
+            known = ', '.join(ColourRecipe.__dataclass_fields__)
+            raise ValueError(f"the {role}'s {name} colours must be a dict (or a list of dicts, one "
+                             f'per crop) with keys among {known}, got {given}.') from None
+    return recipes
+
+
+def _recipe_per_crop(role: str, name: str, recipes: list[ColourRecipe],
+                     num_crops: int) -> list[ColourRecipe]:
+    if len(recipes) not in (1, num_crops):
+        raise ValueError(f"the {role}'s {name} colours list {len(recipes)} recipes, but there are "
+                         f'{num_crops} {name} crops; give one recipe, or one per crop.')
+    return recipes * num_crops if len(recipes) == 1 else recipes

@@ -1,0 +1,173 @@
+"""CropPreprocessor: shapes, normalisation, and colours drawn apart for student and teacher."""
+
+import copy
+
+import pytest
+import torch
+from mmpretrain.structures import DataSample
+
+from pera_mm.models.preprocessor import CropPreprocessor
+from pera_mm.registry import MODELS
+from pera_mm.structures import CropGroup, CropViews
+
+PLAIN = dict(jitter=0, gray=0)
+MEAN = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)
+STD = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
+
+
+def group(batch: int, crops: int, size: int, views: int = 1) -> CropGroup:
+    parts = [torch.randint(9, (batch, crops, k)) for k in (2, 0, 5)]
+    return CropGroup(torch.randint(256, (batch, views, crops, size, size, 3), dtype=torch.uint8),
+                     *parts)
+
+
+def batch(views: int = 1) -> dict:
+    return dict(inputs={'global': group(3, 2, 16, views), 'local': group(3, 4, 8, views)},
+                data_samples=[DataSample(metainfo=dict(sample_idx=i)) for i in range(3)])
+
+
+def changed_rows(views: CropViews) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of solid-colour crops: which student rows are gray, which views differ."""
+    pixels = views.student_view.flatten(0, 1) * STD + MEAN
+    gray = (pixels - pixels[:, :1]).abs().amax(dim=(1, 2, 3)) < 1e-2
+    return gray, (views.student_view != views.teacher_view).flatten(0, 1).flatten(1).any(1)
+
+
+def test_without_colours_the_two_views_are_the_normalised_pixels():
+    data = batch()
+    out = CropPreprocessor(student=PLAIN, teacher=PLAIN)(data, training=True)
+    for name, views in out['inputs'].items():
+        given = data['inputs'][name]
+        assert isinstance(views, CropViews)
+        assert views.student_view.dtype == torch.float32 and views.student_view.is_contiguous()
+        expected = (given.pixels[:, 0].float().permute(1, 0, 4, 2, 3) - MEAN) / STD
+        torch.testing.assert_close(views.student_view, expected, atol=1e-5, rtol=1e-5)
+        assert torch.equal(views.student_view, views.teacher_view)
+        for part in ('student', 'learnable', 'teacher'):  # [B, n, k] to [n, B, k]
+            assert torch.equal(getattr(views, part), getattr(given, part).transpose(0, 1))
+    assert [sample.sample_idx for sample in out['data_samples']] == [0, 1, 2]
+
+
+def test_two_geometries_go_to_their_own_network():
+    data = batch(views=2)
+    out = CropPreprocessor(student=PLAIN, teacher=PLAIN)(data, training=True)['inputs']['local']
+    for view, pixels in enumerate(data['inputs']['local'].pixels.unbind(1)):
+        expected = (pixels.float().permute(1, 0, 4, 2, 3) - MEAN) / STD
+        torch.testing.assert_close(out[view], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_outside_training_nothing_is_recoloured_and_no_random_number_drawn():
+    state = torch.get_rng_state()
+    data = batch()
+    torch.set_rng_state(state)
+    out = CropPreprocessor(student=dict(gray=1), teacher=dict(gray=1))(data)['inputs']['global']
+    plain = CropPreprocessor().normalise(data['inputs']['global'].pixels[:, 0]).transpose(0, 1)
+    assert torch.equal(out.student_view, plain) and torch.equal(out.teacher_view, plain)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_batch_itself_is_left_alone():
+    data = batch()
+    before = copy.deepcopy(data['inputs'])
+    CropPreprocessor(student=dict(jitter=1), teacher=dict(gray=1))(data, training=True)
+    for name, given in data['inputs'].items():
+        assert all(torch.equal(now, then) for now, then in zip(given, before[name], strict=True))
+
+
+def test_default_recipes_come_as_often_as_in_the_reference():
+    """4000 crops: student .72 jitter / .08 gray / .20 none; teacher .10 jitter, never gray."""
+    solid = torch.tensor([200, 90, 40], dtype=torch.uint8).expand(1000, 1, 4, 2, 2, 3)
+    none = torch.zeros(1000, 4, 0, dtype=torch.long)
+    crops = CropGroup(solid, none, none, none)
+    preprocessor = CropPreprocessor()
+    out = preprocessor(dict(inputs={'local': crops}), training=True)['inputs']['local']
+    untouched = preprocessor.normalise(solid[0, 0, 0])
+    student, teacher = (view.flatten(0, 1) for view in out[:2])
+    student_gray, views_differ = changed_rows(out)
+    student_same = (student == untouched).flatten(1).all(1)
+    teacher_same = (teacher == untouched).flatten(1).all(1)
+    teacher_gray, _ = changed_rows(out._replace(student_view=out.teacher_view))
+
+    def share(rows: torch.Tensor) -> float:
+        return rows.float().mean().item()
+
+    assert share(student_gray) == pytest.approx(0.08, abs=0.018)  # 4 standard deviations
+    assert share(student_same) == pytest.approx(0.20, abs=0.026)
+    assert share(teacher_same) == pytest.approx(0.90, abs=0.020)
+    assert not teacher_gray.any()
+    # Independent draws: both untouched as often as the product says, else the views differ.
+    assert share(~views_differ) == pytest.approx(0.20 * 0.90, abs=0.025)
+    both_jittered = ~student_same & ~student_gray & ~teacher_same
+    assert both_jittered.any() and views_differ[both_jittered].all()
+
+
+def test_colours_follow_the_torch_seed():
+    data, preprocessor = batch(), CropPreprocessor(teacher=dict(jitter=1))
+    runs = []
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        runs.append(preprocessor(data, training=True)['inputs']['global'])
+    assert all(torch.equal(first, again) for first, again in zip(runs[0], runs[1], strict=True))
+    assert not torch.equal(runs[0].student_view, runs[2].student_view)
+    assert not torch.equal(runs[0].teacher_view, runs[2].teacher_view)
+    rows = runs[0].teacher_view - preprocessor.normalise(
+        data['inputs']['global'].pixels[:, 0]).transpose(0, 1)
+    assert len(rows.flatten(0, 1).flatten(1).unique(dim=0)) == 6  # a draw of its own per crop
+
+
+def test_recipes_per_crop_express_dinov2():
+    """Only global crop 2 is solarised here; only local crops are gray."""
+    colours = {'global': [dict(blur=1.0), dict(solarize=1.0)],
+               'local': dict(gray=1.0, exclusive=False)}
+    data = batch()
+    out = CropPreprocessor(student=colours, teacher=PLAIN)(data, training=True)['inputs']
+    raw = data['inputs']['global'].pixels[:, 0, 1].permute(0, 3, 1, 2).float()
+    solarised = torch.where(raw >= 128, 255 - raw, raw)
+    torch.testing.assert_close(out['global'].student_view[1], (solarised - MEAN) / STD,
+                               atol=1e-4, rtol=1e-4)
+    blurred, sharp = out['global'].student_view[0], out['global'].teacher_view[0]
+    assert blurred.diff(dim=-1).abs().mean() < sharp.diff(dim=-1).abs().mean()
+    assert changed_rows(out['local'])[0].all()
+
+
+def test_normalise_keeps_leading_axes():
+    pixels = torch.randint(256, (2, 5, 8, 8, 3), dtype=torch.uint8)
+    out = CropPreprocessor(mean=(0, 0, 0), std=(255, 255, 255)).normalise(pixels)
+    torch.testing.assert_close(out, pixels.permute(0, 1, 4, 2, 3) / 255)
+
+
+def test_built_by_name_and_absent_from_the_state_dict():
+    preprocessor = MODELS.build(dict(type='pera_mm.CropPreprocessor'))
+    assert isinstance(preprocessor, CropPreprocessor) and not preprocessor.state_dict()
+    assert not list(preprocessor.parameters())
+
+
+def test_moves_with_the_model():
+    preprocessor = CropPreprocessor().to('meta')
+    views = preprocessor(dict(inputs={'global': group(2, 2, 8)}))['inputs']['global']
+    assert all(part.device.type == 'meta' for part in views)
+
+
+@pytest.mark.parametrize('inputs', [None, torch.zeros(2, 3, 8, 8), {'global': torch.zeros(1)},
+                                    {'global': CropGroup(*[torch.zeros(1, 2, 8, 8, 3)] * 4)}])
+def test_other_batches_are_refused(inputs):
+    with pytest.raises(TypeError, match="'inputs' are collated CropGroups; end the pipeline with"):
+        CropPreprocessor()(dict(inputs=inputs))
+
+
+@pytest.mark.parametrize('kwargs, message', [
+    (dict(mean=(1, 2)), 'three numbers each'),
+    (dict(std=(0, 1, 1)), 'std above 0'),
+    (dict(student=dict(jitter=2)), 'jitter must be in'),
+    (dict(student=dict(sharpness=1)), "the student's global colours must be .* keys among jitter"),
+    (dict(teacher={'global': PLAIN}), r"the teacher's colours per group need exactly the keys"),
+])
+def test_bad_arguments_fail_at_build(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        CropPreprocessor(**kwargs)
+
+
+def test_a_recipe_list_must_fit_the_crops():
+    preprocessor = CropPreprocessor(student={'global': [PLAIN] * 3, 'local': PLAIN})
+    with pytest.raises(ValueError, match='list 3 recipes, but there are 2 global crops'):
+        preprocessor(batch(), training=True)
