@@ -1,3 +1,8 @@
 """PerA pre-training for remote-sensing images, as an OpenMMLab plugin."""
 
+from pera_mm import checkpoints, ops_bridge
+
 __version__ = '0.1.0'
+
+ops_bridge.activate()
+checkpoints.activate()

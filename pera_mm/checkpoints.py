@@ -1,0 +1,352 @@
+"""Checkpoints: reading them safely, and translating their key names.
+
+torch.load refuses MMEngine's checkpoints since torch 2.6, because they hold its HistoryBuffer,
+numpy scalars and a pickled ``getattr``; with ``weights_only=False`` it runs whatever a file
+asks for. Here an unpickler admits exactly what such checkpoints hold and refuses everything
+else by name.
+"""
+
+import pickle
+import re
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from mmengine.config import ConfigDict
+from mmengine.logging import HistoryBuffer
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+from mmengine.runner import CheckpointLoader
+from torch import Tensor
+
+MMAP_FROM = 2**30  # bytes: larger files are mapped, so that eight ranks share one copy in memory
+
+StateDict: TypeAlias = Mapping[str, Tensor]
+MapLocation: TypeAlias = str | torch.device | Callable | None
+
+# -- safe loading ---------------------------------------------------------------------------
+
+# The methods that checkpoints hold as getattr(class, name).
+_METHODS = (
+    (HistoryBuffer, ('min', 'max', 'mean', 'current')),
+    (OneCycleParamScheduler, ('_annealing_cos', '_annealing_linear')),
+)
+
+
+class _ForeignGlobalError(Exception):
+    """A file asks for an object that is not admitted; the message is its name."""
+
+
+def _method(owner: Any, name: str) -> Any:
+    """Stands in for ``getattr``."""
+    if any(owner is known and name in names for known, names in _METHODS):
+        return getattr(owner, name)
+    owner_name = getattr(owner, '__qualname__', type(owner).__qualname__)
+    raise _ForeignGlobalError(f'getattr({owner_name}, {name!r})')
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Stands in for ``_codecs.encode``, by which protocol 2 writes the bytes of a scalar."""
+    if encoding != 'latin1':
+        raise _ForeignGlobalError(f'_codecs.encode to {encoding!r}')
+    return text.encode(encoding)
+
+
+def _admitted() -> dict[str, Any]:
+    known = {
+        'builtins.getattr': _method,
+        'builtins.set': set,
+        'collections.Counter': Counter,  # MultiStepLR's milestones
+        'collections.OrderedDict': OrderedDict,
+        '_codecs.encode': _encode,
+        'numpy.dtype': np.dtype,
+        'numpy.ndarray': np.ndarray,
+        'mmengine.config.config.ConfigDict': ConfigDict,
+        'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
+        'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler': OneCycleParamScheduler,
+        'torch.Size': torch.Size,
+        'torch.device': torch.device,
+        'torch.storage.UntypedStorage': torch.UntypedStorage,
+        'torch.serialization._get_layout': torch.serialization._get_layout,
+    }
+    for core in ('numpy.core', 'numpy._core'):  # numpy 1 and 2
+        known[f'{core}.multiarray.scalar'] = np.float64(0).__reduce__()[0]
+        known[f'{core}.multiarray._reconstruct'] = np.zeros(0).__reduce__()[0]
+    for name in ('tensor', 'tensor_v2', 'parameter', 'sparse_tensor'):
+        known[f'torch._utils._rebuild_{name}'] = getattr(torch._utils, f'_rebuild_{name}')
+    dtypes = [value for value in vars(torch).values() if isinstance(value, torch.dtype)]
+    return known | {str(dtype): dtype for dtype in dtypes}
+
+
+_ADMITTED = _admitted()
+
+
+def _trusted() -> dict[str, Any]:
+    """What the user has admitted by ``torch.serialization.add_safe_globals``."""
+    pairs = [
+        item if isinstance(item, tuple) else (item, f'{item.__module__}.{item.__qualname__}')
+        for item in torch.serialization.get_safe_globals()
+    ]
+    return {name: value for value, name in pairs}
+
+
+class _Unpickler(pickle._Unpickler):
+    """Python's own unpickler (the C one cannot be stopped from setting a function's attributes)."""
+
+    dispatch: dict[int, Callable] = dict(pickle._Unpickler.dispatch)
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Look a name up among what is admitted, and nowhere else."""
+        full_name = f'{module}.{name}'.replace('__builtin__.', 'builtins.')
+        for admitted in (_ADMITTED, _trusted()):
+            if full_name in admitted:
+                return admitted[full_name]
+        raise _ForeignGlobalError(full_name)
+
+    def load_build(self) -> None:
+        """Set the state of an object, but never of a class or a function."""
+        target = self.stack[-2]  # type: ignore[attr-defined]
+        if callable(target):
+            raise _ForeignGlobalError(f'new attributes for {target!r}')
+        super().load_build()  # type: ignore[misc]
+
+    dispatch[pickle.BUILD[0]] = load_build
+
+
+def _load(file: Any, **kwargs: Any) -> Any:
+    return _Unpickler(file, **kwargs).load()
+
+
+# What torch.load calls a pickle module; it serves its zip format and the one before.
+_PICKLE = SimpleNamespace(__name__='pera_mm.checkpoints', Unpickler=_Unpickler, load=_load)
+
+
+def load_checkpoint(
+    path: str | Path, map_location: MapLocation = 'cpu', mmap: bool | None = None
+) -> Any:
+    """Read a ``torch.save`` file without running anything that it brings.
+
+    Args:
+        path: A local file, in torch's zip format or the older one.
+        map_location: As in ``torch.load``.
+        mmap: Map the tensors into memory instead of reading them (zip format only). By default
+            for files of 1 GiB and more.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not a whole checkpoint, or asks for a Python object that no
+            checkpoint of MMEngine or of the PerA authors holds.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f'There is no checkpoint {path}: check the path.')
+    is_zip = _is_zip(path)
+    if mmap is None:
+        mmap = path.stat().st_size >= MMAP_FROM
+    try:
+        return torch.load(
+            str(path),
+            map_location=map_location,
+            pickle_module=_PICKLE,
+            weights_only=False,
+            mmap=mmap and is_zip,
+        )
+    except _ForeignGlobalError as error:
+        raise ValueError(
+            f'{path} asks for the Python object {error}, which is not part of a plain checkpoint, '
+            'so the file is refused and nothing of it was run: get the weights from a source you '
+            'trust, or, if you trust this one, admit the object first with '
+            'torch.serialization.add_safe_globals([...]).'
+        ) from None
+    except (EOFError, IndexError, KeyError, pickle.UnpicklingError, RuntimeError) as error:
+        # Of the RuntimeErrors only those of the reader: no memory, no GPU speak for themselves.
+        if isinstance(error, RuntimeError) and not re.search('PytorchStream|EOF', str(error)):
+            raise
+        raise _unreadable(path, str(error)) from None
+
+
+def _is_zip(path: Path) -> bool:
+    """Tell torch's two formats apart and keep everything else from torch.load."""
+    with path.open('rb') as file:
+        start = file.read(2)
+    if start == b'PK':
+        try:
+            records = torch._C.PyTorchFileReader(str(path)).get_all_records()
+        except RuntimeError as error:
+            raise _unreadable(path, str(error)) from None
+        if 'constants.pkl' in records:  # torch.load would run it
+            raise ValueError(
+                f'{path} is a TorchScript program, not a checkpoint: save the state dict of the '
+                'model with torch.save and load that.'
+            )
+        return True
+    if not start.startswith(pickle.PROTO):
+        raise _unreadable(path, 'neither a zip nor a pickle file')
+    return False
+
+
+def _unreadable(path: Path, reason: str) -> ValueError:
+    size = path.stat().st_size
+    return ValueError(
+        f'{path} ({size:,} bytes) is not a whole torch checkpoint '
+        f'({reason.splitlines()[0] if reason else "it ends too early"}): it was cut off while '
+        'being written or copied, or is something else; compare its size with the original and '
+        'copy it again, or go back to the checkpoint before it.'
+    )
+
+
+def load_from_local(filename: str, map_location: MapLocation = None) -> Any:
+    """MMEngine's loader of local files, by :func:`load_checkpoint`."""
+    return load_checkpoint(filename, map_location)
+
+
+def activate() -> None:
+    """Make :func:`load_from_local` what MMEngine's runners and initialisers load files with."""
+    CheckpointLoader.register_scheme('', load_from_local, force=True)
+
+
+# -- key names ------------------------------------------------------------------------------
+
+_BLOCK = {
+    'ln1': 'norm1',
+    'attn.qkv': 'attn.qkv',
+    'attn.proj': 'attn.proj',
+    'ln2': 'norm2',
+    'ffn.layers.0.0': 'mlp.fc1',
+    'ffn.layers.1': 'mlp.fc2',
+}
+
+
+def backbone_names(depth: int) -> dict[str, str]:
+    """Our key → timm's key (also the reference's) of a ViT backbone: 12 x depth + 6 of them."""
+    modules = {'patch_embed.projection': 'patch_embed.proj'}
+    for i in range(depth):
+        modules |= {f'layers.{i}.{ours}': f'blocks.{i}.{timm}' for ours, timm in _BLOCK.items()}
+    modules['ln1'] = 'norm'
+    names = {'cls_token': 'cls_token', 'pos_embed': 'pos_embed'}
+    for ours, timm in modules.items():
+        names |= {f'{ours}.{kind}': f'{timm}.{kind}' for kind in ('weight', 'bias')}
+    return names
+
+
+def pera_names(depth: int) -> dict[str, str]:
+    """Our key → the PerA authors' key of a whole model: 24 x depth + 37 of them."""
+    head = [f'mlp.{i}.{kind}' for i in (0, 2, 4) for kind in ('weight', 'bias')]
+    last = ['last_layer.weight_v', 'last_layer.weight_g']
+    names = {'mask_token': 's_mask_token'}
+    names |= {f'predictor.{key}': f'pred_head.mlp0.{key}' for key in head}
+    names |= {f'predictor.{key}': f'pred_head.{key}' for key in last}
+    for network in ('student', 'teacher'):
+        for ours, theirs in backbone_names(depth).items():
+            names[f'{network}.backbone.{ours}'] = f'{network}.backbone.{theirs}'
+        names |= {f'{network}.projector.{k}': f'{network}.cls_head.{k}' for k in head + last}
+    return names
+
+
+def reference_to_pera(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The PerA authors' weights under our names, every tensor accounted for.
+
+    Their trainer does not save the centre, so ``distillation.center`` is not in the result.
+
+    Args:
+        state: Their file, or its ``'model'`` part.
+
+    Raises:
+        ValueError: If a key is missing or unknown.
+    """
+    state = _weights(state)
+    names = {theirs: ours for ours, theirs in pera_names(_depth(state)).items()}
+    return _rename(state, names, "the reference's state dict")
+
+
+def pera_to_reference(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Our weights under the PerA authors' names; the centre is left out, as they do.
+
+    Args:
+        state: A checkpoint of ours, or its ``'state_dict'`` part.
+
+    Raises:
+        ValueError: If a key is missing or unknown.
+    """
+    state = {k: v for k, v in _weights(state).items() if k != 'distillation.center'}
+    return _rename(state, pera_names(_depth(state)), 'the PerA state dict')
+
+
+def timm_to_backbone(state: StateDict) -> dict[str, Tensor]:
+    """A timm ViT without classifier under the names of our backbone.
+
+    Raises:
+        ValueError: If a key is missing or unknown.
+    """
+    names = {timm: ours for ours, timm in backbone_names(_depth(state)).items()}
+    return _rename(state, names, 'the timm backbone')
+
+
+def backbone_to_timm(state: StateDict) -> dict[str, Tensor]:
+    """Our backbone under timm's names.
+
+    Raises:
+        ValueError: If a key is missing or unknown.
+    """
+    return _rename(state, backbone_names(_depth(state)), 'the backbone')
+
+
+def teacher_backbone(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The teacher's backbone, which is what downstream tasks use (paper, section 3.2.3).
+
+    Args:
+        state: A checkpoint of ours, the authors' raw training file, or a bare backbone under
+            our names or timm's.
+
+    Returns:
+        The 12 x depth + 6 tensors of the backbone under our names.
+
+    Raises:
+        ValueError: If there is no teacher backbone, or not every tensor of it.
+    """
+    state = _weights(state)
+    prefix = 'teacher.backbone.'
+    found = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    if not found and 'cls_token' in state:
+        found = dict(state)
+    if not found:
+        groups = sorted({'.'.join(key.split('.')[:2]) for key in state})
+        raise ValueError(
+            f'There is no teacher backbone among the {len(state)} tensors of this checkpoint: '
+            f'expected keys {prefix}* or a bare ViT (cls_token, pos_embed, …), found '
+            f'{_listed(groups)}.'
+        )
+    if any(key.startswith(('blocks.', 'patch_embed.proj.')) for key in found):
+        return timm_to_backbone(found)
+    return _rename(found, {key: key for key in backbone_names(_depth(found))}, 'the backbone')
+
+
+def _weights(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state dict within a file of MMEngine ('state_dict') or of the authors ('model')."""
+    for key in ('state_dict', 'model'):
+        if isinstance(checkpoint.get(key), Mapping):
+            return checkpoint[key]
+    return checkpoint
+
+
+def _depth(state: StateDict) -> int:
+    matches = (re.search(r'(?:^|\.)(?:layers|blocks)\.(\d+)\.', key) for key in state)
+    return len({match.group(1) for match in matches if match})
+
+
+def _rename(state: StateDict, names: Mapping[str, str], what: str) -> dict[str, Tensor]:
+    missing, unknown = sorted(names.keys() - state.keys()), sorted(state.keys() - names.keys())
+    if missing or unknown:
+        raise ValueError(
+            f'Not every tensor of {what} is accounted for: missing {_listed(missing)}; '
+            f'unknown {_listed(unknown)}.'
+        )
+    return {names[key]: value for key, value in state.items()}
+
+
+def _listed(keys: list[str], limit: int = 12) -> str:
+    more = f' and {len(keys) - limit} more' if len(keys) > limit else ''
+    return ', '.join(keys[:limit]) + more if keys else 'none'
