@@ -1,0 +1,7 @@
+"""Everything that depends on the step."""
+
+from pera_mm.engine import hooks
+from pera_mm.engine.loops import ResumableTrainLoop
+from pera_mm.engine.optim_wrapper import AutocastOptimWrapper
+
+__all__ = ['AutocastOptimWrapper', 'ResumableTrainLoop', 'hooks']

@@ -1,0 +1,19 @@
+"""What happens around an iteration or an epoch."""
+
+from pera_mm.engine.hooks.checkpoint import AtomicCheckpointHook
+from pera_mm.engine.hooks.health import HealthHook
+from pera_mm.engine.hooks.probe import ProbeHook
+from pera_mm.engine.hooks.schedule import ScheduleHook
+from pera_mm.engine.hooks.skipped_images import SkippedImagesHook
+from pera_mm.engine.hooks.step_seed import StepSeedHook
+from pera_mm.engine.hooks.teacher import TeacherHook
+
+__all__ = [
+    'AtomicCheckpointHook',
+    'HealthHook',
+    'ProbeHook',
+    'ScheduleHook',
+    'SkippedImagesHook',
+    'StepSeedHook',
+    'TeacherHook',
+]

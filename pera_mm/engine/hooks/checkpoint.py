@@ -1,0 +1,164 @@
+"""Checkpoints that are complete or not there."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce, is_main_process, master_only
+from mmengine.hooks import CheckpointHook
+from mmengine.runner.checkpoint import find_latest_checkpoint
+
+from pera_mm.engine.hooks.teacher import made_update
+from pera_mm.registry import HOOKS
+
+INCOMPLETE = '.incomplete'
+
+
+@HOOKS.register_module()
+class AtomicCheckpointHook(CheckpointHook):
+    """MMEngine's ``CheckpointHook``, safe against a kill and a full disk.
+
+    A checkpoint (a file, or a folder of FSDP's or DeepSpeed's) is written beside its place under
+    the suffix ``.incomplete``, flushed to the disk, and only then renamed; ``last_checkpoint``
+    likewise, and after it; outdated checkpoints go last. What a kill leaves behind is removed at
+    the next start. ``out_dir`` must be on a file system (no object store).
+
+    With gradient accumulation a save waits for the next optimizer step, because gathered gradients
+    are not in a checkpoint. Arguments are those of :class:`mmengine.hooks.CheckpointHook`.
+
+    Raises:
+        OSError: on all ranks, if a checkpoint cannot be written; the last good one is named.
+    """
+
+    def before_train(self, runner: Any) -> None:
+        """As the parent; then remove what a kill left behind."""
+        if '://' in str(self.out_dir or runner.work_dir):
+            raise ValueError('AtomicCheckpointHook writes to a file system, not to '
+                             f'{self.out_dir or runner.work_dir}; use CheckpointHook there.')
+        super().before_train(runner)
+        self._waiting = False
+        if self.max_keep_ckpts > 0:
+            self.keep_ckpt_ids = list(self.keep_ckpt_ids)  # one more while a save is under way
+        if is_main_process():
+            _remove_incomplete(Path(self.out_dir))
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None,
+                         outputs: Any = None) -> None:
+        """Save if due now, or if due before and waiting for this optimizer step."""
+        if not self.by_epoch and (
+                self.every_n_train_iters(runner, self.interval, self.save_begin)
+                or (self.save_last and self.is_last_train_iter(runner))):
+            self._waiting = True
+        if self._waiting and made_update(runner):
+            step = runner.epoch if self.by_epoch else runner.iter + 1
+            meta = dict(epoch=runner.epoch, iter=runner.iter + 1)
+            self._save_checkpoint_with_step(runner, step, meta, by_epoch=False)
+
+    def _save_checkpoint(self, runner: Any) -> None:
+        """The parent's way at the end of an epoch, unless in the middle of an accumulation."""
+        self._waiting = not made_update(runner)
+        if not self._waiting:
+            meta = dict(epoch=runner.epoch + 1, iter=runner.iter)
+            self._save_checkpoint_with_step(runner, runner.epoch + 1, meta, by_epoch=True)
+
+    def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict,
+                                   by_epoch: bool | None = None) -> None:
+        """Write, publish, then drop what is outdated.
+
+        ``by_epoch`` tells MMEngine whether the epoch counter has yet to move.
+        """
+        self._waiting = False
+        folder, name = str(self.out_dir), self.filename_tmpl.format(step)
+        path = Path(folder, name)
+        self._keep(runner, step)
+        runner.message_hub.update_info('last_ckpt', str(path))
+        self._on_all_ranks(runner, path, lambda: runner.save_checkpoint(
+            folder, name + INCOMPLETE, save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler, meta=meta,
+            by_epoch=self.by_epoch if by_epoch is None else by_epoch, **self.args))
+        self._on_all_ranks(runner, path, lambda: _publish(path, runner.work_dir))
+        self.last_ckpt = str(path)
+        self._drop_outdated(runner)
+
+    @staticmethod
+    def _on_all_ranks(runner: Any, path: Path, write: Callable[[], None]) -> None:
+        """Let every rank write; raise on all of them if one could not."""
+        error = None
+        try:
+            write()
+        except OSError as caught:
+            error = caught
+        failed = torch.tensor(int(error is not None))
+        all_reduce(failed, 'max')
+        if failed:
+            if is_main_process():
+                _remove_incomplete(path.parent)
+            reason = error.strerror if error else 'another rank failed'
+            raise OSError(
+                f'cannot write the checkpoint {path} ({reason}); the last good one is '
+                f'{find_latest_checkpoint(runner.work_dir)}: make room on that disk and continue '
+                'with --resume.') from error
+
+    def _keep(self, runner: Any, step: int) -> None:
+        """List the coming checkpoint before it is written: a resume reads the list in it."""
+        if self.max_keep_ckpts > 0:
+            if step not in self.keep_ckpt_ids:
+                self.keep_ckpt_ids.append(step)
+            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+
+    def _drop_outdated(self, runner: Any) -> None:
+        while 0 < self.max_keep_ckpts < len(self.keep_ckpt_ids):
+            outdated = Path(self.out_dir) / self.filename_tmpl.format(self.keep_ckpt_ids.pop(0))
+            if is_main_process():
+                _remove(outdated)
+        if self.max_keep_ckpts > 0:
+            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+
+
+@master_only
+def _publish(path: Path, work_dir: str) -> None:
+    """Give the complete checkpoint its name, then point ``last_checkpoint`` to it."""
+    incomplete = path.with_name(path.name + INCOMPLETE)
+    for part in _files(incomplete):
+        _flush(part)
+    if path.is_dir():
+        shutil.rmtree(path)  # a folder can only be renamed onto an empty one
+    _rename(incomplete, path)
+    pointer = Path(work_dir, 'last_checkpoint')
+    incomplete = pointer.with_name(pointer.name + INCOMPLETE)
+    incomplete.write_text(str(path))
+    _flush(incomplete)
+    _rename(incomplete, pointer)
+
+
+def _rename(incomplete: Path, path: Path) -> None:
+    os.replace(incomplete, path)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """Wait until the disk has it; a rename alone may reach the disk before the data."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _files(path: Path) -> Iterator[Path]:
+    return (part for part in path.rglob('*') if part.is_file()) if path.is_dir() else iter([path])
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _remove_incomplete(folder: Path) -> None:
+    for path in folder.glob(f'*{INCOMPLETE}'):
+        _remove(path)

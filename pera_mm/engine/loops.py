@@ -1,0 +1,67 @@
+"""The training loop that continues in the middle of an epoch."""
+
+from typing import Any
+
+from mmengine.runner import EpochBasedTrainLoop
+
+from pera_mm.registry import LOOPS
+
+
+@LOOPS.register_module()
+class ResumableTrainLoop(EpochBasedTrainLoop):
+    """MMEngine's epoch loop that resumes exactly, at any iteration.
+
+    The iterations of an epoch that are already done are left out by the sampler's ``start``
+    (:class:`~pera_mm.datasets.sampler.DrawSampler`); no image is read to be thrown away. An epoch
+    whose iterations are all done but whose end was not reached still gets its ``after_train_epoch``
+    hooks and its validation.
+
+    Checkpoints may be saved by iteration or by epoch. With gradient accumulation they must fall
+    on an optimizer step, since the gradients gathered so far are not saved:
+    :class:`~pera_mm.engine.hooks.checkpoint.AtomicCheckpointHook` sees to it.
+
+    Raises:
+        ValueError: on resuming with another number of iterations per epoch (other data, batch
+            size or number of processes), or in mid-epoch with a sampler that has no ``start``.
+    """
+
+    def run(self) -> Any:
+        """Train from ``(epoch, iter)``, which a resume has set, to the end."""
+        self._match_checkpoint()
+        return super().run()
+
+    def run_epoch(self) -> None:
+        """One epoch, less the iterations that were done before a resume."""
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+        done = self._iter - self._epoch * len(self.dataloader)
+        self._leave_out(done)
+        for idx, data_batch in enumerate(self.dataloader, start=done):
+            self.run_iter(idx, data_batch)
+        self.runner.call_hook('after_train_epoch')
+        self._epoch += 1
+
+    def _leave_out(self, iterations: int) -> None:
+        batches = self.dataloader.batch_sampler
+        if hasattr(batches.sampler, 'start'):
+            batches.sampler.start = iterations * batches.batch_size
+        elif iterations:
+            raise ValueError(
+                f'cannot resume after {iterations} iterations of an epoch with '
+                f'{type(batches.sampler).__name__}: set train_dataloader.sampler to '
+                "dict(type='pera_mm.DrawSampler'), or save checkpoints by epoch.")
+
+    def _match_checkpoint(self) -> None:
+        """Keep what the order of the data depends on in the message hub, which is saved."""
+        hub, now = self.runner.message_hub, len(self.dataloader)
+        sampler = self.dataloader.batch_sampler.sampler
+        if self._iter:
+            saved = hub.get_info('iters_per_epoch', now)
+            if saved != now:
+                raise ValueError(
+                    f'the checkpoint was made with {saved} iterations per epoch but this run has '
+                    f'{now}: resume with the same data and the same global batch (processes x '
+                    'batch size), or start a new run with load_from.')
+            sampler.seed = hub.get_info('sampler_seed', getattr(sampler, 'seed', None))
+        hub.update_info('iters_per_epoch', now)
+        hub.update_info('sampler_seed', getattr(sampler, 'seed', None))

@@ -1,0 +1,82 @@
+"""Mixed precision and a gradient check in front of every optimizer step."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mmengine.device import get_device
+from mmengine.optim import OptimWrapper
+from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+from pera_mm.registry import OPTIM_WRAPPERS
+
+
+@OPTIM_WRAPPERS.register_module()
+class AutocastOptimWrapper(OptimWrapper):
+    """bfloat16 autocast on an accelerator, float32 on a CPU: one config for every machine.
+
+    Before each optimizer step the L2 norm of all gradients (of all shards under FSDP) must be
+    finite; else the run stops while the weights are still good. DDP averages the gradients and
+    FSDP sums the norm over ranks, so every rank stops in the same iteration and none hangs.
+
+    Args:
+        dtype: ``'bfloat16'``, or None for float32 everywhere. For float16, which needs a gradient
+            scaler, take MMEngine's ``AmpOptimWrapper``.
+        clip_grad: ``dict(max_norm=...)``, the largest L2 norm of all gradients (the reference: 3),
+            or None.
+        **kwargs: as :class:`mmengine.optim.OptimWrapper`: optimizer, accumulative_counts.
+
+    Raises:
+        ValueError: on another dtype or another kind of clipping.
+        FloatingPointError: from :meth:`step`, if the gradient norm is inf or nan.
+    """
+
+    def __init__(self, dtype: str | None = 'bfloat16', clip_grad: dict | None = None,
+                 **kwargs: Any) -> None:
+        if dtype not in ('bfloat16', None):
+            raise ValueError("AutocastOptimWrapper: dtype must be 'bfloat16' or None (float32), "
+                             f"got {dtype!r}; for float16 use type='AmpOptimWrapper'.")
+        if clip_grad is not None and set(clip_grad) != {'max_norm'}:
+            raise ValueError('AutocastOptimWrapper: clip_grad must be dict(max_norm=...) or None, '
+                             f'got {dict(clip_grad)}.')
+        super().__init__(clip_grad=clip_grad, **kwargs)
+        self.dtype = torch.bfloat16 if dtype else None
+        self._sharded = False
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Autocast around the forward pass; no gradient exchange while accumulating."""
+        self._sharded = isinstance(model, FullyShardedDataParallel)
+        device = get_device()
+        autocast = self.dtype is not None and device != 'cpu'
+        with super().optim_context(model), torch.autocast(device, self.dtype, enabled=autocast):
+            yield
+
+    def step(self, **kwargs: Any) -> None:
+        """Check and clip the gradients, then update the parameters."""
+        parameters = [p for group in self.optimizer.param_groups for p in group['params']
+                      if p.grad is not None]
+        norm = self._gradient_norm([p.grad for p in parameters])
+        value = float(norm)
+        self.message_hub.update_scalar('train/grad_norm', value)
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f'the gradient norm is {value}, so training stops before this update and '
+                'the weights are still good; likely causes are a learning rate that is too high '
+                'or broken pixels in the batch: lower optimizer.lr or clip_grad.max_norm, then '
+                'continue from the last checkpoint with --resume.')
+        if self.clip_grad_kwargs:
+            nn.utils.clip_grads_with_norm_(parameters, self.clip_grad_kwargs['max_norm'], norm)
+        self.optimizer.step(**kwargs)
+
+    def _gradient_norm(self, gradients: list[Tensor]) -> Tensor:
+        norm = nn.utils.get_total_norm(gradients)
+        if self._sharded:
+            squared = norm.square()
+            dist.all_reduce(squared)
+            norm = squared.sqrt()
+        return norm

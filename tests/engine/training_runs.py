@@ -1,0 +1,158 @@
+"""Real, tiny training runs: in this process, in one that is killed, or in several of gloo.
+
+Other processes start from a fork server that has already imported everything, which takes
+milliseconds instead of seconds; what they run must be a function of this or a test module.
+"""
+
+import multiprocessing
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+import pera_mm
+
+TIMEOUT = 120  # seconds; a hang must fail, not block
+
+
+def draw_images(folder: Path, number: int, side: int = 96) -> str:
+    """Colourful noise as PNG files."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for index in range(number):
+        coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        image = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
+        assert cv2.imwrite(str(folder / f'{index:03d}.png'), image)
+    return str(folder)
+
+
+def training_cfg(work_dir: Path, images: str, model: dict, pipeline: list[dict],
+                 batch_size: int = 2, max_epochs: int = 2, num_workers: int = 0,
+                 accumulate: int = 1, interval: int = 3, **others: Any) -> dict:
+    """The config of a tiny run with every hook of the real ones; a plain dict."""
+    epochs = dict(convert_to_iter_based=True)
+    return dict(
+        default_scope='mmpretrain', work_dir=str(work_dir), log_level='WARNING', model=model,
+        train_cfg=dict(type='pera_mm.ResumableTrainLoop', max_epochs=max_epochs),
+        train_dataloader=dict(
+            batch_size=batch_size, num_workers=num_workers, drop_last=True,
+            persistent_workers=num_workers > 0, collate_fn=dict(type='default_collate'),
+            sampler=dict(type='pera_mm.DrawSampler'),
+            dataset=dict(type='pera_mm.UnlabeledImages', source=images, pipeline=pipeline)),
+        optim_wrapper=dict(
+            type='pera_mm.AutocastOptimWrapper', accumulative_counts=accumulate,
+            optimizer=dict(type='AdamW', lr=1e-3, eps=2e-5, weight_decay=0.04),
+            clip_grad=dict(max_norm=3.0)),
+        param_scheduler=[
+            dict(type='LinearLR', start_factor=1e-30, end=1, **epochs),
+            dict(type='CosineAnnealingLR', eta_min=1e-6, begin=1, **epochs),
+            dict(type='CosineAnnealingParamScheduler', param_name='weight_decay', eta_min=0.2,
+                 **epochs)],
+        default_hooks=dict(
+            checkpoint=dict(type='pera_mm.AtomicCheckpointHook', interval=interval,
+                            by_epoch=False, max_keep_ckpts=2)),
+        custom_hooks=[
+            dict(type='pera_mm.StepSeedHook'),
+            dict(type='pera_mm.TeacherHook'),
+            dict(type='pera_mm.ScheduleHook',
+                 teacher_temp=dict(start=.03, end=.05, warmup_epochs=1),
+                 momentum=dict(start=.9, end=1.))],
+        env_cfg=dict(mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0)),
+        visualizer=dict(type='Visualizer', vis_backends=[]),
+        **dict(dict(randomness=dict(seed=10)), **others))
+
+
+class KillHook(Hook):
+    """SIGKILL to this process right after an iteration, before a checkpoint of it is written."""
+
+    priority = 'LOW'
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter + 1 == self.after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def build_runner(cfg: dict, hooks: tuple[Hook, ...] = ()) -> Any:
+    """A Runner (or FlexibleRunner) under a name of its own: MMEngine's hubs are global."""
+    cfg = Config(dict(cfg, experiment_name=os.urandom(8).hex()))
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    for hook in hooks:
+        runner.register_hook(hook)
+    return runner
+
+
+def train(cfg: dict, kill_after: int | None = None) -> Any:
+    """Run to the end, or to the kill."""
+    torch.set_num_threads(1)
+    runner = build_runner(cfg, () if kill_after is None else (KillHook(kill_after),))
+    runner.train()
+    return runner
+
+
+def last_checkpoint(work_dir: Path) -> dict:
+    """What ``last_checkpoint`` points to, loaded."""
+    path = (work_dir / 'last_checkpoint').read_text()
+    return torch.load(path, weights_only=False)
+
+
+# -- other processes ------------------------------------------------------------------------
+
+_CONTEXT = multiprocessing.get_context('forkserver')
+_CONTEXT.set_forkserver_preload(['training_runs', 'pera_mm.models', 'pera_mm.datasets',
+                                 'pera_mm.engine', 'mmpretrain.models'])
+
+
+def in_process(target: Callable, *args: Any) -> int:
+    """Run ``target`` in another process; its exit code (-9: killed)."""
+    return _join([_CONTEXT.Process(target=target, args=args)])[0]
+
+
+def on_ranks(target: Callable, *args: Any, world_size: int = 2) -> list[int]:
+    """Run ``target`` on gloo ranks, as torchrun would; their exit codes."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    return _join([_CONTEXT.Process(target=_as_rank, args=(rank, world_size, port, target, args))
+                  for rank in range(world_size)])
+
+
+def _join(processes: list) -> list[int]:
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(TIMEOUT)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert None not in codes, f'a process was still running after {TIMEOUT} s: {codes}'
+    return codes
+
+
+def _as_rank(rank: int, world_size: int, port: int, target: Callable, args: tuple) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size),
+                      MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    # MMEngine's own start asks for a GPU, even with gloo.
+    torch.distributed.init_process_group('gloo')
+    target(*args)
+
+
+ON_CPU_RANKS = dict(
+    launcher='pytorch',
+    model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None,
+                           broadcast_buffers=False))
+
+assert pera_mm  # its import activates the safe loading of checkpoints
