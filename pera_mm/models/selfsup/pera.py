@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pera_mm.models.selfsup.self_distillation import SelfDistillation, check_split
+from pera_mm.models.selfsup.self_distillation import SelfDistillation
 from pera_mm.patches import flatten_patches, gather_patches, patch_grid
 from pera_mm.registry import MODELS
 from pera_mm.structures import CropViews
@@ -74,7 +74,8 @@ class PerA(SelfDistillation):
         """
         crops = [inputs[name] for name in sorted(inputs)]  # 'global' before 'local'
         for views in crops:
-            check_split(views, self.patch_size)
+            counts = [part.shape[-1] for part in (views.student, views.learnable, views.teacher)]
+            self.check_split(*views.student_view.shape[-2:], counts)
         teacher = self.teach(crops)  # eq. 2
         student = self.study(crops)  # eq. 1
         return self.losses(student, teacher, crops)  # eq. 4-9

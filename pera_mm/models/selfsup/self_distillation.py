@@ -5,6 +5,7 @@ Shapes: n crops of one size, B images, k patches, D embedding width, K prototype
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -96,23 +97,24 @@ class SelfDistillation(BaseModel):
     def check_batch_size(self, batch_size: int) -> None:
         """Raise ValueError if a loss cannot work on ``batch_size`` images per device."""
 
+    def check_split(self, height: int, width: int, counts: Sequence[int]) -> None:
+        """Raise ValueError unless the split covers a crop's patch grid exactly once.
+
+        It does not when the pipeline's patch size is not the backbone's.
+
+        Args:
+            height, width: of the crop, pixels.
+            counts: patches of the student, learnable and teacher part.
+        """
+        h, w = patch_grid(height, width, self.patch_size)
+        if list(counts) != [h * w, 0, h * w] and sum(counts) != h * w:
+            raise ValueError(
+                f'a {height} x {width} crop has {h * w} patches of {self.patch_size} px, but the '
+                f'pipeline splits {sum(counts)}; give DisjointMask the patch_size of the backbone.')
+
     def _clocked(self, name: str) -> float:
         value = getattr(self, name)
         if math.isnan(value):
             raise RuntimeError(f"{name} is not set; add dict(type='pera_mm.ScheduleHook', ...) to "
                                'custom_hooks, or set it on the model.')
         return value
-
-
-def check_split(views: CropViews, patch_size: int) -> None:
-    """Raise ValueError unless the split covers the crop's patch grid exactly once.
-
-    It does not when the pipeline's patch size is not the backbone's.
-    """
-    height, width = views.student_view.shape[-2:]
-    h, w = patch_grid(height, width, patch_size)
-    counts = [part.shape[-1] for part in (views.student, views.learnable, views.teacher)]
-    if counts != [h * w, 0, h * w] and sum(counts) != h * w:
-        raise ValueError(
-            f'a {height} x {width} crop has {h * w} patches of {patch_size} px, but the pipeline '
-            f'splits {sum(counts)}; give DisjointMask the patch_size of the backbone.')

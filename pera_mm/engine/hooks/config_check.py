@@ -1,0 +1,26 @@
+"""Find a configuration that cannot train before the first step, not after an hour."""
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from pera_mm.engine.hooks.teacher import inner_model
+from pera_mm.registry import HOOKS
+
+
+@HOOKS.register_module()
+class ConfigCheckHook(Hook):
+    """Before the run: do batch size, crops and patches fit the model and its losses?
+
+    Raises:
+        ValueError: one image per device with KoLeo; a pipeline whose patch size is not the
+            backbone's; a crop that is no multiple of the patch.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        model = inner_model(runner)
+        loader = runner.train_dataloader
+        model.check_batch_size(loader.batch_size)
+        for group in loader.dataset[0]['inputs'].values():
+            height, width = group.pixels.shape[-3:-1]
+            counts = [part.shape[-1] for part in (group.student, group.learnable, group.teacher)]
+            model.check_split(height, width, counts)
