@@ -12,7 +12,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -96,7 +96,7 @@ def _trusted() -> dict[str, Any]:
 class _Unpickler(pickle._Unpickler):
     """Python's own unpickler (the C one cannot be stopped from setting a function's attributes)."""
 
-    dispatch: dict[int, Callable] = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar[dict[int, Callable]] = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
         """Look a name up among what is admitted, and nowhere else."""

@@ -327,7 +327,7 @@ def test_faster_rcnn_of_mmdet_trains_a_step_and_predicts():
     from mmdet.registry import MODELS
     from mmdet.structures import DetDataSample
     from mmengine.config import Config
-    from mmengine.registry import init_default_scope
+    from mmengine.registry import DefaultScope
     from mmengine.structures import InstanceData
 
     torch.manual_seed(0)
@@ -338,8 +338,8 @@ def test_faster_rcnn_of_mmdet_trains_a_step_and_predicts():
     cfg.rpn_head.update(in_channels=16, feat_channels=16)
     cfg.roi_head.bbox_roi_extractor.update(out_channels=16)
     cfg.roi_head.bbox_head.update(in_channels=16, fc_out_channels=32, num_classes=3)
-    init_default_scope('mmdet')
-    model = MODELS.build(cfg)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(cfg)
 
     samples = []
     for labels in ([0, 2], [1]):
