@@ -1,0 +1,171 @@
+"""Is the teacher alive: signs of collapse, and a stop for all ranks when the loss breaks."""
+
+import math
+from collections import Counter
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.dist import all_gather_object, all_reduce, is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import Tensor
+
+from pera_mm.engine.hooks.teacher import inner_model
+from pera_mm.evaluation.collapse import (
+    effective_rank,
+    feature_std,
+    nearest_distance,
+    prototype_use,
+    teacher_entropy,
+)
+from pera_mm.registry import HOOKS
+
+
+class Limits(NamedTuple):
+    """The healthy range of a sign, and what a value outside it means and asks for."""
+
+    low: float
+    high: float
+    below: str
+    above: str = ''
+
+
+# Measured on a PerA-tiny on RSSCN7, batch 16, 4096 prototypes: healthy runs show teacher_entropy
+# .73-.81, prototype_use .13-.50, feature_std .49-.74, feature_rank 5-11, nearest_distance .2-.7.
+SIGNS = dict(
+    teacher_entropy=Limits(
+        0.005, 0.999,
+        'the teacher puts everything on one prototype per image, so the student copies a hard '
+        'label that a few prototypes can share; raise teacher_temp or keep the centre moving '
+        '(center_momentum < 1, TeacherHook in custom_hooks)',
+        'the teacher finds all prototypes equally likely, so there is nothing to learn from it; '
+        'lower teacher_temp, and look at feature_std: if that is near 0 too, lower the learning '
+        'rate and start again from a checkpoint before the warning'),
+    prototype_use=Limits(
+        0.05, math.inf,
+        'nearly all images of a batch choose the same prototype (collapse); keep the centre moving '
+        '(center_momentum < 1, TeacherHook in custom_hooks), raise teacher_temp or the weight of '
+        'KoLeo, and check that the images differ'),
+    feature_std=Limits(
+        0.1, math.inf,
+        "the teacher's [cls] is nearly the same for all images (collapse); check that the images "
+        'differ, lower the learning rate or lengthen its warm-up, or raise the weight of KoLeo'),
+    feature_rank=Limits(
+        1.5, math.inf,
+        "the teacher's [cls] varies along a single direction (dimensional collapse); raise the "
+        'weight of KoLeo or the batch size, or lower the learning rate'),
+    nearest_distance=Limits(
+        0.01, math.inf,
+        'the student answers nearly the same for different images; raise the weight of KoLeo, and '
+        'check that the data set has no copies'))
+
+
+@HOOKS.register_module()
+class HealthHook(Hook):
+    """Watch the teacher for collapse and stop the run when the loss is not finite.
+
+    Every ``interval`` iterations the main process computes, from its own batch (global crops),
+    the signs below, writes them as ``health/...`` to the visualizer and the message hub, and
+    warns once per episode when one has been outside its limits for ``patience`` checks:
+
+    - ``teacher_entropy``, in [0, 1]: 0 = one prototype per image for certain, 1 = all alike;
+    - ``prototype_use``, in [0, 1]: 0 = one prototype for all images, 1 = each image its own;
+    - ``feature_std``, about 1 when the teacher's features are spread, 0 when constant;
+    - ``feature_rank``: number of directions in which they vary;
+    - ``nearest_distance``, in [0, 2]: from the student's answer to the nearest of another image
+      (what KoLeo pushes up).
+
+    The loss is looked at in every iteration, on all ranks together (one number is exchanged):
+    ``AutocastOptimWrapper`` already stops a broken gradient, but with another optimizer wrapper,
+    or an fp16 scaler that skips such steps for ever, nothing else does, and a rank that stops
+    alone leaves the others waiting.
+
+    Args:
+        interval: iterations between two checks.
+        patience: consecutive bad checks before a warning.
+        limits: ``{sign: (low, high)}`` to replace the healthy ranges in :data:`SIGNS`.
+
+    Raises:
+        ValueError: for limits of an unknown sign.
+        FloatingPointError: on all ranks, if the loss is inf or nan on any.
+    """
+
+    # Before TeacherHook: the centre is still the one of this batch's loss, and a broken student
+    # never reaches the teacher.
+    priority = 'ABOVE_NORMAL'
+
+    def __init__(self, interval: int = 50, patience: int = 3,
+                 limits: dict[str, tuple[float, float]] | None = None) -> None:
+        unknown = sorted(set(limits or {}) - set(SIGNS))
+        if unknown:
+            raise ValueError(f"HealthHook has no sign '{unknown[0]}'; limits can be given for "
+                             f'{", ".join(SIGNS)}.')
+        self.interval = interval
+        self.patience = patience
+        self.signs = dict(SIGNS)
+        for name, (low, high) in (limits or {}).items():
+            self.signs[name] = SIGNS[name]._replace(low=low, high=high)
+        self._bad_checks: Counter[str] = Counter()
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Ask the model to keep what the check needs."""
+        if self._is_due(runner):
+            inner_model(runner).watch = True
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
+                         outputs: dict[str, Tensor] | None = None) -> None:
+        """Stop on a broken loss; check the signs when it is time."""
+        _stop_unless_finite(outputs, runner.iter + 1)
+        if not self._is_due(runner):
+            return
+        model = inner_model(runner)
+        signs = _read_signs(model)
+        model.watch, model.observed = False, {}
+        scalars = {f'health/{name}': value for name, value in signs.items()}
+        runner.message_hub.update_scalars(scalars)
+        runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
+        for name, value in signs.items():
+            self._judge(runner, name, value)
+
+    def _is_due(self, runner: Runner) -> bool:
+        return is_main_process() and self.every_n_train_iters(runner, self.interval)
+
+    def _judge(self, runner: Runner, name: str, value: float) -> None:
+        limits = self.signs[name]
+        if limits.low <= value <= limits.high:
+            self._bad_checks[name] = 0
+            return
+        self._bad_checks[name] += 1
+        if self._bad_checks[name] == self.patience:
+            side, limit, meaning = (('below', limits.low, limits.below) if value < limits.low else
+                                    ('above', limits.high, limits.above))
+            runner.logger.warning(
+                f'health/{name} is {value:.4g}, {side} {limit:g} for the last {self.patience} '
+                f'checks (every {self.interval} iterations): {meaning}.')
+
+
+def _read_signs(model: torch.nn.Module) -> dict[str, float]:
+    """All signs of the last batch that can be computed (some need two images)."""
+    seen, center = model.observed, model.distillation.center
+    features = seen['teacher_features'].flatten(0, 1)
+    signs = dict(
+        teacher_entropy=teacher_entropy(seen['teacher_logits'], center, model.teacher_temp),
+        prototype_use=prototype_use(seen['teacher_logits'], center),
+        feature_std=feature_std(features),
+        feature_rank=effective_rank(features),
+        nearest_distance=nearest_distance(seen['student_logits']))
+    return {name: value for name, value in signs.items() if not math.isnan(value)}
+
+
+def _stop_unless_finite(losses: dict[str, Tensor], iteration: int) -> None:
+    broken = (~torch.isfinite(losses['loss'].detach())).float()
+    all_reduce(broken, op='max')
+    if not broken:
+        return
+    mine = [name for name, value in losses.items() if not torch.isfinite(value)]
+    found = [f'rank {rank}: {", ".join(names)}'
+             for rank, names in enumerate(all_gather_object(mine)) if names]
+    raise FloatingPointError(
+        f'the loss of iteration {iteration} is not finite ({"; ".join(found)}), so training stops '
+        'on all ranks; likely causes are a learning rate that is too high or broken pixels in the '
+        'batch: lower optimizer.lr, then continue from the last checkpoint with --resume.')

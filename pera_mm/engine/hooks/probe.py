@@ -1,0 +1,120 @@
+"""How good the teacher's features are while it trains: kNN and linear accuracy."""
+
+import time
+
+import torch
+from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import Tensor
+
+from pera_mm.engine.hooks.teacher import inner_model
+from pera_mm.evaluation.features import (
+    LabelledFolder,
+    Split,
+    extract_features,
+    read_labelled_folder,
+    stratified_split,
+)
+from pera_mm.evaluation.knn import knn_accuracy
+from pera_mm.evaluation.linear_probe import linear_accuracy
+from pera_mm.registry import HOOKS
+
+
+@HOOKS.register_module()
+class ProbeHook(Hook):
+    """Measure the teacher on a labelled folder: before training, every n epochs, at the end.
+
+    Writes ``probe/knn`` and ``probe/linear`` (percent, step = finished epochs, 0 = the random
+    teacher) to the log, the visualizer and the message hub. Labels never reach the training, and
+    a run with the probe ends bit-equal to one without.
+
+    Args:
+        data_root: folder with one folder of images per class.
+        size: side in pixels to which the whole images are resized; a multiple of the patch size.
+        interval: epochs between two probes.
+        k: neighbours of the kNN classifier.
+        train_share: share of each class to learn from, the rest is tested; in (0, 1).
+        max_per_class: use only so many images of each class; None: all.
+        batch_size: images per forward pass on each rank.
+        seed: of the split, which stays the same over the run.
+
+    Raises:
+        ValueError: before the run, if the folder is missing or has fewer than two classes of two
+            images.
+    """
+
+    def __init__(self,
+                 data_root: str,
+                 size: int,
+                 interval: int = 10,
+                 k: int = 10,
+                 train_share: float = 0.5,
+                 max_per_class: int | None = None,
+                 batch_size: int = 64,
+                 seed: int = 0) -> None:
+        self.data_root = data_root
+        self.size = size
+        self.interval = interval
+        self.k = k
+        self.train_share = train_share
+        self.max_per_class = max_per_class
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def before_run(self, runner: Runner) -> None:
+        """Read the folder: what is wrong with it shows now and not after an epoch."""
+        folder = read_labelled_folder(self.data_root)
+        split = stratified_split(folder.labels, self.train_share, self.max_per_class, self.seed)
+        self._images = _only(folder, split)
+        self._num_train = len(split.train)
+
+    def before_train(self, runner: Runner) -> None:
+        """Probe the random teacher, unless the run is resumed."""
+        if runner.iter == 0:
+            self._probe(runner, epoch=0)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Probe every ``interval`` epochs and after the last."""
+        if self.every_n_epochs(runner, self.interval) or self.is_last_train_epoch(runner):
+            self._probe(runner, epoch=runner.epoch + 1)
+
+    def _probe(self, runner: Runner, epoch: int) -> None:
+        start = time.perf_counter()
+        features, readable = self._extract(runner)
+        if not is_main_process():
+            return
+        is_train = torch.arange(len(readable)) < self._num_train
+        train, test = is_train & readable, ~is_train & readable
+        labels = self._images.labels
+        parts = features[train], labels[train], features[test], labels[test]
+        scores = {'probe/knn': knn_accuracy(*parts, k=self.k),
+                  'probe/linear': linear_accuracy(*parts)}
+        runner.message_hub.update_scalars(scores)
+        runner.visualizer.add_scalars(scores, step=epoch)
+        unread = f', {int((~readable).sum())} unreadable' if not readable.all() else ''
+        runner.logger.info(
+            f'Probe of the teacher after {epoch} epochs: kNN {scores["probe/knn"]:.1f} %, linear '
+            f'{scores["probe/linear"]:.1f} % ({int(train.sum())} train and {int(test.sum())} test '
+            f'images of {len(self._images.classes)} classes{unread}; '
+            f'{time.perf_counter() - start:.1f} s)')
+
+    def _extract(self, runner: Runner) -> tuple[Tensor, Tensor]:
+        """Features ``[N, D]`` and readability ``[N]`` of all images, shared over the ranks.
+
+        Shares are filled up to equal length from the beginning: under FSDP every rank must run
+        as many forward passes as the others.
+        """
+        paths = self._images.paths
+        rank, world = get_rank(), get_world_size()
+        share = -(-len(paths) // world)
+        mine = [paths[i % len(paths)] for i in range(rank * share, (rank + 1) * share)]
+        part = extract_features(inner_model(runner), mine, self.size, self.batch_size)
+        features, readable = zip(*all_gather_object(part))
+        return torch.cat(features)[:len(paths)], torch.cat(readable)[:len(paths)]
+
+
+def _only(folder: LabelledFolder, split: Split) -> LabelledFolder:
+    """The images of the split, those to learn from first."""
+    index = torch.cat([split.train, split.test])
+    return LabelledFolder([folder.paths[i] for i in index], folder.labels[index], folder.classes)

@@ -1,0 +1,124 @@
+"""The teacher's features of a folder of labelled images.
+
+Shapes: N images, D features, B images of a batch, S side of the resized image in pixels.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pera_mm.datasets.reading import UnreadableImage, read_image
+from pera_mm.datasets.unlabeled import find_images
+
+
+class LabelledFolder(NamedTuple):
+    """Images of class folders, in a stable order."""
+
+    paths: list[str]
+    labels: Tensor  # int64 [N], index into classes
+    classes: list[str]  # names of the folders, sorted
+
+
+class Split(NamedTuple):
+    """Indices of the images to learn from and to test on, int64, disjoint."""
+
+    train: Tensor
+    test: Tensor
+
+
+def read_labelled_folder(root: str) -> LabelledFolder:
+    """List ``root/<class>/**/<image>``; folders without images are no classes.
+
+    Raises:
+        ValueError: if ``root`` is missing or holds images of fewer than two classes.
+    """
+    if not os.path.isdir(root):
+        raise ValueError(f"the labelled folder '{root}' does not exist; it must hold one folder "
+                         'of images per class.')
+    images = {entry.name: _images_below(entry.path) for entry in os.scandir(root)
+              if entry.is_dir() and not entry.name.startswith('.')}
+    classes = sorted(name for name, paths in images.items() if paths)
+    if len(classes) < 2:
+        raise ValueError(f"the labelled folder '{root}' must hold at least two folders with "
+                         f'images, one per class; found {len(classes)}.')
+    paths = [path for name in classes for path in images[name]]
+    labels = [label for label, name in enumerate(classes) for _ in images[name]]
+    return LabelledFolder(paths, torch.tensor(labels), classes)
+
+
+def _images_below(folder: str) -> list[str]:
+    root = os.fsencode(folder)
+    return [os.fsdecode(os.path.join(root, image)) for image in find_images(root)]
+
+
+def stratified_split(labels: Tensor, train_share: float = 0.5, max_per_class: int | None = None,
+                     seed: int = 0) -> Split:
+    """Draw the same share of train images from every class.
+
+    Args:
+        labels: int64 ``[N]``.
+        train_share: in (0, 1); the rest is for testing. Every class keeps at least one of each.
+        max_per_class: use only so many images of a class, drawn at random; None: all.
+        seed: the draw's, so that all epochs and ranks use the same images.
+
+    Raises:
+        ValueError: if the share is not in (0, 1) or a class has fewer than two images.
+    """
+    if not 0 < train_share < 1:
+        raise ValueError(f'train_share must lie between 0 and 1, got {train_share}.')
+    generator = torch.Generator().manual_seed(seed)
+    train, test = [], []
+    for label in labels.unique():
+        members = torch.where(labels == label)[0]
+        chosen = members[torch.randperm(len(members), generator=generator)][:max_per_class]
+        if len(chosen) < 2:
+            raise ValueError(f'class number {int(label)} has {len(chosen)} image(s) to use; a '
+                             'probe needs at least 2 of every class, one to learn and one to test.')
+        cut = min(max(round(len(chosen) * train_share), 1), len(chosen) - 1)
+        train.append(chosen[:cut])
+        test.append(chosen[cut:])
+    return Split(torch.cat(train).sort().values, torch.cat(test).sort().values)
+
+
+def extract_features(model: nn.Module, paths: Sequence[str], size: int,
+                     batch_size: int = 64) -> tuple[Tensor, Tensor]:
+    """Teacher [cls] features of image files, resized to a square of ``size`` pixels.
+
+    Draws no random numbers, keeps no gradient and leaves every module's mode as it was. All
+    batches run even where images cannot be read, so that ranks stay in step.
+
+    Args:
+        model: gives ``teacher_features`` and ``data_preprocessor.normalise``.
+        paths: N >= 1 files.
+        size: S, a multiple of the patch size.
+        batch_size: images per forward pass.
+
+    Returns:
+        Features float32 ``[N, D]`` on the CPU, and bool ``[N]``: whether the image was readable
+        (the features of one that was not are those of a black image).
+    """
+    features, readable = [], []
+    for start in range(0, len(paths), batch_size):
+        images = [_read_square(path, size) for path in paths[start:start + batch_size]]
+        readable += [image is not None for image in images]
+        black = np.zeros((size, size, 3), np.uint8)
+        pixels = torch.from_numpy(np.stack([black if x is None else x for x in images]))
+        normalised = model.data_preprocessor.normalise(pixels)  # [B, 3, S, S]
+        features.append(model.teacher_features(normalised).float().cpu())
+    return torch.cat(features), torch.tensor(readable)
+
+
+def _read_square(path: str, size: int) -> np.ndarray | None:
+    """uint8 RGB ``[size, size, 3]``, or None if the file cannot be read."""
+    try:
+        image = read_image(path)
+    except UnreadableImage:
+        return None
+    shrinks = min(image.shape[:2]) > size
+    return cv2.resize(image, (size, size),
+                      interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

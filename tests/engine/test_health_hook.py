@@ -1,0 +1,211 @@
+"""Health: a healthy run is left in peace, a collapse is explained, a broken loss stops all."""
+
+import json
+import logging
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from training_runs import ON_CPU_RANKS, build_runner, draw_images, on_ranks, training_cfg
+
+from pera_mm.engine.hooks.health import SIGNS, HealthHook
+from pera_mm.engine.hooks.teacher import inner_model
+
+PLAIN_WRAPPER = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3))
+
+
+@pytest.fixture
+def cfg(tmp_path, tiny_cfg, tiny_pipeline):
+    """Makes the config of a run of 4 epochs of 3 iterations, batch 4, checked in each."""
+    images = draw_images(tmp_path / 'images', 12)
+
+    def make(hook: dict | None = None, teacher_temp: float = 0.04, **options) -> dict:
+        made = training_cfg(tmp_path / 'run', images, tiny_cfg, tiny_pipeline, batch_size=4,
+                            max_epochs=4, interval=100, **options)
+        made['visualizer'] = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
+        made['custom_hooks'][2]['teacher_temp'] = dict(start=teacher_temp, end=teacher_temp,
+                                                       warmup_epochs=1)
+        made['custom_hooks'].append(dict(type='pera_mm.HealthHook', **(hook or dict(interval=1))))
+        return made
+
+    return make
+
+
+@pytest.fixture
+def warnings_of(caplog):
+    """Trains and returns the warnings of the health hook."""
+
+    def run(cfg: dict, *hooks: Hook) -> list[str]:
+        runner = build_runner(cfg, hooks)
+        runner.logger.addHandler(caplog.handler)
+        runner.train()
+        return [record.getMessage() for record in caplog.records
+                if record.levelno == logging.WARNING and 'health/' in record.getMessage()]
+
+    return run
+
+
+class Damage(Hook):
+    """Breaks the model before some iterations."""
+
+    priority = 'LOWEST'  # after ScheduleHook
+
+    def __init__(self, how, iterations=range(1000)) -> None:
+        self.how = how
+        self.iterations = iterations
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter in self.iterations:
+            self.how(inner_model(runner))
+
+
+def heat(model):
+    model.teacher_temp = 100.
+
+
+def test_a_healthy_run_is_left_in_peace(cfg, warnings_of):
+    assert warnings_of(cfg()) == []
+
+
+def test_writes_every_sign_at_its_interval(cfg, tmp_path):
+    runner = build_runner(cfg(dict(interval=5)))
+    runner.train()
+    file, = (tmp_path / 'run').glob('*/vis_data/scalars.json')
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    checks = [line for line in lines if 'health/feature_std' in line]
+    assert [check['step'] for check in checks] == [5, 10]
+    assert set(checks[0]) == {'step', *(f'health/{name}' for name in SIGNS)}
+    assert 0 < checks[0]['health/teacher_entropy'] < 1
+    assert not runner.model.watch and not runner.model.observed  # nothing is held between checks
+
+
+def test_watching_does_not_change_the_training(cfg):
+    watched = build_runner(cfg(dict(interval=1)))
+    watched.train()
+    unwatched = build_runner(cfg(dict(interval=1000)))
+    unwatched.train()
+    for one, two in zip(watched.model.state_dict().values(), unwatched.model.state_dict().values()):
+        assert torch.equal(one, two)
+
+
+def test_a_teacher_that_cannot_decide_is_explained_once(cfg, warnings_of):
+    found = warnings_of(cfg(teacher_temp=100.))
+    entropy = [text for text in found if 'teacher_entropy' in text]
+    assert len(entropy) == 1
+    assert entropy[0].startswith('health/teacher_entropy is 1, above 0.999 for the last 3 checks '
+                                 '(every 1 iterations): the teacher finds all prototypes equally')
+    assert 'lower teacher_temp' in entropy[0]
+
+
+def test_one_prototype_for_everything_is_explained(cfg, warnings_of):
+    def favour(model):
+        """The centre falls behind by a whole prototype: what a stopped centre ends in."""
+        model.distillation.center.zero_()[0, 7] = -3
+
+    found = warnings_of(cfg(), Damage(favour))
+    assert any(text.startswith('health/prototype_use is 0, below 0.05') for text in found)
+    assert any('keep the centre moving' in text for text in found)
+    assert any('health/teacher_entropy' in text and 'below 0.005' in text for text in found)
+
+
+def test_constant_features_are_explained(cfg, warnings_of):
+    def flatten(model):
+        model.teacher.backbone.ln1.weight.data.zero_()  # the final norm says its bias, always
+        model.teacher.backbone.ln1.bias.data.fill_(1)
+
+    found = warnings_of(cfg(), Damage(flatten))
+    assert any(text.startswith('health/feature_std is 0, below 0.1') for text in found)
+    assert any(text.startswith('health/feature_rank is 0, below 1.5') for text in found)
+
+
+def test_equal_images_collapse_for_real(cfg, warnings_of, tmp_path):
+    """No damage: a data set of copies without any structure, and no KoLeo."""
+    for path in (tmp_path / 'images').iterdir():
+        assert cv2.imwrite(str(path), np.full((96, 96, 3), 90, np.uint8))
+    made = cfg()
+    made['model']['koleo'] = None
+    made['model']['data_preprocessor'] = dict(type='pera_mm.CropPreprocessor', student={},
+                                              teacher={})
+    found = warnings_of(made)
+    assert any('check that the images differ' in text for text in found)
+
+
+def test_patience_and_episodes(cfg, warnings_of):
+    # Hot in iterations 0-1 (too short), 4-8 (one warning) and 10-11 (too short again).
+    hot = [0, 1, 4, 5, 6, 7, 8, 10, 11]
+    found = warnings_of(cfg(dict(interval=1, patience=3)), Damage(heat, hot))
+    assert len([text for text in found if 'teacher_entropy' in text]) == 1
+
+
+def test_two_episodes_are_two_warnings(cfg, warnings_of):
+    found = warnings_of(cfg(dict(interval=1, patience=2)), Damage(heat, [1, 2, 3, 7, 8, 9]))
+    assert len([text for text in found if 'teacher_entropy' in text]) == 2
+
+
+def test_limits_can_be_set_and_must_be_known(cfg, warnings_of):
+    strict = dict(interval=1, patience=1, limits=dict(feature_rank=(1000., 2000.)))
+    found = warnings_of(cfg(strict))
+    assert [text.split(',')[1] for text in found] == [' below 1000 for the last 1 checks (every 1 '
+                                                      "iterations): the teacher's [cls] varies "
+                                                      'along a single direction (dimensional '
+                                                      'collapse); raise the weight of KoLeo or '
+                                                      'the batch size'] * len(found)
+    assert len(found) == 1
+    with pytest.raises(ValueError, match="no sign 'entropy'; limits can be given for teacher_ent"):
+        HealthHook(limits=dict(entropy=(0, 1)))
+
+
+class Poison(Hook):
+    """NaN pixels for one rank, from an iteration on: what a broken sensor file would bring."""
+
+    def __init__(self, rank: int, iteration: int) -> None:
+        self.rank = rank
+        self.iteration = iteration
+
+    def before_train(self, runner):
+        model = inner_model(runner)
+        normalise = model.data_preprocessor.forward
+
+        def poisoned(data, training=False):
+            batch = normalise(data, training)
+            if get_rank() == self.rank and runner.iter == self.iteration:
+                batch['inputs']['global'].student_view.fill_(torch.nan)
+            return batch
+
+        model.data_preprocessor.forward = poisoned
+
+
+def test_a_broken_loss_stops_the_run_with_a_sentence(cfg):
+    made = dict(cfg(), optim_wrapper=PLAIN_WRAPPER, param_scheduler=[])
+    runner = build_runner(made, (Poison(0, 4),))
+    sentence = (r'the loss of iteration 5 is not finite \(rank 0: loss, loss_cls, loss_pixel, '
+                r'loss_koleo\), so training stops on all ranks; .*--resume')
+    with pytest.raises(FloatingPointError, match=sentence):
+        runner.train()
+    # The sentence came before the teacher could follow the broken student.
+    assert all(p.isfinite().all() for p in runner.model.teacher.parameters())
+
+
+def meet_poison(cfg: dict, folder: str) -> None:
+    """On one rank of several; writes down how the run ended."""
+    try:
+        build_runner(cfg, (Poison(1, 2),)).train()
+        end = 'trained to the end'
+    except FloatingPointError as error:
+        end = str(error)
+    with open(f'{folder}/rank{get_rank()}.txt', 'w') as file:
+        file.write(end)
+
+
+@pytest.mark.dist
+@pytest.mark.timeout(60)
+def test_all_ranks_stop_together_when_one_breaks(cfg, tmp_path):
+    made = dict(cfg(), optim_wrapper=PLAIN_WRAPPER, param_scheduler=[], **ON_CPU_RANKS)
+    made['train_dataloader']['batch_size'] = 2
+    assert on_ranks(meet_poison, made, str(tmp_path)) == [0, 0]
+    ends = [(tmp_path / f'rank{rank}.txt').read_text() for rank in (0, 1)]
+    assert ends[0] == ends[1]
+    assert ends[0].startswith('the loss of iteration 3 is not finite (rank 1: loss, loss_cls')
