@@ -1,0 +1,7 @@
+"""Pixels in: which image, read how, cropped where."""
+
+from pera_mm.datasets import transforms
+from pera_mm.datasets.sampler import DrawSampler
+from pera_mm.datasets.unlabeled import UnlabeledImages
+
+__all__ = ['DrawSampler', 'UnlabeledImages', 'transforms']

@@ -1,0 +1,200 @@
+"""Any image file to 8-bit RGB, by one stated rule.
+
+* JPEG, PNG, BMP, WebP, GIF (Pillow): gray is repeated, palette and CMYK are converted as Pillow
+  does. They are RGB already, so ``bands`` does not concern them.
+* TIFF, JPEG 2000 and 16-bit PNG (GDAL): ``bands`` are taken in the order given, 1-based; by
+  default the first three, or the first one repeated where the file has fewer than three. Palette,
+  CMYK and YCbCr files become RGB.
+* 8-bit pixels stay as they are. All other types are mapped linearly to 0..255 and clipped:
+  ``scale='auto'`` stretches every band of every image from its 2nd to its 98th percentile over
+  the valid pixels (the default of QGIS); ``scale=(low, high)`` is the same for all images.
+* What is not there is black: alpha is composited on black, and nodata, masked and NaN pixels
+  become 0.
+* The EXIF orientation is ignored, as the reference ignores it.
+* Files are read whole, up to Pillow's limit of ``2 * PIL.Image.MAX_IMAGE_PIXELS`` (179 million
+  pixels, its protection against decompression bombs). Cut larger rasters into tiles.
+
+Pillow and not OpenCV, measured on one core for a 512 x 512 JPEG of 129 KB: 1.4 ms against 1.3 ms
+(torchvision: 1.3 ms), and Pillow reports files that end early, which many OpenCV builds fill with
+gray. A 512 x 512 GeoTIFF takes 0.5 ms uncompressed, 2.5 ms with deflate.
+"""
+
+import io
+import warnings
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+Scale = Literal['auto'] | tuple[float, float]
+
+TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
+JPEG_2000 = (b'\0\0\0\x0cjP  ', b'\xff\x4f\xff\x51')
+PNG = b'\x89PNG\r\n\x1a\n'
+PNG_BIT_DEPTH = slice(24, 25)  # of the header
+JPEG = b'\xff\xd8\xff'
+JPEG_SCAN, JPEG_END = b'\xff\xda', b'\xff\xd9'
+PERCENTILES = (2, 98)
+PERCENTILE_PIXELS = 100_000  # enough for a percentile; sorting all pixels would double the time
+
+
+class UnreadableImage(Exception):
+    """An image file that cannot be decoded; its text is the reason, one line."""
+
+
+def check_rule(bands: tuple[int, ...] | None, scale: Scale) -> None:
+    """Check what a user wrote about bands and scale.
+
+    Raises:
+        ValueError: if ``bands`` is not one or three 1-based numbers, or ``scale`` is neither
+            'auto' nor two rising numbers.
+    """
+    if bands is not None and (len(bands) not in (1, 3) or min(bands) < 1):
+        raise ValueError(f'bands must be one (gray) or three 1-based band numbers, e.g. (3, 2, 1), '
+                         f'got {bands}.')
+    if scale != 'auto' and (isinstance(scale, str) or len(scale) != 2 or scale[0] >= scale[1]):
+        raise ValueError("scale must be 'auto' or (low, high) with low < high in the unit of the "
+                         f'pixels, e.g. (0, 3000), got {scale}.')
+
+
+def read_image(path: str | bytes, bands: tuple[int, ...] | None = None,
+               scale: Scale = 'auto') -> np.ndarray:
+    """Read an image file as 8-bit RGB; the module's docstring states the rule.
+
+    Args:
+        path: The file.
+        bands: One or three 1-based band numbers for TIFF and JPEG 2000; None: the first three,
+            or the first.
+        scale: 'auto' or (low, high) for pixels that are not 8-bit.
+
+    Returns:
+        uint8 ``[H, W, 3]``, contiguous.
+
+    Raises:
+        UnreadableImage: if the file is missing, empty, truncated, broken, no image, too large,
+            lacks a band, or has no valid pixel.
+    """
+    try:
+        with open(path, 'rb') as file:
+            return decode_image(file.read(), bands, scale)
+    except Exception as error:  # decoders raise anything on broken bytes
+        cause = error.__cause__ or error  # GDAL hides its reason in the cause
+        reason = ' '.join(f'{type(cause).__name__}: {cause}'.split())
+        raise UnreadableImage(reason) from error
+
+
+def decode_image(data: bytes, bands: tuple[int, ...] | None = None,
+                 scale: Scale = 'auto') -> np.ndarray:
+    """Like :func:`read_image` for a file's bytes; raises whatever the decoder raises."""
+    if not data:
+        raise ValueError('the file is empty')
+    is_deep_png = data.startswith(PNG) and data[PNG_BIT_DEPTH] == b'\x10'  # Pillow cuts it to 8
+    if is_deep_png or data.startswith(TIFF + JPEG_2000):
+        return _decode_raster(data, bands, scale)
+    return _decode_picture(data, scale)
+
+
+def _decode_picture(data: bytes, scale: Scale) -> np.ndarray:
+    if data.startswith(JPEG) and data.rfind(JPEG_END) < data.rfind(JPEG_SCAN):
+        # Pillow misses a download whose missing half is zeros. 0.05 ms for 129 KB.
+        raise ValueError('the JPEG is truncated: it has no end marker')
+    with Image.open(io.BytesIO(data)) as image:
+        if image.has_transparency_data:
+            rgba = np.asarray(image.convert('RGBA'))
+            return _over_black(rgba[..., :3], rgba[..., 3])
+        if image.mode[0] in 'IF':  # a deep gray of a rare format
+            gray = np.asarray(image)[..., None]
+            return _as_rgb(to_uint8(gray, np.isfinite(gray[..., 0]), scale))
+        return np.array(image if image.mode == 'RGB' else image.convert('RGB'))
+
+
+def _decode_raster(data: bytes, bands: tuple[int, ...] | None, scale: Scale) -> np.ndarray:
+    # Imported late: a worker that meets only JPEG needs no GDAL. From memory: GDAL would list
+    # the whole folder of every file for side-cars.
+    from rasterio.enums import ColorInterp, MaskFlags
+    from rasterio.errors import NotGeoreferencedWarning
+    from rasterio.io import MemoryFile
+
+    with warnings.catch_warnings(), MemoryFile(data) as file:
+        warnings.simplefilter('ignore', NotGeoreferencedWarning)
+        with file.open() as raster:
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and raster.width * raster.height > 2 * limit:
+                raise ValueError(f'{raster.width} x {raster.height} pixels are too many to read '
+                                 'whole; cut the file into tiles')
+            is_palette = raster.colorinterp[0] == ColorInterp.palette
+            if bands is None or is_palette:
+                bands = (1, 2, 3) if raster.count >= 3 else (1,)
+            if max(bands) > raster.count:
+                raise ValueError(f'band {max(bands)} is asked for, the file has {raster.count}')
+            pixels = raster.read(bands).transpose(1, 2, 0)  # [H, W, bands]
+            alpha = None
+            if any(MaskFlags.all_valid not in raster.mask_flag_enums[band - 1] for band in bands):
+                alpha = raster.read_masks(bands).max(axis=0)  # 0 invalid, 255 valid; or alpha
+            if is_palette:
+                colours = raster.colormap(1)
+                table = np.zeros((max(colours) + 1, 4), np.uint8)
+                table[list(colours)] = list(colours.values())
+                rgba = table[pixels[..., 0]]
+                opacity = rgba[..., 3] if alpha is None else np.minimum(rgba[..., 3], alpha)
+                return _over_black(rgba[..., :3], opacity)
+            tags = raster.tags(1, ns='IMAGE_STRUCTURE') | raster.tags(ns='IMAGE_STRUCTURE')
+    if pixels.dtype == np.uint8:
+        bits = int(tags.get('NBITS', 8))
+        if bits < 8:
+            pixels = pixels * np.uint8(255 // (2**bits - 1))
+        if tags.get('MINISWHITE') == 'YES':
+            pixels = 255 - pixels
+    valid = np.isfinite(pixels).all(axis=2) if pixels.dtype.kind == 'f' else None
+    if alpha is not None:
+        valid = alpha > 0 if valid is None else (alpha > 0) & valid
+    if valid is not None and not valid.any():
+        raise ValueError('no pixel is valid: all are nodata, transparent or NaN')
+    rgb = _as_rgb(to_uint8(pixels, valid, scale))
+    return rgb if alpha is None else _over_black(rgb, alpha)
+
+
+def to_uint8(pixels: np.ndarray, valid: np.ndarray | None, scale: Scale) -> np.ndarray:
+    """Map pixels linearly to 0..255; 8-bit pixels stay as they are.
+
+    Args:
+        pixels: real ``[H, W, C]``.
+        valid: bool ``[H, W]``, where the percentiles are taken and outside which the result is
+            0; None: everywhere.
+        scale: 'auto' (per channel, 2nd to 98th percentile; a constant channel becomes 0) or
+            (low, high).
+
+    Returns:
+        uint8 ``[H, W, C]``.
+    """
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype.kind == 'c':
+        raise ValueError('complex pixels have no 8-bit form; convert them to amplitudes')
+    if scale == 'auto':
+        known = pixels.reshape(-1, pixels.shape[2]) if valid is None else pixels[valid]
+        sample = known[::max(len(known) // PERCENTILE_PIXELS, 1)]
+        low, high = np.percentile(sample, PERCENTILES, axis=0).astype(np.float32)
+    else:
+        low, high = np.asarray(scale, np.float32)
+    span = np.maximum(high - low, np.finfo(np.float32).tiny)
+    if valid is not None:
+        pixels = np.where(valid[..., None], pixels, 0)  # NaN must not be cast
+    unit = np.clip((pixels.astype(np.float32) - low) / span, 0, 1)
+    stretched = (unit * 255 + 0.5).astype(np.uint8)
+    if valid is not None:
+        stretched[~valid] = 0
+    return stretched
+
+
+def _as_rgb(pixels: np.ndarray) -> np.ndarray:
+    """``[H, W, 1 or 3]`` to contiguous ``[H, W, 3]``."""
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+
+
+def _over_black(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Composite uint8 ``[H, W, 3]`` with opacity uint8 ``[H, W]`` on black."""
+    if alpha.min() == 255:
+        return np.ascontiguousarray(rgb)
+    product = rgb.astype(np.uint16) * alpha[..., None]
+    return ((product + 127) // 255).astype(np.uint8)

@@ -1,0 +1,83 @@
+"""Which image is drawn when, as a pure function of (seed, epoch, position)."""
+
+import hashlib
+from collections.abc import Iterator, Sized
+from typing import NamedTuple
+
+import torch
+from mmengine.dist import get_dist_info, sync_random_seed
+from torch.utils.data import Sampler
+
+from pera_mm.registry import DATA_SAMPLERS
+
+
+class Draw(NamedTuple):
+    """One sample to make: the image, and the seed of all its randomness."""
+
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    seed: int  # 63 bits
+
+
+def hash_seed(*keys: int) -> int:
+    """A 63-bit seed that depends on all keys; the same on every machine and Python."""
+    text = ','.join(str(key) for key in keys).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), 'little') >> 1
+
+
+@DATA_SAMPLERS.register_module()
+class DrawSampler(Sampler):
+    """Yields :class:`Draw`; no draw depends on the world size, the workers or a resume.
+
+    Rank r takes the positions r, r + W, r + 2W … of the epoch's order, so one step of W ranks
+    draws what one step of a single process with the W-fold batch draws. The epoch is cut to a
+    multiple of W, never padded.
+
+    Args:
+        dataset: If it has ``epoch_order(generator) -> LongTensor``, that is the order of an
+            epoch; otherwise a permutation of its indices.
+        seed: Key of the order and of every draw; None: one random seed for all ranks.
+        shuffle: False: the indices in ascending order in every epoch.
+
+    Attributes:
+        start: Samples of this rank to leave out at the beginning of the next pass (resume).
+            The pass sets it back to 0.
+
+    Raises:
+        ValueError: if there are fewer images than ranks.
+    """
+
+    def __init__(self, dataset: Sized, seed: int | None = 0, shuffle: bool = True) -> None:
+        self.rank, self.world_size = get_dist_info()
+        if len(dataset) < self.world_size:
+            raise ValueError(f'the data set has {len(dataset)} images, fewer than the '
+                             f'{self.world_size} processes; add images or use fewer processes.')
+        self.dataset = dataset
+        self.seed = sync_random_seed() if seed is None else seed
+        self.shuffle = shuffle
+        self.epoch = 0
+        self.start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next pass draws."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Samples per rank and epoch, whatever ``start`` is."""
+        return len(self.dataset) // self.world_size
+
+    def __iter__(self) -> Iterator[Draw]:
+        epoch, start = self.epoch, self.start
+        self.start = 0
+        order = self._order(epoch).numpy()
+        for step in range(start, len(self)):
+            position = step * self.world_size + self.rank
+            yield Draw(int(order[position]), hash_seed(self.seed, epoch, position))
+
+    def _order(self, epoch: int) -> torch.Tensor:
+        """The indices of one epoch over all ranks, int64 ``[len(dataset)]``."""
+        if not self.shuffle:
+            return torch.arange(len(self.dataset))
+        generator = torch.Generator().manual_seed(hash_seed(self.seed, epoch))
+        if hasattr(self.dataset, 'epoch_order'):
+            return self.dataset.epoch_order(generator)
+        return torch.randperm(len(self.dataset), generator=generator)

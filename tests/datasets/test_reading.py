@@ -1,0 +1,248 @@
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from PIL import Image
+
+from pera_mm.datasets.reading import UnreadableImage, check_rule, decode_image, read_image, to_uint8
+
+SHARED = Path(__file__).parents[3] / 'shared' / 'data'
+warnings.filterwarnings('ignore', category=rasterio.errors.NotGeoreferencedWarning)
+
+
+def real(name):
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f'{path} is absent: the shared data lies beside the repository')
+    return path
+
+
+def encode(image, fmt, **options):
+    stream = io.BytesIO()
+    image.save(stream, fmt, **options)
+    return stream.getvalue()
+
+
+def tiff(bands, nodata=None, **profile):
+    """A GeoTIFF of ``bands`` [n, H, W]."""
+    count, height, width = bands.shape
+    with rasterio.MemoryFile() as file:
+        with file.open(driver='GTiff', count=count, height=height, width=width,
+                       dtype=bands.dtype, nodata=nodata, **profile) as raster:
+            raster.write(bands)
+        return bytes(file.getbuffer())
+
+
+@pytest.fixture
+def photo():
+    """A smooth picture, so that JPEG and WebP keep it: uint8 [48, 64, 3]."""
+    y, x = np.mgrid[:48, :64]
+    return np.stack([y * 5, x * 3, (x + y) * 2], axis=2).astype(np.uint8)
+
+
+@pytest.mark.parametrize('fmt, options, tolerance', [
+    ('PNG', {}, 0), ('BMP', {}, 0), ('TIFF', {}, 0), ('TIFF', {'compression': 'tiff_lzw'}, 0),
+    ('JPEG2000', {}, 0), ('WEBP', {'lossless': True}, 0), ('JPEG', {'quality': 98}, 8),
+])
+def test_rgb_of_every_format(photo, fmt, options, tolerance):
+    decoded = decode_image(encode(Image.fromarray(photo), fmt, **options))
+    assert decoded.dtype == np.uint8 and decoded.flags.c_contiguous and decoded.flags.writeable
+    assert decoded.shape == photo.shape
+    assert np.abs(decoded.astype(int) - photo).max() <= tolerance
+
+
+@pytest.mark.parametrize('fmt', ['PNG', 'TIFF'])
+def test_gray_is_repeated_and_alpha_lies_on_black(photo, fmt):
+    gray = photo[..., 0]
+    expected = np.repeat(gray[..., None], 3, axis=2)
+    np.testing.assert_array_equal(decode_image(encode(Image.fromarray(gray), fmt)), expected)
+
+    alpha = np.zeros_like(gray)
+    alpha[:, 32:] = 255
+    alpha[:, :16] = 128
+    with_alpha = Image.merge('LA', [Image.fromarray(gray), Image.fromarray(alpha)])
+    expected = np.rint(expected * (alpha[..., None] / 255))
+    np.testing.assert_array_equal(decode_image(encode(with_alpha, fmt)), expected)
+
+    rgba = Image.fromarray(np.dstack([photo, alpha]))
+    expected = np.rint(photo * (alpha[..., None] / 255))
+    np.testing.assert_array_equal(decode_image(encode(rgba, fmt)), expected)
+
+
+@pytest.mark.parametrize('fmt', ['PNG', 'TIFF', 'BMP'])
+def test_palette_and_one_bit(photo, fmt):
+    palette = Image.fromarray(photo).quantize(16)
+    np.testing.assert_array_equal(decode_image(encode(palette, fmt)),
+                                  np.array(palette.convert('RGB')))
+    bits = Image.fromarray(photo[..., 0] > 100)
+    np.testing.assert_array_equal(decode_image(encode(bits, fmt))[..., 1],
+                                  np.where(photo[..., 0] > 100, 255, 0))
+
+
+def test_transparent_palette_entry_becomes_black(photo):
+    palette = Image.fromarray(photo).quantize(16)
+    decoded = decode_image(encode(palette, 'PNG', transparency=3))
+    expected = np.array(palette.convert('RGB'))
+    expected[np.array(palette) == 3] = 0
+    np.testing.assert_array_equal(decoded, expected)
+
+
+@pytest.mark.parametrize('fmt', ['JPEG', 'TIFF'])
+def test_cmyk(photo, fmt):
+    cmyk = Image.fromarray(photo).convert('CMYK')
+    decoded = decode_image(encode(cmyk, fmt, **({'quality': 98} if fmt == 'JPEG' else {})))
+    assert np.abs(decoded.astype(int) - photo).max() <= 8
+
+
+def test_one_bit_and_inverted_gray_geotiff():
+    bits = np.array([[[0, 1, 1, 0]]], np.uint8)
+    np.testing.assert_array_equal(decode_image(tiff(bits, nbits=1))[0, :, 0], [0, 255, 255, 0])
+    inverted = tiff(np.array([[[0, 200]]], np.uint8), photometric='MINISWHITE')
+    np.testing.assert_array_equal(decode_image(inverted)[0, :, 2], [255, 55])
+
+
+def test_sixteen_bit_png_is_stretched_not_cut():
+    """Pillow would keep the high byte: all 3 of this image's."""
+    gray = np.linspace(800, 1000, 64 * 64).reshape(64, 64).astype(np.uint16)
+    decoded = decode_image(encode(Image.fromarray(gray), 'PNG'))
+    assert decoded.shape == (64, 64, 3)
+    assert decoded.min() == 0 and decoded.max() == 255
+    assert 125 <= decoded[32, 0, 0] <= 129
+
+
+def test_auto_scale_by_hand():
+    """0..100 in each band: the 2nd and the 98th percentile are 2 and 98."""
+    ramp = np.arange(101, dtype=np.float32).reshape(1, 101)
+    bands = np.stack([ramp, ramp * 1000 - 7, ramp * 0 + 5])
+    decoded = decode_image(tiff(bands))
+    expected = np.rint(np.clip((ramp[0] - 2) / 96, 0, 1) * 255)
+    np.testing.assert_allclose(decoded[0, :, 0], expected, atol=1)
+    np.testing.assert_array_equal(decoded[0, :, 1], decoded[0, :, 0])  # per band
+    np.testing.assert_array_equal(decoded[0, :, 2], 0)  # a constant band
+
+
+def test_fixed_scale_and_bands():
+    bands = np.stack([np.full((2, 2), v, np.int16) for v in (-50, 0, 1500, 3000, 9000)])
+    decoded = decode_image(tiff(bands), bands=(5, 3, 1), scale=(0, 3000))
+    np.testing.assert_array_equal(decoded[0, 0], [255, 128, 0])
+    gray = decode_image(tiff(bands), bands=(3,), scale=(0, 3000))
+    np.testing.assert_array_equal(gray[0, 0], [128, 128, 128])
+    assert decode_image(tiff(bands), scale=(-50, 1500))[0, 0].tolist() == [0, 8, 255]
+
+
+def test_eight_bit_is_never_rescaled(photo):
+    decoded = decode_image(encode(Image.fromarray(photo), 'TIFF'), scale=(0, 10))
+    np.testing.assert_array_equal(decoded, photo)
+
+
+def test_two_bands_are_gray():
+    bands = np.stack([np.full((4, 4), 7, np.uint8), np.full((4, 4), 9, np.uint8)])
+    np.testing.assert_array_equal(decode_image(tiff(bands))[0, 0], [7, 7, 7])
+
+
+def test_nodata_and_nan_are_black_and_do_not_count():
+    ramp = np.tile(np.arange(101, dtype=np.float32), (10, 1))
+    holed = ramp.copy()
+    holed[0] = -9999
+    holed[1] = np.nan
+    decoded = decode_image(tiff(holed[None], nodata=-9999))
+    np.testing.assert_array_equal(decoded[:2], 0)
+    np.testing.assert_array_equal(decoded[2:], decode_image(tiff(ramp[None]))[2:])
+    eight = tiff(np.array([[[255, 20]]], np.uint8), nodata=255)
+    np.testing.assert_array_equal(decode_image(eight)[0, :, 0], [0, 20])
+
+
+def test_percentiles_come_from_valid_pixels():
+    pixels = np.array([[[10.], [20.], [1e9]]])
+    valid = np.array([[True, True, False]])
+    assert to_uint8(pixels, valid, 'auto')[0, :, 0].tolist() == [0, 255, 0]
+
+
+def test_exif_orientation_is_ignored(photo):
+    exif = Image.Exif()
+    exif[274] = 6  # rotate by 90 degrees
+    assert decode_image(encode(Image.fromarray(photo), 'JPEG', exif=exif)).shape == photo.shape
+
+
+def test_real_rasters():
+    landsat = read_image(real('zion/landsat8_b2345.tif'), bands=(3, 2, 1))
+    assert landsat.shape == (700, 1128, 3)
+    with rasterio.open(real('zion/landsat8_b2345.tif')) as raster:
+        outside = (raster.read((1, 2, 3)) == 65535).all(axis=0)
+        red = raster.read(3)
+    assert (landsat[outside] == 0).all()
+    low, high = np.percentile(red[~outside], (2, 98))
+    middle = (low + high) / 2
+    near = (np.abs(red - middle) < (high - low) / 1000) & ~outside
+    assert near.any() and np.abs(landsat[near][:, 0].astype(int) - 127).max() <= 4
+
+    rgb = read_image(real('geo/RGB.byte.tif'))
+    with rasterio.open(real('geo/RGB.byte.tif')) as raster:
+        np.testing.assert_array_equal(rgb, raster.read().transpose(1, 2, 0))
+    naip = read_image(real('geo/naip_20100629.tif'), bands=(4, 1, 2))  # colour infrared
+    with rasterio.open(real('geo/naip_20100629.tif')) as raster:
+        np.testing.assert_array_equal(naip, raster.read((4, 1, 2)).transpose(1, 2, 0))
+
+
+def test_real_gray():
+    path = min(real('ucmerced_gray').rglob('*.tif'))
+    decoded = read_image(path)
+    np.testing.assert_array_equal(decoded, np.array(Image.open(path).convert('RGB')))
+
+
+@pytest.mark.parametrize('fmt', ['JPEG', 'PNG', 'TIFF', 'WEBP', 'JPEG2000'])
+@pytest.mark.parametrize('share', [0.1, 0.5, 0.9])
+def test_truncated_is_unreadable(tmp_path, fmt, share):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    whole = encode(Image.fromarray(noise), fmt)
+    (tmp_path / 'image').write_bytes(whole)
+    assert read_image(tmp_path / 'image').shape == (64, 64, 3)
+    (tmp_path / 'image').write_bytes(whole[:int(len(whole) * share)])
+    with pytest.raises(UnreadableImage, match=r'\w'):
+        read_image(tmp_path / 'image')
+
+
+def test_jpeg_whose_second_half_is_zeros():
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    whole = encode(Image.fromarray(noise), 'JPEG')
+    half = len(whole) // 2
+    with pytest.raises(ValueError, match='no end marker'):
+        decode_image(whole[:half] + bytes(half))
+    assert decode_image(whole + bytes(100)).shape == noise.shape  # padding after the end is fine
+
+
+def test_what_is_unreadable_and_why(tmp_path, monkeypatch):
+    def reason(data=None, **options):
+        if data is not None:
+            (tmp_path / 'x.jpg').write_bytes(data)
+        with pytest.raises(UnreadableImage) as error:
+            read_image(tmp_path / 'x.jpg', **options)
+        assert '\n' not in str(error.value)
+        return str(error.value)
+
+    assert reason().startswith('FileNotFoundError')
+    assert reason(b'') == 'ValueError: the file is empty'
+    assert 'cannot identify image file' in reason(b'this is a text\n')
+    assert 'cannot identify' in reason(b'\x89PNG\r\n\x1a\n')
+    holes = np.full((1, 4, 4), 9, np.uint8)
+    assert 'no pixel is valid' in reason(tiff(holes, nodata=9))
+    assert 'band 4 is asked for, the file has 1' in reason(tiff(holes), bands=(4, 3, 2))
+    assert 'complex pixels' in reason(tiff(holes.astype(np.complex64)))
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 7)
+    assert 'DecompressionBombError' in reason(encode(Image.new('RGB', (4, 4)), 'PNG'))
+    assert '4 x 4 pixels are too many' in reason(tiff(holes))
+    (tmp_path / 'x.jpg').unlink()
+    (tmp_path / 'x.jpg').mkdir()
+    assert reason().startswith('IsADirectoryError')
+
+
+@pytest.mark.parametrize('bands, scale, words', [
+    ((0, 1, 2), 'auto', '1-based'), ((1, 2), 'auto', 'one .gray. or three'),
+    (None, 'minmax', "scale must be 'auto' or"), (None, (5, 5), 'low < high'),
+])
+def test_wrong_rules(bands, scale, words):
+    with pytest.raises(ValueError, match=words):
+        check_rule(bands, scale)

@@ -1,0 +1,312 @@
+import multiprocessing
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import DATASETS
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from pera_mm.datasets.sampler import Draw, DrawSampler
+from pera_mm.datasets.unlabeled import UnlabeledImages, find_images, write_list
+
+
+def make(path, value=0):
+    """A 4 x 4 image whose pixels are ``value``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', (4, 4), (value, value, value)).save(path, 'PNG')
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten images 00.png … 09.png in tmp_path/images."""
+    for i in range(10):
+        make(tmp_path / 'images' / f'{i:02}.png', i)
+    return tmp_path / 'images'
+
+
+def names(dataset):
+    root = dataset.sources[0].root
+    return [os.path.relpath(path, root) for path in dataset.sources[0]]
+
+
+def drawn(results):
+    """What a sample is: comparable with ==."""
+    return (results['sample_idx'], results['img_path'], results['skipped'],
+            results['rng'].random(), results['img'].tolist())
+
+
+def first(batch):
+    return drawn(batch[0])
+
+
+def test_folder_of_any_depth_bytewise(tmp_path):
+    for name in ('b/2.JPG', 'a/x.y/1.TiF', 'a-b/1.png', 'a.png', 'B.jpeg', 'c/d/e/f.Webp', 'z.bmp',
+                 '.hidden.png', '._a.png', '.cache/1.png', 'c/._f.png', 'notes.txt', 'png'):
+        make(tmp_path / name)
+    (tmp_path / 'folder.jpg').mkdir()
+    make(tmp_path / 'folder.jpg' / 'in.jp2')
+    dataset = UnlabeledImages(str(tmp_path), [])
+    expected = [b'B.jpeg', b'a-b/1.png', b'a.png', b'a/x.y/1.TiF', b'b/2.JPG', b'c/d/e/f.Webp',
+                b'folder.jpg/in.jp2', b'z.bmp']
+    assert names(dataset) == expected == sorted(expected)
+    assert len(dataset) == 8
+
+
+def test_links_to_files_and_folders_without_loops(tmp_path):
+    make(tmp_path / 'elsewhere' / 'deep' / 'far.png')
+    make(tmp_path / 'images' / 'sub' / 'near.png')
+    root = tmp_path / 'images'
+    (root / 'link').symlink_to(tmp_path / 'elsewhere')
+    (root / 'sub' / 'up').symlink_to(root)
+    (root / 'itself').symlink_to(root / 'itself')
+    (root / 'itself.png').symlink_to(root / 'itself.png')
+    (root / 'file.png').symlink_to(tmp_path / 'elsewhere' / 'deep' / 'far.png')
+    (root / 'broken.png').symlink_to(root / 'nowhere.png')
+    (root / 'again').symlink_to(root / 'sub')  # the same folder: read once, by its first name
+    os.mkfifo(root / 'pipe.png')
+    assert list(find_images(os.fsencode(root))) == [
+        b'again/near.png', b'broken.png', b'file.png', b'itself.png', b'link/deep/far.png']
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    odd = os.fsencode(tmp_path) + b'/\xff\xfe-\xe9t\xe9.png'
+    os.rename(make(tmp_path / 'x.png', 9), odd)
+    for options in (dict(), dict(index_file=str(tmp_path / 'index.txt'))):
+        results = UnlabeledImages(str(tmp_path), [], **options)[0]
+        assert os.fsencode(results['img_path']) == odd
+        assert results['img'][0, 0].tolist() == [9, 9, 9]
+
+
+def test_line_break_in_a_name(tmp_path):
+    make(tmp_path / 'a\nb.png')
+    with pytest.raises(ValueError, match='contains a line break; rename it'):
+        UnlabeledImages(str(tmp_path), [])
+
+
+def test_list(folder, tmp_path):
+    (folder / 'list.txt').write_bytes(b'09.png\r\n\n03.png\r\n\r\n../images/01.png\n'
+                                      + os.fsencode(folder / '05.png'))
+    dataset = UnlabeledImages(str(folder / 'list.txt'), [])
+    assert [dataset[i]['img'][0, 0, 0] for i in range(len(dataset))] == [9, 3, 1, 5]
+    (tmp_path / 'other.txt').write_text('02.png\n04.png\n')
+    dataset = UnlabeledImages(str(tmp_path / 'other.txt'), [], data_root=str(folder))
+    assert [dataset[i]['img'][0, 0, 0] for i in range(len(dataset))] == [2, 4]
+    with pytest.raises(IndexError):
+        dataset[2]
+
+
+def test_list_in_the_working_directory(folder, monkeypatch):
+    (folder / 'list.txt').write_text('02.png\n')
+    monkeypatch.chdir(folder)
+    assert UnlabeledImages('list.txt', [])[0]['img_path'] == '02.png'
+
+
+def test_index_file_is_written_once_and_can_be_a_source(folder, tmp_path):
+    index = tmp_path / 'lists' / 'index.txt'
+    scanned = UnlabeledImages(str(folder), [], index_file=str(index))
+    assert index.read_bytes() == b''.join(b'%02d.png\n' % i for i in range(10))
+    assert os.listdir(index.parent) == ['index.txt']  # no temporary file is left
+    make(folder / '99.png')
+    assert len(UnlabeledImages(str(folder), [], index_file=str(index))) == 10  # not scanned again
+    again = UnlabeledImages(str(index), [], data_root=str(folder))
+    assert list(again.sources[0]) == list(scanned.sources[0])
+    index.unlink()
+    assert len(UnlabeledImages(str(folder), [], index_file=str(index))) == 11
+
+
+def write_often(folder, index):
+    for _ in range(50):
+        write_list(os.fsencode(folder), index)
+        assert len(index.read_bytes()) == 10 * len('00.png\n')
+
+
+def test_many_processes_write_the_same_index(folder, tmp_path):
+    fork = multiprocessing.get_context('fork')
+    writers = [fork.Process(target=write_often, args=(folder, tmp_path / 'index.txt'))
+               for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    assert sorted(os.listdir(tmp_path)) == ['images', 'index.txt']
+
+
+def test_a_failed_scan_leaves_no_index(tmp_path):
+    make(tmp_path / 'images' / 'a\nb.png')
+    with pytest.raises(ValueError, match='line break'):
+        UnlabeledImages(str(tmp_path / 'images'), [], index_file=str(tmp_path / 'index.txt'))
+    assert os.listdir(tmp_path) == ['images']
+
+
+def test_pickles_as_a_name(folder, tmp_path):
+    """Spawned workers get no paths: they map the list again."""
+    for i in range(10, 200):
+        make(folder / f'{i:04}.png')
+    mapped = UnlabeledImages(str(folder), [], index_file=str(tmp_path / 'index.txt'))
+    in_memory = UnlabeledImages(str(folder), [])
+    assert len(pickle.dumps(mapped)) + 190 * 9 < len(pickle.dumps(in_memory)) + 500
+    for dataset in (mapped, in_memory):
+        copy = pickle.loads(pickle.dumps(dataset))
+        assert list(copy.sources[0]) == list(dataset.sources[0])
+        assert drawn(copy[Draw(3, 5)]) == drawn(dataset[Draw(3, 5)])
+
+
+@pytest.mark.parametrize('write, source, words', [
+    (None, 'missing', "'.*missing' does not exist"),
+    ('empty/notes.txt', 'empty', "no image lies below the folder '.*empty'"),
+    ('empty/.hidden.png', 'empty', 'hidden files left out'),
+    ('list.txt', 'list.txt', "'.*list.txt' names no image"),
+])
+def test_empty_and_missing_sources(tmp_path, write, source, words):
+    if write:
+        (tmp_path / write).parent.mkdir(exist_ok=True)
+        (tmp_path / write).write_text('\n\n' if source == 'list.txt' else '')
+    with pytest.raises(ValueError, match=words) as error:
+        UnlabeledImages(str(tmp_path / source), [])
+    assert '\n' not in str(error.value)
+
+
+def test_wrong_settings(folder, tmp_path):
+    (tmp_path / 'list.txt').write_text('00.png\n01.png\n')
+    with pytest.raises(ValueError, match="names '.*00.png', and neither .* set data_root"):
+        UnlabeledImages(str(tmp_path / 'list.txt'), [])
+    with pytest.raises(ValueError, match='is a list already'):
+        UnlabeledImages(str(tmp_path / 'list.txt'), [], str(folder), index_file='x.txt')
+    with pytest.raises(ValueError, match='index_file of its own'):
+        UnlabeledImages([dict(path=str(folder)), dict(path=str(folder))], [], index_file='x.txt')
+    with pytest.raises(ValueError, match='source is an empty list'):
+        UnlabeledImages([], [])
+    with pytest.raises(ValueError, match=r'a weight above 0, or none of them; got \[1, None\]'):
+        UnlabeledImages([dict(path=str(folder), weight=1), dict(path=str(folder))], [])
+    with pytest.raises(ValueError, match='bands must be one'):
+        UnlabeledImages(str(folder), [], bands=[1, 2])
+
+
+def test_what_the_pipeline_gets(folder):
+    results = UnlabeledImages(str(folder), [])[Draw(3, 17)]
+    assert list(results) == ['img', 'img_path', 'sample_idx', 'rng', 'skipped']
+    assert results['img'].dtype == np.uint8 and results['img'].shape == (4, 4, 3)
+    assert results['img_path'] == str(folder / '03.png')
+    assert (results['sample_idx'], results['skipped']) == (3, [])
+    assert results['rng'].random() == np.random.default_rng(17).random()
+
+
+def test_plain_index_is_seeded_by_numpy(folder):
+    dataset = UnlabeledImages(str(folder), [])
+    np.random.seed(0)
+    one, two = dataset[0]['rng'].random(), dataset[0]['rng'].random()
+    np.random.seed(0)
+    assert dataset[0]['rng'].random() == one != two
+
+
+def test_unreadable_is_skipped_named_and_replaced(folder):
+    (folder / '03.png').write_bytes(b'')
+    (folder / '04.png').write_text('a text')
+    dataset = UnlabeledImages(str(folder), [])
+    several = [dataset[Draw(3, seed)] for seed in range(40)]
+    for results in several:
+        path, reason = results['skipped'][0]
+        assert path == str(folder / '03.png') and reason == 'ValueError: the file is empty'
+        assert results['img'][0, 0, 0] == results['sample_idx'] != 3
+        assert results['img_path'] == str(folder / f'{results["sample_idx"]:02}.png')
+    assert {r['sample_idx'] for r in several} == {0, 1, 2, 5, 6, 7, 8, 9}
+    assert any(len(r['skipped']) > 1 for r in several)
+    assert drawn(dataset[Draw(3, 5)]) == drawn(dataset[Draw(3, 5)])
+
+
+def test_all_unreadable(tmp_path):
+    for i in range(3):
+        (tmp_path / f'{i}.jpg').write_bytes(b'')
+    with pytest.raises(RuntimeError, match=r"100 images drawn .*/\d.jpg' \(ValueError: the file"):
+        UnlabeledImages(str(tmp_path), [])[0]
+
+
+def test_the_same_samples_with_and_without_workers(folder):
+    (folder / '03.png').write_bytes((folder / '03.png').read_bytes()[:50])
+    dataset = UnlabeledImages(str(folder), [])
+
+    def epoch(**workers):
+        loader = DataLoader(dataset, sampler=DrawSampler(dataset), collate_fn=first, **workers)
+        return list(loader)
+
+    alone = epoch()
+    assert len(alone) == 10 and sum(len(skipped) for _, _, skipped, *_ in alone) >= 1
+    assert epoch(num_workers=2) == alone
+    assert epoch(num_workers=3, persistent_workers=True) == alone
+
+
+@pytest.mark.slow
+def test_spawned_workers(folder, tmp_path):
+    dataset = UnlabeledImages(str(folder), [], index_file=str(tmp_path / 'index.txt'))
+    loader = DataLoader(dataset, sampler=DrawSampler(dataset), collate_fn=first)
+    spawned = DataLoader(dataset, sampler=DrawSampler(dataset), collate_fn=first, num_workers=1,
+                         multiprocessing_context='spawn')
+    assert list(spawned) == list(loader)
+
+
+@pytest.fixture
+def mixture(tmp_path):
+    sizes = dict(a=5, b=20, c=15)
+    for name, size in sizes.items():
+        for i in range(size):
+            make(tmp_path / name / f'{i:02}.png', 1 + i)
+    return lambda *weights: UnlabeledImages(
+        [dict(path=str(tmp_path / name), **({'weight': w} if w else {}))
+         for name, w in zip(sizes, weights)], [])
+
+
+@pytest.mark.parametrize('weights, counts', [
+    ((None, None, None), [5, 20, 15]),
+    ((2, 1, 1), [20, 10, 10]),
+    ((1, 1, 1), [14, 13, 13]),  # 13.33 each: the draw left over goes to the first
+    ((0.7, 0.2, 0.1), [28, 8, 4]),
+    ((1, 1e-9, 1), [20, 0, 20]),
+])
+def test_mixture_counts_are_exact(mixture, weights, counts):
+    dataset = mixture(*weights)
+    order = dataset.epoch_order(torch.Generator().manual_seed(0))
+    assert order.dtype == torch.int64 and len(order) == len(dataset) == 40
+    times = torch.bincount(order, minlength=40).split([5, 20, 15])
+    assert [int(part.sum()) for part in times] == counts
+    assert all(part.max() - part.min() <= 1 for part in times)
+    assert not torch.equal(order, order.sort().values)
+    other = dataset.epoch_order(torch.Generator().manual_seed(1))
+    assert not torch.equal(order, other)
+
+
+def test_mixture_reads_the_right_source_and_replaces_within_it(mixture, tmp_path):
+    dataset = mixture(1, 1, 1)
+    paths = [dataset[i]['img_path'] for i in (0, 4, 5, 24, 25, 39)]
+    assert [os.path.relpath(path, tmp_path) for path in paths] == [
+        'a/00.png', 'a/04.png', 'b/00.png', 'b/19.png', 'c/00.png', 'c/14.png']
+    (tmp_path / 'b' / '00.png').write_bytes(b'')
+    for seed in range(20):
+        results = dataset[Draw(5, seed)]
+        assert Path(results['img_path']).parent.name == 'b'
+        assert results['img'][0, 0, 0] == results['sample_idx'] - 5 + 1
+
+
+def test_mixture_sources_have_rules_of_their_own(tmp_path):
+    Image.fromarray(np.full((4, 4), 500, np.uint16)).save(tmp_path / 'x.png')
+    dataset = UnlabeledImages([dict(path=str(tmp_path), scale=(0, 1000)),
+                               dict(path=str(tmp_path), scale=(400, 500))], [])
+    assert [int(dataset[i]['img'][0, 0, 0]) for i in range(2)] == [128, 255]
+
+
+def test_single_source_epoch_is_a_permutation(folder):
+    dataset = UnlabeledImages(str(folder), [])
+    order = dataset.epoch_order(torch.Generator().manual_seed(0))
+    assert order.sort().values.tolist() == list(range(10)) != order.tolist()
+
+
+def test_from_a_config_with_a_pipeline(folder):
+    crops = dict(type='Resize', scale=(2, 2))  # a transform of another registry
+    dataset = DATASETS.build(dict(type='pera_mm.UnlabeledImages', source=str(folder),
+                                  pipeline=[dict(crops, type='mmcv.Resize')]))
+    assert dataset[4]['img'].shape == (2, 2, 3)
