@@ -1,0 +1,276 @@
+"""What can run here: packages, operators, devices, each of our configs, and what to do about it.
+
+    python tools/doctor.py
+
+Exit code 0: pre-training with our configs can run. 1: something that it needs is broken.
+"""
+
+import importlib
+import platform
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+try:
+    from rich.console import Console
+    from rich.table import Table
+except ImportError:
+    sys.exit('rich is not installed, nor probably the rest: run "make env", or "pip install -e .".')
+
+ENVIRONMENT = 'run "make env", or "pip install -e .[all]" in an environment of your own'
+
+
+class Package(NamedTuple):
+    """A package by its import name."""
+
+    name: str
+    required: bool
+    purpose: str
+    remedy: str = ENVIRONMENT
+    part: str = ''  # a submodule that a half-broken installation fails at
+
+
+# In an order in which importing works: pera_mm bridges what mmcv.ops and the toolboxes import.
+PACKAGES = (
+    Package('torch', True, 'everything'),
+    Package('torchvision', True, 'colour, nms, RoIAlign'),
+    Package('numpy', True, 'everything'),
+    Package('cv2', True, 'reading and cropping images'),
+    Package('PIL', True, 'reading images'),
+    Package('mmengine', True, 'runner, configs'),
+    Package('pera_mm', True, 'this project'),
+    Package('mmcv', True, 'transforms'),
+    Package('mmpretrain', True, 'ViT, classification', part='models'),
+    Package('mmseg', False, 'segmentation, change detection', part='models'),
+    Package('mmdet', False, 'detection', part='models'),
+    Package(
+        'opencd',
+        False,
+        'change detection in Open-CD',
+        'only if you want Open-CD itself: pip install einops git+https://github.com/likyoo/open-cd',
+    ),
+    Package('rasterio', False, 'GeoTIFF'),
+    Package('tensorboard', False, 'curves'),
+    Package('sklearn', False, 'linear probe, t-SNE'),
+    Package('matplotlib', False, 'figures'),
+    Package('deepspeed', False, 'the DeepSpeed configs', 'only for those: pip install deepspeed'),
+)
+# Parts of a config that need a package which pre-training does not.
+NEEDED_BY = {'TensorboardVisBackend': 'tensorboard', 'DeepSpeedStrategy': 'deepspeed'}
+DOWNSTREAM = {'mmseg', 'mmdet', 'opencd', 'deepspeed'}
+
+
+class Finding(NamedTuple):
+    """One thing looked at: fine, or what is wrong with it and what to do."""
+
+    name: str
+    detail: str
+    problem: str = ''
+    required: bool = False
+
+    @property
+    def mark(self) -> str:
+        """A sign for the table."""
+        if not self.problem:
+            return '[green]ok[/]'
+        return '[red]BROKEN[/]' if self.required else '[yellow]no[/]'
+
+
+def check_package(package: Package) -> Finding:
+    """Import a package; tell apart what is missing from what is there and broken."""
+    name = package.name
+    try:
+        module = importlib.import_module(name)
+        if package.part:
+            importlib.import_module(f'{name}.{package.part}')
+    except ModuleNotFoundError as error:
+        if error.name == name:
+            problem = f'{name} is not installed ({package.purpose}): {package.remedy}.'
+            return Finding(name, 'not installed', problem, package.required)
+        problem = f'{name} needs {error.name}, which is not installed: {package.remedy}.'
+    except Exception as error:  # whatever a broken installation raises at import
+        reason = next(iter(str(error).splitlines()), '') or 'no reason given'
+        problem = (
+            f'{name} is installed but cannot be imported ({type(error).__name__}: {reason}): '
+            f'install it anew in the version of requirements/lock.txt; {ENVIRONMENT}.'
+        )
+    else:
+        return Finding(name, str(getattr(module, '__version__', '')), '', package.required)
+    return Finding(name, 'cannot be imported', problem, package.required)
+
+
+def check_operators() -> Finding:
+    """Who supplies mmcv's compiled operators."""
+    from pera_mm import ops_bridge
+
+    details = dict(
+        compiled='compiled with mmcv',
+        bridged='bridged over torchvision: nms, soft-nms, RoIAlign, deformable attention',
+    )
+    found = check_package(Package('mmcv.ops', False, 'detection'))
+    return found._replace(name='operators of mmcv', detail=details.get(ops_bridge.provider(), ''))
+
+
+def check_device() -> Finding:
+    """The GPUs, and whether torch can use those that the machine has."""
+    import torch
+
+    if torch.cuda.is_available():
+        count, name = torch.cuda.device_count(), torch.cuda.get_device_name()
+        return Finding('GPU', f'{count} x {name}, CUDA {torch.version.cuda}')
+    build = f'built for CUDA {torch.version.cuda}' if torch.version.cuda else 'a CPU build'
+    problem = (
+        f'torch ({build}) sees no GPU: everything runs on the CPU, which is enough for the demo; '
+        'on a machine with NVIDIA GPUs check nvidia-smi, and that its driver is new enough for '
+        'the CUDA version of torch.'
+    )
+    return Finding('GPU', 'none: CPU only', problem)
+
+
+def parts(cfg: Any) -> Iterator[dict]:
+    """Every dict within a config, itself included."""
+    if isinstance(cfg, dict):
+        yield cfg
+    for item in cfg.values() if isinstance(cfg, dict) else cfg:
+        if isinstance(item, (dict, list, tuple)):
+            yield from parts(item)
+
+
+def needed_packages(cfg: Any) -> set[str]:
+    """The packages of :data:`PACKAGES` that a config names, by scope or by part."""
+    types = [str(part.get('type', '')) for part in parts(cfg._cfg_dict.to_dict())]
+    scopes = {name.partition('.')[0] for name in types if '.' in name}
+    scopes.add(cfg.get('default_scope') or 'mmengine')
+    named = {NEEDED_BY[name] for name in types if name in NEEDED_BY}
+    return named | scopes & {package.name for package in PACKAGES}
+
+
+def unresolved(cfg: Any) -> list[str]:
+    """The types ``pera_mm.X`` of a config that none of our registries has."""
+    from mmengine.registry import Registry
+
+    from pera_mm import registry
+
+    registries = [value for value in vars(registry).values() if isinstance(value, Registry)]
+    registries = [value for value in registries if value.scope == 'pera_mm']
+    for one in registries:
+        one.import_from_location()
+    known = {f'pera_mm.{name}' for one in registries for name in one.module_dict}
+    types = {str(part.get('type', '')) for part in parts(cfg._cfg_dict.to_dict())}
+    return sorted(name for name in types if name.startswith('pera_mm.') and name not in known)
+
+
+def data_of(cfg: Any) -> str:
+    """The folders and lists that training reads, and whether they are here."""
+    dataloader = cfg.get('train_dataloader') or {}
+    keys = ('source', 'data_root', 'path')
+    found = [part.get(key) for part in parts(dict(dataloader)) for key in keys]
+    paths = sorted({path for path in found if isinstance(path, str) and path})
+    return ', '.join(f'{path}{"" if Path(path).exists() else " (not here)"}' for path in paths)
+
+
+def check_config(path: Path, name: str, broken: set[str]) -> Finding:
+    """Load a config, and look for everything it names.
+
+    Args:
+        path: The config file.
+        name: What to call it.
+        broken: The packages that cannot be imported here.
+    """
+    from mmengine.config import Config
+    from mmengine.utils import import_modules_from_strings
+
+    required = True
+    try:
+        cfg = Config.fromfile(path, import_custom_modules=False)
+        needed = needed_packages(cfg)
+        required = not needed & DOWNSTREAM
+        if needed & broken:
+            packages = ', '.join(sorted(needed & broken))
+            return Finding(name, '', f'{name} needs {packages}, see above.', required)
+        import_modules_from_strings(**cfg.get('custom_imports', {'imports': []}))
+        missing = unresolved(cfg)
+    except Exception as error:  # a config is a program: it may raise anything
+        reason = next(iter(str(error).splitlines()), '')
+        problem = (
+            f'{name} cannot be loaded ({type(error).__name__}: {reason}): correct it, or restore '
+            'it by git or by installing pera_mm anew.'
+        )
+        return Finding(name, '', problem, required)
+    problem = ''
+    if missing:
+        problem = (
+            f'{name} names {", ".join(missing)}, which pera_mm does not have: correct the name, '
+            'import its module in custom_imports, or install the version of pera_mm that the '
+            'config belongs to.'
+        )
+    return Finding(name, data_of(cfg), problem, required)
+
+
+def config_folder() -> Path | None:
+    """``configs/`` beside ``tools/``, in the repository as in the package; else the package's."""
+    beside = Path(__file__).resolve().parent.parent / 'configs'
+    if beside.is_dir():
+        return beside
+    import pera_mm
+
+    packaged = Path(pera_mm.__file__).parent / '.mim' / 'configs'
+    return packaged if packaged.is_dir() else None
+
+
+def check_configs(broken: set[str]) -> list[Finding]:
+    """Every config of ours; to have none is a problem, too."""
+    if {'mmengine', 'pera_mm'} & broken:
+        return [Finding('configs', '', 'No config can be loaded, see above.', True)]
+    folder = config_folder()
+    files = [] if folder is None else sorted(folder.rglob('*.py'))
+    files = [file for file in files if folder and '_base_' not in file.relative_to(folder).parts]
+    if folder is None or not files:
+        problem = 'There are no configs: run from the repository, or install pera_mm anew.'
+        return [Finding('configs', '', problem, True)]
+    return [check_config(file, str(file.relative_to(folder)), broken) for file in files]
+
+
+def show(console: Console, title: str, last_column: str, findings: list[Finding]) -> None:
+    """Print findings as a table."""
+    table = Table(title=title, title_justify='left')
+    for column in ('', 'here', last_column):
+        table.add_column(column, overflow='fold')
+    for finding in findings:
+        table.add_row(finding.name, finding.mark, finding.detail)
+    console.print(table)
+
+
+def main() -> int:
+    """Look at everything, print it, and say by the exit code whether pre-training can run."""
+    warnings.filterwarnings('ignore')  # other packages' deprecations are not what is asked
+    console = Console(highlight=False)
+    console.print(f'Python {platform.python_version()}, {platform.platform()}, {sys.executable}')
+    packages = [check_package(package) for package in PACKAGES]
+    broken = {finding.name for finding in packages if finding.problem}
+    if not broken & {'torch', 'mmengine', 'pera_mm', 'mmcv'}:
+        packages.append(check_operators())
+    if 'torch' not in broken:
+        packages.append(check_device())
+    configs = check_configs(broken)
+    show(console, 'Environment', 'version', packages)
+    show(console, 'Configs', 'data', configs)
+
+    findings = packages + configs
+    for finding in sorted(findings, key=lambda finding: not finding.required):
+        if finding.problem:
+            word = 'BROKEN' if finding.required else 'note'
+            console.print(f'{word}: {finding.problem}', markup=False, soft_wrap=True)
+    failed = any(finding.problem and finding.required for finding in findings)
+    console.print(
+        '[red]Pre-training cannot run here yet: see what is BROKEN.[/]'
+        if failed
+        else '[green]Pre-training with our configs can run here.[/]'
+    )
+    return int(failed)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
