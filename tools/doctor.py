@@ -78,8 +78,13 @@ class Finding(NamedTuple):
         return '[red]BROKEN[/]' if self.required else '[yellow]no[/]'
 
 
-def check_package(package: Package) -> Finding:
-    """Import a package; tell apart what is missing from what is there and broken."""
+def check_package(package: Package, causes: dict[str, str]) -> Finding:
+    """Import a package; tell apart what is missing from what is there and broken.
+
+    Args:
+        package: What to import.
+        causes: Error → the package that raised it first; an error that returns is not repeated.
+    """
     name = package.name
     try:
         module = importlib.import_module(name)
@@ -91,11 +96,14 @@ def check_package(package: Package) -> Finding:
             return Finding(name, 'not installed', problem, package.required)
         problem = f'{name} needs {error.name}, which is not installed: {package.remedy}.'
     except Exception as error:  # whatever a broken installation raises at import
-        reason = next(iter(str(error).splitlines()), '') or 'no reason given'
+        reason = f'{type(error).__name__}: {next(iter(str(error).splitlines()), "")}'
+        first = causes.setdefault(reason, name)
         problem = (
-            f'{name} is installed but cannot be imported ({type(error).__name__}: {reason}): '
-            f'install it anew in the version of requirements/lock.txt; {ENVIRONMENT}.'
+            f'{name} is installed but cannot be imported ({reason}): install it anew in the '
+            f'version of requirements/lock.txt; {ENVIRONMENT}.'
         )
+        if first != name:
+            problem = f'{name} cannot be imported for the same reason as {first}.'
     else:
         return Finding(name, str(getattr(module, '__version__', '')), '', package.required)
     return Finding(name, 'cannot be imported', problem, package.required)
@@ -109,7 +117,7 @@ def check_operators() -> Finding:
         compiled='compiled with mmcv',
         bridged='bridged over torchvision: nms, soft-nms, RoIAlign, deformable attention',
     )
-    found = check_package(Package('mmcv.ops', False, 'detection'))
+    found = check_package(Package('mmcv.ops', False, 'detection'), {})
     return found._replace(name='operators of mmcv', detail=details.get(ops_bridge.provider(), ''))
 
 
@@ -248,7 +256,8 @@ def main() -> int:
     warnings.filterwarnings('ignore')  # other packages' deprecations are not what is asked
     console = Console(highlight=False)
     console.print(f'Python {platform.python_version()}, {platform.platform()}, {sys.executable}')
-    packages = [check_package(package) for package in PACKAGES]
+    causes: dict[str, str] = {}
+    packages = [check_package(package, causes) for package in PACKAGES]
     broken = {finding.name for finding in packages if finding.problem}
     if not broken & {'torch', 'mmengine', 'pera_mm', 'mmcv'}:
         packages.append(check_operators())

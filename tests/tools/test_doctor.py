@@ -44,6 +44,7 @@ def test_a_broken_mmengine_is_named_with_what_to_do(tmp_path: Path):
     assert result.returncode == 1, result.stdout + result.stderr
     sentence = r'^BROKEN: mmengine is installed but cannot be imported \(ImportError: wheel for '
     assert re.search(sentence + r'another Python\): install it anew.*make env', result.stdout, re.M)
+    assert 'BROKEN: mmcv cannot be imported for the same reason as mmengine.' in result.stdout
     assert re.search(r'^BROKEN: No config can be loaded', result.stdout, re.M)
     assert 'Pre-training cannot run here yet' in result.stdout
     assert re.search(r'torch +│ ok +│ \d', result.stdout)
@@ -75,12 +76,12 @@ def test_missing_and_incomplete_packages_are_told_apart(
 ):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / 'lacking.py').write_text('import no_such_module')
-    missing = doctor.check_package(doctor.Package('no_such_package', False, 'curves'))
+    missing = doctor.check_package(doctor.Package('no_such_package', False, 'curves'), {})
     assert missing.problem.startswith('no_such_package is not installed (curves): run "make env"')
-    lacking = doctor.check_package(doctor.Package('lacking', True, 'everything'))
+    lacking = doctor.check_package(doctor.Package('lacking', True, 'everything'), {})
     assert lacking.problem.startswith('lacking needs no_such_module, which is not installed')
     assert lacking.required and 'BROKEN' in lacking.mark and 'BROKEN' not in missing.mark
-    assert doctor.check_package(doctor.Package('numpy', True, 'everything')).problem == ''
+    assert doctor.check_package(doctor.Package('numpy', True, 'everything'), {}).problem == ''
 
 
 def test_the_operators_are_bridged_or_compiled(doctor: ModuleType):
