@@ -1,0 +1,223 @@
+"""What tools/train.py and tools/test.py share: from a command line to a runner."""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The arguments of every command that builds a runner: CONFIG and its usual options."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('config', metavar='CONFIG', help='config file')
+    parser.add_argument(
+        '--work-dir', metavar='DIR',
+        help='where logs and checkpoints go (default: work_dir of the config, else '
+             'work_dirs/<name of the config>)')
+    parser.add_argument(
+        '--cfg-options', metavar='KEY=VALUE', nargs='+', type=_option, action=DictAction,
+        default={},
+        help='change keys of the config, like optim_wrapper.optimizer.lr=1e-4; '
+             'a key the config does not have yet is written +key=value')
+    parser.add_argument(
+        '--launcher', choices=['none', 'pytorch', 'slurm'], default='none',
+        help='how the processes were started; dist_train.sh and slurm_train.sh set it')
+    parser.add_argument('--local-rank', '--local_rank', type=int, default=0,
+                        help=argparse.SUPPRESS)  # passed by torch.distributed.launch (mim)
+    return parser
+
+
+def _option(text: str) -> str:
+    if '=' not in text:
+        raise argparse.ArgumentTypeError(f'expected KEY=VALUE, got {text!r}')
+    return text
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """The config of a command line, ready for :func:`build_runner`.
+
+    Args:
+        args: what :func:`parser` parsed.
+
+    Raises:
+        ValueError: if there is no such file, or an option names a key the config does not have.
+    """
+    if not Path(args.config).is_file():
+        raise ValueError(f'No config at {args.config}{_similar_config(args.config)}.')
+    cfg = Config.fromfile(args.config)
+    if cfg.get('default_scope') == 'mmpretrain':
+        _collate_as_mmpretrain(cfg)
+    merge_options(cfg, args.cfg_options)
+    if args.work_dir is not None or cfg.get('work_dir') is None:
+        cfg.work_dir = args.work_dir or str(Path('work_dirs') / Path(args.config).stem)
+    cfg.launcher = args.launcher
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return cfg
+
+
+def _similar_config(path: str) -> str:
+    folder = next(p for p in Path(path).parents if p.is_dir())
+    if folder == Path('.'):
+        folder = Path('configs')  # never search a whole home folder
+    known = {p.stem: p for p in folder.rglob('*.py')}
+    match = get_close_matches(Path(path).stem, known, n=1)
+    return f'; did you mean {known[match[0]]}?' if match else ''
+
+
+def _collate_as_mmpretrain(cfg: Config) -> None:
+    """MMPretrain's configs leave out the collate function because its train.py adds it."""
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if cfg.get(name):
+            cfg[name].setdefault('collate_fn', dict(type='default_collate'))
+
+
+def merge_options(cfg: Config, options: dict[str, Any]) -> None:
+    """Write ``--cfg-options`` into ``cfg``; a key that is not there must be written ``+key``.
+
+    Raises:
+        ValueError: on an unknown key, with the most similar known one.
+    """
+    known = set(_keys(cfg.to_dict()))
+    for key in options:
+        if not key.startswith('+') and key not in known:
+            match = get_close_matches(key, known, n=1)
+            hint = f'did you mean {match[0]}? ' if match else ''
+            raise ValueError(f'--cfg-options: the config has no key {key}; {hint}'
+                             f'To add a new key, write +{key}=...')
+    cfg.merge_from_dict({key.removeprefix('+'): value for key, value in options.items()})
+
+
+def _keys(node: Any, prefix: str = '') -> Iterator[str]:
+    """All dotted keys below ``node``; the items of a list are numbered, as MMEngine does."""
+    items = node.items() if isinstance(node, dict) else \
+        enumerate(node) if isinstance(node, (list, tuple)) else ()
+    for key, child in items:
+        yield f'{prefix}{key}'
+        yield from _keys(child, f'{prefix}{key}.')
+
+
+def set_precision(cfg: Config, amp: str) -> None:
+    """Let ``--amp`` overrule the precision of the config's ``optim_wrapper``.
+
+    Args:
+        cfg: changed in place.
+        amp: ``'bf16'``, ``'fp16'`` or ``'off'``.
+
+    Raises:
+        ValueError: if the wrapper takes its precision from elsewhere, or fp16 has no GPU.
+    """
+    wrapper = cfg.optim_wrapper
+    kind = wrapper.get('type', 'OptimWrapper')
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper', 'pera_mm.AutocastOptimWrapper'):
+        raise ValueError(f'--amp cannot change a {kind}: its precision is set in the config.')
+    if amp == 'fp16' and not torch.cuda.is_available():
+        raise ValueError('--amp fp16 needs a GPU, and PyTorch sees none here: use bf16 or off.')
+    wrapper.pop('loss_scale', None)
+    wrapper.pop('dtype', None)
+    if amp == 'fp16':
+        wrapper.update(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic')
+    elif amp == 'bf16':
+        wrapper.update(type='pera_mm.AutocastOptimWrapper', dtype='bfloat16')
+    elif kind == 'AmpOptimWrapper':
+        wrapper.type = 'OptimWrapper'
+    elif kind == 'pera_mm.AutocastOptimWrapper':
+        wrapper.dtype = None
+
+
+def set_checkpoint(cfg: Config, checkpoint: str, *, resume: bool = False) -> None:
+    """Load ``checkpoint``, a path or URL, before the run starts.
+
+    Args:
+        cfg: changed in place.
+        checkpoint: a path, a URL, or with ``resume`` also ``'auto'``: the latest checkpoint in
+            the work folder, if there is one.
+        resume: continue the run that wrote it, instead of taking the weights alone.
+
+    Raises:
+        ValueError: if the path does not exist.
+    """
+    cfg.resume = resume
+    if resume and checkpoint == 'auto':
+        cfg.load_from = None
+        return
+    if '://' not in checkpoint and not Path(checkpoint).exists():
+        raise ValueError(f'No checkpoint at {checkpoint}.')
+    cfg.load_from = checkpoint
+
+
+def require_test_loop(cfg: Config) -> None:
+    """Raise a ValueError if the config has nothing to test, as a pre-training config."""
+    missing = [key for key in ('test_dataloader', 'test_cfg', 'test_evaluator')
+               if cfg.get(key) is None]
+    if missing:
+        raise ValueError(f'{cfg.filename} has no {", ".join(missing)}, so there is nothing to '
+                         'test; take the config of a downstream task.')
+
+
+def build_runner(cfg: Config) -> Any:
+    """MMEngine's Runner, or the one that ``cfg.runner_type`` names (FlexibleRunner).
+
+    Raises:
+        ValueError: if the processes were not started as ``cfg.launcher`` says, or there are more
+            of them on this machine than GPUs.
+    """
+    if cfg.launcher == 'pytorch' and 'RANK' not in os.environ:
+        raise ValueError('--launcher pytorch needs processes started by torchrun: '
+                         'use tools/dist_train.sh CONFIG GPUS.')
+    if cfg.launcher != 'none':
+        if torch.cuda.is_available():
+            _check_gpus(cfg.launcher)
+        else:
+            _distribute_on_cpu(cfg)
+    return RUNNERS.build(cfg)
+
+
+def _check_gpus(launcher: str) -> None:
+    rank = int(os.environ.get('SLURM_LOCALID' if launcher == 'slurm' else 'LOCAL_RANK', 0))
+    gpus = torch.cuda.device_count()
+    if rank >= gpus:
+        raise ValueError(f'Process {rank} of this machine has no GPU: PyTorch sees {gpus}; '
+                         'start one process per GPU.')
+
+
+def _distribute_on_cpu(cfg: Config) -> None:
+    """Gloo in place of NCCL, and DDP without device ids, on a machine without GPU."""
+    # MMEngine selects a CUDA device whatever the backend is; here there is none to select.
+    torch.cuda.set_device = lambda device: None
+    changes: dict[str, Any] = {'env_cfg.dist_cfg.backend': 'gloo'}
+    strategy = cfg.get('strategy')
+    where = 'strategy.model_wrapper' if strategy else 'model_wrapper_cfg'
+    wrapper = (strategy or cfg).get(where.split('.')[-1])
+    if wrapper is None and (strategy is None or strategy.type == 'DDPStrategy'):
+        wrapper = dict(type='MMDistributedDataParallel', broadcast_buffers=False,
+                       find_unused_parameters=cfg.get('find_unused_parameters', False))
+    if wrapper and wrapper.get('type', '').endswith('DistributedDataParallel'):
+        changes[where] = dict(wrapper, device_ids=None)
+    cfg.merge_from_dict(changes)
+
+
+@contextmanager
+def errors_in_one_sentence() -> Iterator[None]:
+    """End with exit code 1 and the message alone if pera_mm itself refused something.
+
+    An error that the code of pera_mm raised on purpose says what to do; a traceback would only
+    hide it. Any other exception is a bug somewhere and keeps its traceback.
+    """
+    try:
+        yield
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        ours = Path(where.filename).is_relative_to(Path(__file__).parent)
+        if not (ours and (where.line or '').startswith('raise')):
+            raise
+        print(f'Error: {error}', file=sys.stderr)
+        raise SystemExit(1) from None

@@ -1,0 +1,160 @@
+"""From a command line to a config: every refusal is one sentence."""
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from pera_mm.launch import (
+    build_runner,
+    errors_in_one_sentence,
+    load_config,
+    merge_options,
+    parser,
+    require_test_loop,
+    set_checkpoint,
+    set_precision,
+)
+from pera_mm.patches import patch_grid
+
+
+@pytest.fixture
+def cfg():
+    return Config(dict(
+        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3)),
+        train_dataloader=dict(dataset=dict(pipeline=[dict(type='A', size=8), dict(type='B')])),
+        train_cfg=dict(max_epochs=1)))
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / 'pera_tiny.py'
+    path.write_text("default_scope = 'mmpretrain'\ntrain_dataloader = dict(batch_size=2)\n"
+                    "test_dataloader = dict(collate_fn=dict(type='pseudo_collate'))\n")
+    return path
+
+
+def test_options_change_keys_list_items_and_whole_branches(cfg):
+    merge_options(cfg, {'optim_wrapper.optimizer.lr': 0.5,
+                        'train_dataloader.dataset.pipeline.0.size': 16, 'train_cfg': None})
+    assert cfg.optim_wrapper.optimizer.lr == 0.5
+    assert cfg.train_dataloader.dataset.pipeline[0] == dict(type='A', size=16)
+    assert cfg.train_cfg is None
+
+
+@pytest.mark.parametrize(('wrong', 'meant'), [
+    ('optim_wraper.optimizer.lr', 'optim_wrapper.optimizer.lr'),
+    ('optim_wrapper.optimiser.lr', 'optim_wrapper.optimizer.lr'),
+    ('train_dataloader.dataset.pipeline.2.size', 'train_dataloader.dataset.pipeline.0.size'),
+])
+def test_unknown_key_is_refused_with_the_closest(cfg, wrong, meant):
+    before = cfg.to_dict()
+    with pytest.raises(ValueError, match=f'no key {wrong}; did you mean {meant}\\? .*\\+{wrong}='):
+        merge_options(cfg, {wrong: 1})
+    assert cfg.to_dict() == before
+
+
+def test_plus_adds_a_key(cfg):
+    merge_options(cfg, {'+optim_wrapper.accumulative_counts': 4, '+randomness.seed': 3})
+    assert cfg.optim_wrapper.accumulative_counts == 4
+    assert cfg.randomness == dict(seed=3)
+
+
+def test_load_config_reads_the_command_line(config_file):
+    option = 'train_dataloader.batch_size=4'
+    cfg = load_config(parser('').parse_args([str(config_file), '--cfg-options', option]))
+    assert cfg.train_dataloader.batch_size == 4
+    assert cfg.work_dir == 'work_dirs/pera_tiny'
+    assert cfg.launcher == 'none'
+
+
+def test_mmpretrain_configs_collate_as_in_mmpretrain(config_file):
+    cfg = load_config(parser('').parse_args([str(config_file)]))
+    assert cfg.train_dataloader.collate_fn.type == 'default_collate'
+    assert cfg.test_dataloader.collate_fn.type == 'pseudo_collate', 'what the config says stays'
+
+
+def test_missing_config_names_a_similar_one(config_file):
+    args = parser('').parse_args([str(config_file.with_name('pera_tyni.py'))])
+    with pytest.raises(ValueError, match='No config at .*tyni.py; did you mean .*pera_tiny.py'):
+        load_config(args)
+
+
+def test_option_without_value_is_a_usage_error(config_file, capsys):
+    with pytest.raises(SystemExit):
+        parser('').parse_args([str(config_file), '--cfg-options', 'lr'])
+    assert "expected KEY=VALUE, got 'lr'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('kind', 'amp', 'expected'), [
+    ('OptimWrapper', 'bf16', dict(type='pera_mm.AutocastOptimWrapper', dtype='bfloat16')),
+    ('AmpOptimWrapper', 'off', dict(type='OptimWrapper')),
+    ('OptimWrapper', 'off', dict(type='OptimWrapper')),
+    ('pera_mm.AutocastOptimWrapper', 'off', dict(type='pera_mm.AutocastOptimWrapper', dtype=None)),
+])
+def test_precision(cfg, kind, amp, expected):
+    cfg.optim_wrapper.update(type=kind, loss_scale='dynamic', dtype='float16')
+    set_precision(cfg, amp)
+    assert cfg.optim_wrapper == dict(**expected, optimizer=dict(type='AdamW', lr=1e-3))
+
+
+def test_precision_fp16(cfg, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    set_precision(cfg, 'fp16')
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
+    assert cfg.optim_wrapper.dtype == 'float16'
+
+
+def test_precision_refusals(cfg, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(ValueError, match='fp16 needs a GPU'):
+        set_precision(cfg, 'fp16')
+    cfg.optim_wrapper.type = 'DeepSpeedOptimWrapper'
+    with pytest.raises(ValueError, match='--amp cannot change a DeepSpeedOptimWrapper'):
+        set_precision(cfg, 'bf16')
+
+
+def test_checkpoint_to_resume_or_to_load(cfg, tmp_path):
+    set_checkpoint(cfg, 'auto', resume=True)
+    assert (cfg.resume, cfg.load_from) == (True, None)
+    (tmp_path / 'epoch_1.pth').touch()
+    set_checkpoint(cfg, str(tmp_path / 'epoch_1.pth'))
+    assert (cfg.resume, cfg.load_from) == (False, str(tmp_path / 'epoch_1.pth'))
+    with pytest.raises(ValueError, match='No checkpoint at .*epoch_2.pth'):
+        set_checkpoint(cfg, str(tmp_path / 'epoch_2.pth'))
+
+
+def test_nothing_to_test_is_said(config_file):
+    cfg = Config.fromfile(config_file)
+    with pytest.raises(ValueError, match='pera_tiny.py has no test_cfg, test_evaluator, so'):
+        require_test_loop(cfg)
+
+
+def test_launcher_without_torchrun_is_refused(cfg, monkeypatch):
+    monkeypatch.delenv('RANK', raising=False)
+    cfg.launcher = 'pytorch'
+    with pytest.raises(ValueError, match='dist_train.sh CONFIG GPUS'):
+        build_runner(cfg)
+
+
+def test_more_processes_than_gpus_are_refused(cfg, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setenv('RANK', '2')
+    monkeypatch.setenv('LOCAL_RANK', '2')
+    cfg.launcher = 'pytorch'
+    with pytest.raises(ValueError, match='Process 2 of this machine has no GPU: PyTorch sees 2'):
+        build_runner(cfg)
+
+
+def test_our_refusal_is_one_sentence(capsys):
+    with pytest.raises(SystemExit) as stop, errors_in_one_sentence():
+        patch_grid(30, 30, 16)
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.startswith('Error: ')
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(TypeError), errors_in_one_sentence():
+        patch_grid(None, 30, 16)
+    with pytest.raises(ValueError, match='not ours'), errors_in_one_sentence():
+        raise ValueError('not ours')

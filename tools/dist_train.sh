@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Train with one process per GPU (on a machine without GPU: GPUS processes over gloo).
+#
+#   tools/dist_train.sh CONFIG GPUS [arguments of tools/train.py]
+#
+# Several machines: the same command on each, with NNODES, NODE_RANK (0, 1, ...), MASTER_ADDR and
+# PORT in the environment. PYTHON names the interpreter (default: python).
+set -euo pipefail
+
+if (( $# < 2 )) || ! [[ ${2} =~ ^[1-9][0-9]*$ ]]; then
+    sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+    exit 2
+fi
+config=$1 gpus=$2
+shift 2
+set -- "$config" --launcher pytorch "$@"
+
+here=$(dirname "${BASH_SOURCE[0]}")
+cores=$(nproc)
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( cores > gpus ? cores / gpus : 1 ))}
+if [[ ${NNODES:-1} == 1 && -z ${PORT:-} ]]; then
+    rendezvous=(--standalone)  # takes a free port, so two jobs on a machine do not meet
+else
+    rendezvous=(--nnodes "${NNODES:-1}" --node-rank "${NODE_RANK:-0}"
+                --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${PORT:-29500}")
+fi
+exec "${PYTHON:-python}" -m torch.distributed.run --nproc-per-node "$gpus" "${rendezvous[@]}" \
+    "$here/train.py" "$@"

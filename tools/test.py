@@ -1,0 +1,38 @@
+"""Test a checkpoint with the test loop of its config.
+
+One process:        python tools/test.py CONFIG CHECKPOINT
+Several GPUs:       tools/dist_test.sh CONFIG CHECKPOINT GPUS
+"""
+
+import argparse
+
+import pera_mm  # noqa: F401  before any toolbox: it supplies the operators mmcv.ops asks for
+from pera_mm.launch import (
+    build_runner,
+    errors_in_one_sentence,
+    load_config,
+    parser,
+    require_test_loop,
+    set_checkpoint,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line of testing."""
+    test = parser('Test a checkpoint with the test loop of its config.')
+    test.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file')
+    return test.parse_args()
+
+
+def main() -> None:
+    """Test; the metrics are logged and written to the work folder."""
+    args = parse_args()
+    cfg = load_config(args)
+    require_test_loop(cfg)
+    set_checkpoint(cfg, args.checkpoint)
+    build_runner(cfg).test()
+
+
+if __name__ == '__main__':
+    with errors_in_one_sentence():
+        main()

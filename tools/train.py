@@ -1,0 +1,47 @@
+"""Train from a config: PerA and its baselines, and any MMEngine config of the toolboxes.
+
+One process:        python tools/train.py CONFIG
+Several GPUs:       tools/dist_train.sh CONFIG GPUS
+Slurm:              tools/slurm_train.sh PARTITION JOB_NAME CONFIG
+"""
+
+import argparse
+
+import pera_mm  # noqa: F401  before any toolbox: it supplies the operators mmcv.ops asks for
+from pera_mm.launch import (
+    build_runner,
+    errors_in_one_sentence,
+    load_config,
+    parser,
+    set_checkpoint,
+    set_precision,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line of training."""
+    train = parser('Train from a config.')
+    train.add_argument(
+        '--resume', metavar='CKPT', nargs='?', const='auto',
+        help='continue from CKPT, or without CKPT from the latest checkpoint in the work '
+             'folder, if there is one')
+    train.add_argument(
+        '--amp', choices=['bf16', 'fp16', 'off'],
+        help='mixed precision, in place of what the config says')
+    return train.parse_args()
+
+
+def main() -> None:
+    """Train."""
+    args = parse_args()
+    cfg = load_config(args)
+    if args.amp:
+        set_precision(cfg, args.amp)
+    if args.resume:
+        set_checkpoint(cfg, args.resume, resume=True)
+    build_runner(cfg).train()
+
+
+if __name__ == '__main__':
+    with errors_in_one_sentence():
+        main()
