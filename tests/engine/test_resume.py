@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_runs import build_runner, draw_images, in_process, last_checkpoint, train, training_cfg
+from training_runs import (KillHook, draw_images, in_process, last_checkpoint, train,
+                           training_cfg)
 
 KILLED = -9
 
@@ -55,7 +56,7 @@ def test_killed_and_resumed_equals_uninterrupted(
         cfg, tmp_path, num_workers, accumulate, kill_after, resumed_at):
     options = dict(num_workers=num_workers, accumulate=accumulate)
     train(cfg('whole', **options))
-    assert in_process(train, cfg('killed', **options), kill_after) == KILLED
+    assert in_process(train, cfg('killed', **options), KillHook(kill_after)) == KILLED
     assert last_checkpoint(tmp_path / 'killed')['meta']['iter'] == resumed_at
     # Nothing of the first run may matter but its checkpoint, not even the worker count.
     train(cfg('killed', resume=True, **dict(options, num_workers=2 - num_workers)))

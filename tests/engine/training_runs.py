@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, MODELS
+from mmengine.runner import FlexibleRunner, Runner
+from torch.utils.data import Dataset
 
 import pera_mm
 
@@ -34,6 +36,44 @@ def draw_images(folder: Path, number: int, side: int = 96) -> str:
         image = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
         assert cv2.imwrite(str(folder / f'{index:03d}.png'), image)
     return str(folder)
+
+
+@DATASETS.register_module()
+class Numbers(Dataset):
+    """``number`` samples, each its own index and the seed of its draw; all reads are noted."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __getitem__(self, draw: Any) -> dict:
+        index, seed = draw if isinstance(draw, tuple) else (draw, 0)
+        self.read.append(index)
+        return dict(inputs=torch.tensor([float(index + 1), seed % 1000 / 1000]))
+
+
+@MODELS.register_module()
+class Line(BaseModel):
+    """Fits a line; ``ballast`` MB make its checkpoints slow to write."""
+
+    def __init__(self, ballast: int = 0) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(2))
+        self.register_buffer('ballast', torch.zeros(ballast * 250_000))
+
+    def forward(self, inputs: torch.Tensor, mode: str = 'tensor') -> Any:
+        return dict(loss=(inputs @ self.weight - 1).square().mean())
+
+
+def line_cfg(work_dir: Path, number: int = 12, ballast: int = 0, **options: Any) -> dict:
+    """As :func:`training_cfg` without images: milliseconds, for what concerns no PerA."""
+    cfg = training_cfg(work_dir, '', dict(type='Line', ballast=ballast), [], **options)
+    cfg['train_dataloader']['dataset'] = dict(type='Numbers', number=number)
+    cfg['custom_hooks'] = []
+    return cfg
 
 
 def training_cfg(work_dir: Path, images: str, model: dict, pipeline: list[dict],
@@ -88,16 +128,16 @@ class KillHook(Hook):
 def build_runner(cfg: dict, hooks: tuple[Hook, ...] = ()) -> Any:
     """A Runner (or FlexibleRunner) under a name of its own: MMEngine's hubs are global."""
     cfg = Config(dict(cfg, experiment_name=os.urandom(8).hex()))
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = (FlexibleRunner if 'strategy' in cfg else Runner).from_cfg(cfg)
     for hook in hooks:
         runner.register_hook(hook)
     return runner
 
 
-def train(cfg: dict, kill_after: int | None = None) -> Any:
-    """Run to the end, or to the kill."""
+def train(cfg: dict, *hooks: Hook) -> Any:
+    """Run to the end (or to the kill)."""
     torch.set_num_threads(1)
-    runner = build_runner(cfg, () if kill_after is None else (KillHook(kill_after),))
+    runner = build_runner(cfg, hooks)
     runner.train()
     return runner
 
@@ -110,14 +150,14 @@ def last_checkpoint(work_dir: Path) -> dict:
 
 # -- other processes ------------------------------------------------------------------------
 
-_CONTEXT = multiprocessing.get_context('forkserver')
-_CONTEXT.set_forkserver_preload(['training_runs', 'pera_mm.models', 'pera_mm.datasets',
+PROCESSES = multiprocessing.get_context('forkserver')
+PROCESSES.set_forkserver_preload(['training_runs', 'pera_mm.models', 'pera_mm.datasets',
                                  'pera_mm.engine', 'mmpretrain.models'])
 
 
 def in_process(target: Callable, *args: Any) -> int:
     """Run ``target`` in another process; its exit code (-9: killed)."""
-    return _join([_CONTEXT.Process(target=target, args=args)])[0]
+    return _join([PROCESSES.Process(target=target, args=args)])[0]
 
 
 def on_ranks(target: Callable, *args: Any, world_size: int = 2) -> list[int]:
@@ -125,7 +165,7 @@ def on_ranks(target: Callable, *args: Any, world_size: int = 2) -> list[int]:
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    return _join([_CONTEXT.Process(target=_as_rank, args=(rank, world_size, port, target, args))
+    return _join([PROCESSES.Process(target=_as_rank, args=(rank, world_size, port, target, args))
                   for rank in range(world_size)])
 
 
