@@ -16,7 +16,8 @@
 
 Pillow and not OpenCV, measured on one core for a 512 x 512 JPEG of 129 KB: 1.4 ms against 1.3 ms
 (torchvision: 1.3 ms), and Pillow reports files that end early, which many OpenCV builds fill with
-gray. A 512 x 512 GeoTIFF takes 0.5 ms uncompressed, 2.5 ms with deflate.
+gray. 8-bit 512 x 512 elsewhere: TIFF 0.9 ms, with deflate 2.9 ms, PNG 6.9 ms, JPEG 2000 68 ms;
+16-bit TIFF 5.3 ms.
 """
 
 import io
@@ -35,7 +36,7 @@ PNG_BIT_DEPTH = slice(24, 25)  # of the header
 JPEG = b'\xff\xd8\xff'
 JPEG_SCAN, JPEG_END = b'\xff\xda', b'\xff\xd9'
 PERCENTILES = (2, 98)
-PERCENTILE_PIXELS = 100_000  # enough for a percentile; sorting all pixels would double the time
+PERCENTILE_PIXELS = 50_000  # enough for a percentile; sorting all pixels would double the time
 
 
 class UnreadableImage(Exception):
@@ -103,8 +104,8 @@ def _decode_picture(data: bytes, scale: Scale) -> np.ndarray:
             rgba = np.asarray(image.convert('RGBA'))
             return _over_black(rgba[..., :3], rgba[..., 3])
         if image.mode[0] in 'IF':  # a deep gray of a rare format
-            gray = np.asarray(image)[..., None]
-            return _as_rgb(to_uint8(gray, np.isfinite(gray[..., 0]), scale))
+            gray = np.asarray(image)[None]
+            return _as_rgb(to_uint8(gray, np.isfinite(gray[0]), scale))
         return np.array(image if image.mode == 'RGB' else image.convert('RGB'))
 
 
@@ -127,7 +128,7 @@ def _decode_raster(data: bytes, bands: tuple[int, ...] | None, scale: Scale) -> 
                 bands = (1, 2, 3) if raster.count >= 3 else (1,)
             if max(bands) > raster.count:
                 raise ValueError(f'band {max(bands)} is asked for, the file has {raster.count}')
-            pixels = raster.read(bands).transpose(1, 2, 0)  # [H, W, bands]
+            pixels = raster.read(bands)  # [bands, H, W]
             alpha = None
             if any(MaskFlags.all_valid not in raster.mask_flag_enums[band - 1] for band in bands):
                 alpha = raster.read_masks(bands).max(axis=0)  # 0 invalid, 255 valid; or alpha
@@ -135,7 +136,7 @@ def _decode_raster(data: bytes, bands: tuple[int, ...] | None, scale: Scale) -> 
                 colours = raster.colormap(1)
                 table = np.zeros((max(colours) + 1, 4), np.uint8)
                 table[list(colours)] = list(colours.values())
-                rgba = table[pixels[..., 0]]
+                rgba = table[pixels[0]]
                 opacity = rgba[..., 3] if alpha is None else np.minimum(rgba[..., 3], alpha)
                 return _over_black(rgba[..., :3], opacity)
             tags = raster.tags(1, ns='IMAGE_STRUCTURE') | raster.tags(ns='IMAGE_STRUCTURE')
@@ -145,7 +146,7 @@ def _decode_raster(data: bytes, bands: tuple[int, ...] | None, scale: Scale) -> 
             pixels = pixels * np.uint8(255 // (2**bits - 1))
         if tags.get('MINISWHITE') == 'YES':
             pixels = 255 - pixels
-    valid = np.isfinite(pixels).all(axis=2) if pixels.dtype.kind == 'f' else None
+    valid = np.isfinite(pixels).all(axis=0) if pixels.dtype.kind == 'f' else None
     if alpha is not None:
         valid = alpha > 0 if valid is None else (alpha > 0) & valid
     if valid is not None and not valid.any():
@@ -158,38 +159,43 @@ def to_uint8(pixels: np.ndarray, valid: np.ndarray | None, scale: Scale) -> np.n
     """Map pixels linearly to 0..255; 8-bit pixels stay as they are.
 
     Args:
-        pixels: real ``[H, W, C]``.
+        pixels: real ``[C, H, W]``: by channel, three times as fast as channels last.
         valid: bool ``[H, W]``, where the percentiles are taken and outside which the result is
             0; None: everywhere.
         scale: 'auto' (per channel, 2nd to 98th percentile; a constant channel becomes 0) or
             (low, high).
 
     Returns:
-        uint8 ``[H, W, C]``.
+        uint8 ``[C, H, W]``.
     """
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype.kind == 'c':
         raise ValueError('complex pixels have no 8-bit form; convert them to amplitudes')
+    if valid is not None and valid.all():
+        valid = None
     if scale == 'auto':
-        known = pixels.reshape(-1, pixels.shape[2]) if valid is None else pixels[valid]
-        sample = known[::max(len(known) // PERCENTILE_PIXELS, 1)]
-        low, high = np.percentile(sample, PERCENTILES, axis=0).astype(np.float32)
+        known = pixels.reshape(len(pixels), -1) if valid is None else pixels[:, valid]
+        sample = known[:, ::max(known.shape[1] // PERCENTILE_PIXELS, 1)]
+        low, high = np.percentile(sample, PERCENTILES, axis=1).astype(np.float32)[..., None, None]
     else:
         low, high = np.asarray(scale, np.float32)
-    span = np.maximum(high - low, np.finfo(np.float32).tiny)
+    stretched = pixels.astype(np.float32)
+    stretched -= low
+    stretched *= 255 / np.where(high > low, high - low, np.float32(np.inf))
     if valid is not None:
-        pixels = np.where(valid[..., None], pixels, 0)  # NaN must not be cast
-    unit = np.clip((pixels.astype(np.float32) - low) / span, 0, 1)
-    stretched = (unit * 255 + 0.5).astype(np.uint8)
-    if valid is not None:
-        stretched[~valid] = 0
-    return stretched
+        stretched[:, ~valid] = 0  # before the cast: NaN has no integer
+    np.clip(stretched, 0, 255, out=stretched)
+    stretched += 0.5
+    return stretched.astype(np.uint8)
 
 
 def _as_rgb(pixels: np.ndarray) -> np.ndarray:
-    """``[H, W, 1 or 3]`` to contiguous ``[H, W, 3]``."""
-    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+    """``[1 or 3, H, W]`` to contiguous ``[H, W, 3]``."""
+    rgb = np.empty((*pixels.shape[1:], 3), pixels.dtype)
+    for channel in range(3):
+        rgb[..., channel] = pixels[channel % len(pixels)]
+    return rgb
 
 
 def _over_black(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:

@@ -153,12 +153,14 @@ def test_nodata_and_nan_are_black_and_do_not_count():
     np.testing.assert_array_equal(decoded[2:], decode_image(tiff(ramp[None]))[2:])
     eight = tiff(np.array([[[255, 20]]], np.uint8), nodata=255)
     np.testing.assert_array_equal(decode_image(eight)[0, :, 0], [0, 20])
+    one_band_is_zero = tiff(np.array([[[0]], [[5]], [[6]]], np.uint8), nodata=0)
+    np.testing.assert_array_equal(decode_image(one_band_is_zero)[0, 0], [0, 5, 6])
 
 
 def test_percentiles_come_from_valid_pixels():
-    pixels = np.array([[[10.], [20.], [1e9]]])
+    pixels = np.array([[[10., 20., 1e9]]])
     valid = np.array([[True, True, False]])
-    assert to_uint8(pixels, valid, 'auto')[0, :, 0].tolist() == [0, 255, 0]
+    assert to_uint8(pixels, valid, 'auto').tolist() == [[[0, 255, 0]]]
 
 
 def test_exif_orientation_is_ignored(photo):
