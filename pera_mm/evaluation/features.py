@@ -4,7 +4,7 @@ Shapes: N images, D features, B images of a batch, S side of the resized image i
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -40,7 +40,7 @@ def read_labelled_folder(root: str) -> LabelledFolder:
     if not os.path.isdir(root):
         raise ValueError(f"the labelled folder '{root}' does not exist; it must hold one folder "
                          'of images per class.')
-    images = {entry.name: _images_below(entry.path) for entry in os.scandir(root)
+    images = {entry.name: images_below(entry.path) for entry in os.scandir(root)
               if entry.is_dir() and not entry.name.startswith('.')}
     classes = sorted(name for name, paths in images.items() if paths)
     if len(classes) < 2:
@@ -51,7 +51,8 @@ def read_labelled_folder(root: str) -> LabelledFolder:
     return LabelledFolder(paths, torch.tensor(labels), classes)
 
 
-def _images_below(folder: str) -> list[str]:
+def images_below(folder: str) -> list[str]:
+    """Paths of all images below a folder, sorted."""
     root = os.fsencode(folder)
     return [os.fsdecode(os.path.join(root, image)) for image in find_images(root)]
 
@@ -85,8 +86,8 @@ def stratified_split(labels: Tensor, train_share: float = 0.5, max_per_class: in
     return Split(torch.cat(train).sort().values, torch.cat(test).sort().values)
 
 
-def extract_features(model: nn.Module, paths: Sequence[str], size: int,
-                     batch_size: int = 64) -> tuple[Tensor, Tensor]:
+def extract_features(model: nn.Module, paths: Sequence[str], size: int, batch_size: int = 64,
+                     encode: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
     """Teacher [cls] features of image files, resized to a square of ``size`` pixels.
 
     Draws no random numbers, keeps no gradient and leaves every module's mode as it was. All
@@ -97,24 +98,28 @@ def extract_features(model: nn.Module, paths: Sequence[str], size: int,
         paths: N >= 1 files.
         size: S, a multiple of the patch size.
         batch_size: images per forward pass.
+        encode: normalised images ``[B, 3, S, S]`` to features ``[B, D]``; default: the model's
+            ``teacher_features``.
 
     Returns:
         Features float32 ``[N, D]`` on the CPU, and bool ``[N]``: whether the image was readable
         (the features of one that was not are those of a black image).
     """
+    encode = model.teacher_features if encode is None else encode
     features, readable = [], []
     for start in range(0, len(paths), batch_size):
-        images = [_read_square(path, size) for path in paths[start:start + batch_size]]
+        images = [read_square(path, size) for path in paths[start:start + batch_size]]
         readable += [image is not None for image in images]
         black = np.zeros((size, size, 3), np.uint8)
         pixels = torch.from_numpy(np.stack([black if x is None else x for x in images]))
         normalised = model.data_preprocessor.normalise(pixels)  # [B, 3, S, S]
-        features.append(model.teacher_features(normalised).float().cpu())
+        with torch.no_grad():
+            features.append(encode(normalised).float().cpu())
     return torch.cat(features), torch.tensor(readable)
 
 
-def _read_square(path: str, size: int) -> np.ndarray | None:
-    """uint8 RGB ``[size, size, 3]``, or None if the file cannot be read."""
+def read_square(path: str, size: int) -> np.ndarray | None:
+    """An image file as uint8 RGB ``[size, size, 3]``, or None if it cannot be read."""
     try:
         image = read_image(path)
     except UnreadableImage:

@@ -140,13 +140,17 @@ def probe_on_ranks(cfg: dict, result: str) -> None:
         Path(result).write_text(json.dumps(scores))
 
 
+SHARDED = dict(launcher='pytorch', strategy=dict(type='pera_mm.engine.strategy.ShardedStrategy'))
+
+
 @pytest.mark.dist
-def test_two_ranks_share_the_images_and_find_the_same_scores(cfg, probe, tmp_path):
+@pytest.mark.parametrize('way', [ON_CPU_RANKS, SHARDED], ids=['ddp', 'fsdp'])
+def test_two_ranks_share_the_images_and_find_the_same_scores(cfg, probe, tmp_path, way):
     Path(probe['data_root'], 'dark', '5.png').unlink()  # 17 images do not divide evenly
     single = train(cfg('single', probe))
     result = tmp_path / 'scores.json'
-    assert on_ranks(probe_on_ranks, dict(cfg('ranks', probe), **ON_CPU_RANKS),
-                    str(result)) == [0, 0]
+    assert on_ranks(probe_on_ranks, dict(cfg('ranks', probe), **way), str(result)) == [0, 0]
     for name, values in json.loads(result.read_text()).items():
+        assert len(values) == 3
         # Before training both runs have the same teacher; later their batches differ.
         assert values[0] == single.message_hub.get_scalar(name).data[0][0]

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from pera_mm.evaluation.collapse import (
     effective_rank,
     feature_std,

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+
 from pera_mm.evaluation.features import extract_features, read_labelled_folder, stratified_split
 from pera_mm.registry import MODELS
 

@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.neighbors import KNeighborsClassifier
+
 from pera_mm.evaluation import knn
 from pera_mm.evaluation.knn import knn_accuracy
-from sklearn.neighbors import KNeighborsClassifier
 
 
 def noisy_classes(num_train: int = 60, num_test: int = 40, num_classes: int = 4):

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from pera_mm.evaluation.linear_probe import linear_accuracy
 from scipy.optimize import minimize
+
+from pera_mm.evaluation.linear_probe import linear_accuracy
 
 
 def separable(num: int = 200):

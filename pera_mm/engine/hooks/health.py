@@ -113,7 +113,7 @@ class HealthHook(Hook):
             inner_model(runner).watch = True
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
-                         outputs: dict[str, Tensor] | None = None) -> None:
+                         outputs: Any = None) -> None:
         """Stop on a broken loss; check the signs when it is time."""
         _stop_unless_finite(outputs, runner.iter + 1)
         if not self._is_due(runner):

@@ -6,7 +6,7 @@ import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from torch import Tensor
+from torch import Tensor, nn
 
 from pera_mm.engine.hooks.teacher import inner_model
 from pera_mm.evaluation.features import (
@@ -109,7 +109,10 @@ class ProbeHook(Hook):
         rank, world = get_rank(), get_world_size()
         share = -(-len(paths) // world)
         mine = [paths[i % len(paths)] for i in range(rank * share, (rank + 1) * share)]
-        part = extract_features(inner_model(runner), mine, self.size, self.batch_size)
+        # FSDP gathers the weights only in a forward of its wrapper; its default mode is the
+        # teacher's features. DeepSpeed's wrapper cannot be called.
+        encode = runner.model if isinstance(runner.model, nn.Module) else None
+        part = extract_features(inner_model(runner), mine, self.size, self.batch_size, encode)
         features, readable = zip(*all_gather_object(part))
         return torch.cat(features)[:len(paths)], torch.cat(readable)[:len(paths)]
 

@@ -1,0 +1,323 @@
+"""One picture of a pre-training run: losses, probe, reconstructions, attention of [cls].
+
+    python tools/analysis/report.py work_dirs/pera_vitb_rsrsd --images data/AID
+
+writes ``report.png`` into the folder of the run, from its last checkpoint.
+
+Shapes: B images, S side in pixels, N = h * w patches, k patches of one part, p patch side.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from pera_mm.checkpoints import load_checkpoint
+from pera_mm.evaluation.features import images_below, read_square
+from pera_mm.launch import errors_in_one_sentence
+from pera_mm.patches import patch_grid, patchify, split_counts, unpatchify
+from pera_mm.registry import MODELS
+from pera_mm.structures import CropViews
+
+LOSSES = dict(loss_cls='agreement on prototypes', loss_pixel='pixel prediction',
+              loss_koleo='KoLeo')
+PROBES = {'probe/knn': 'kNN', 'probe/linear': 'linear'}
+HIDDEN_GRAY = 235  # light, so that it is not taken for paint
+
+
+class Curve(NamedTuple):
+    """A logged number over iterations (train) or epochs (probe)."""
+
+    steps: list[int]
+    values: list[float]
+
+
+class Triplets(NamedTuple):
+    """What the student saw, what it painted, what was there; uint8 RGB ``[B, S, S, 3]``."""
+
+    masked: np.ndarray
+    predicted: np.ndarray
+    original: np.ndarray
+
+
+def read_scalars(work_dir: str | Path) -> dict[str, Curve]:
+    """All numbers that a run wrote to ``WORK_DIR/<time>/vis_data/scalars.json``.
+
+    A resumed run writes a file of its own; where its steps overlap with those of an earlier
+    start, the later start counts.
+
+    Raises:
+        ValueError: if there is no such file.
+    """
+    files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
+    if not files:
+        raise ValueError(f"no */vis_data/scalars.json in '{work_dir}'; give the work folder of a "
+                         'run whose visualizer has a LocalVisBackend.')
+    curves: dict[str, Curve] = {}
+    for file in files:
+        for name, later in _read_file(file).items():
+            earlier = curves.get(name, Curve([], []))
+            kept = sum(step < later.steps[0] for step in earlier.steps)
+            curves[name] = Curve(earlier.steps[:kept] + later.steps,
+                                 earlier.values[:kept] + later.values)
+    return curves
+
+
+def _read_file(file: Path) -> dict[str, Curve]:
+    curves: dict[str, Curve] = {}
+    for line in file.read_text().splitlines():
+        record = json.loads(line)
+        step = record.pop('step')
+        for name, value in record.items():
+            curve = curves.setdefault(name, Curve([], []))
+            curve.steps.append(step)
+            curve.values.append(value)
+    return curves
+
+
+def reconstruct(model: nn.Module, images: Tensor, visible: float = 0.2, per_pass: float = 0.2,
+                seed: int = 0) -> Triplets:
+    """Let the student paint everything that it does not see.
+
+    In training it sees ``visible`` of the patches and paints ``per_pass`` of them, wherever they
+    are. Here the rest of the picture is covered in several such passes with the same visible
+    patches, so that each pass is one the model knows.
+
+    Args:
+        model: a PerA with a predictor.
+        images: uint8 RGB ``[B, S, S, 3]``, S a multiple of the patch size.
+        visible: share of patches that the student sees (the student ratio of the run).
+        per_pass: share of patches painted at a time (the learnable ratio of the run).
+        seed: of the mask.
+    """
+    normalised = model.data_preprocessor.normalise(images)  # [B, 3, S, S]
+    p = model.patch_size
+    grid = patch_grid(*normalised.shape[-2:], p)
+    counts = split_counts(grid[0] * grid[1], visible, per_pass, 1 - visible - per_pass)
+    noise = torch.rand(len(images), grid[0] * grid[1],
+                       generator=torch.Generator().manual_seed(seed))
+    order = noise.argsort(dim=1).to(normalised.device)
+    seen, hidden = order[:, :counts.student].sort(dim=1).values, order[:, counts.student:]
+    patches = patchify(normalised, p)  # [B, N, p*p*3]
+    painted = patches.clone()
+    for start in range(0, hidden.shape[1], counts.learnable):
+        start = min(start, hidden.shape[1] - counts.learnable)  # the last pass is a whole one
+        part = hidden[:, start:start + counts.learnable].sort(dim=1).values
+        _put(painted, part, _paint(model, normalised, seen, part))
+    masked = _to_uint8(model, unpatchify(patches, p, grid))
+    is_hidden = torch.ones_like(patches[..., :1]).scatter_(1, seen.unsqueeze(-1), 0)  # 1: hidden
+    cover = unpatchify(is_hidden.expand(-1, -1, p * p), p, grid)[:, 0].bool().cpu().numpy()
+    masked[cover] = HIDDEN_GRAY
+    return Triplets(masked, _to_uint8(model, unpatchify(painted, p, grid)), images.cpu().numpy())
+
+
+def _paint(model: nn.Module, normalised: Tensor, seen: Tensor, part: Tensor) -> Tensor:
+    """The student's pixels ``[B, k, p*p*3]`` for ``part`` when it sees ``seen``."""
+    crop = normalised.unsqueeze(0)  # one global crop per image
+    views = CropViews(crop, crop, seen.unsqueeze(0), part.unsqueeze(0), part.unsqueeze(0))
+    with _evaluating(model), torch.no_grad():
+        return model.study([views]).pixels.float()
+
+
+def _put(patches: Tensor, indices: Tensor, values: Tensor) -> None:
+    patches.scatter_(1, indices.unsqueeze(-1).expand_as(values), values)
+
+
+def _to_uint8(model: nn.Module, normalised: Tensor) -> np.ndarray:
+    """Undo ``normalise``, whatever its mean and deviation: ``[B, 3, S, S]`` to ``[B, S, S, 3]``."""
+    ends = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 1, 1, 3)
+    black, white = model.data_preprocessor.normalise(ends)  # [3, 1, 1] each
+    pixels = (normalised - black) / (white - black) * 255
+    return pixels.round().clamp(0, 255).byte().movedim(1, -1).cpu().numpy()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def cls_attention(model: nn.Module, images: Tensor) -> Tensor:
+    """How much the teacher's [cls] looks at each patch in its last layer.
+
+    Args:
+        model: gives ``teacher_features`` and ``data_preprocessor.normalise``.
+        images: uint8 RGB ``[B, S, S, 3]``.
+
+    Returns:
+        float ``[B, heads, h, w]``; a map sums to 1 less what [cls] spends on itself.
+    """
+    normalised = model.data_preprocessor.normalise(images)
+    attention = model.teacher.backbone.layers[-1].attn
+    seen: list[Tensor] = []
+    handle = attention.qkv.register_forward_hook(lambda module, args, output: seen.append(output))
+    try:
+        model.teacher_features(normalised)
+    finally:
+        handle.remove()
+    qkv = seen[0].reshape(len(images), -1, 3, attention.num_heads, attention.head_dims)
+    query, key = qkv[:, 0, 0], qkv[:, :, 1]  # [B, heads, d], [B, 1 + N, heads, d]
+    scores = torch.einsum('bhd,bnhd->bhn', query, key) * attention.head_dims**-0.5
+    grid = patch_grid(*normalised.shape[-2:], model.patch_size)
+    return scores.softmax(dim=-1)[..., 1:].unflatten(-1, grid).cpu()
+
+
+def draw_report(work_dir: str | Path, model: nn.Module, images: Tensor,
+                out: str | Path | None = None) -> Path:
+    """Draw the run of ``work_dir`` and what its model makes of some images.
+
+    Args:
+        work_dir: of the run, with its scalars.
+        model: trained; without a predictor the reconstructions are left out.
+        images: uint8 RGB ``[B, S, S, 3]``, S a multiple of the patch size.
+        out: PNG file; default ``WORK_DIR/report.png``.
+
+    Returns:
+        The file that was written.
+    """
+    curves = read_scalars(work_dir)
+    out = Path(work_dir) / 'report.png' if out is None else Path(out)
+    figure = Figure(figsize=(12, 3.2 + 2.6 * len(images)), layout='constrained')
+    grid = GridSpec(1 + len(images), 4, figure, height_ratios=[1.15] + [1] * len(images))
+    figure.suptitle(f'PerA pre-training: {Path(work_dir).resolve().name}')
+    _draw_curves(figure, grid, curves)
+    originals = images.cpu().numpy()
+    columns: list[tuple[str, np.ndarray]] = [('original', originals)]
+    if getattr(model, 'predictor', None) is not None:
+        triplets = reconstruct(model, images)
+        columns = [('what the student sees', triplets.masked),
+                   ('what it paints', triplets.predicted), *columns]
+    heads = cls_attention(model, images).mean(dim=1)  # [B, h, w]
+    for row in range(len(images)):
+        for column, (title, pictures) in enumerate(columns):
+            axes = figure.add_subplot(grid[1 + row, column])
+            axes.imshow(pictures[row])
+            _bare(axes, title if row == 0 else '')
+        axes = figure.add_subplot(grid[1 + row, len(columns)])
+        _draw_attention(axes, originals[row], heads[row].numpy())
+        _bare(axes, "attention of the teacher's [cls]" if row == 0 else '')
+    figure.savefig(out, dpi=100)
+    return out
+
+
+def _draw_curves(figure: Figure, grid: GridSpec, curves: dict[str, Curve]) -> None:
+    """The losses, then the probe, from left to right."""
+    losses = [name for name in LOSSES if name in curves]
+    for column, name in enumerate(losses):
+        axes = figure.add_subplot(grid[0, column])
+        axes.plot(*curves[name], color='tab:blue')
+        _label(axes, f'{name}: {LOSSES[name]}', 'iteration')
+    probes = [name for name in PROBES if name in curves]
+    if not probes:
+        return
+    axes = figure.add_subplot(grid[0, len(losses)])
+    for name, color in zip(PROBES, ('tab:orange', 'tab:green')):
+        if name in curves:
+            steps, values = curves[name]
+            axes.plot(steps, values, 'o-', markersize=3, color=color,
+                      label=f'{PROBES[name]}: {values[0]:.1f} → {values[-1]:.1f}')
+    axes.legend(fontsize=8)
+    _label(axes, 'probe of the teacher, accuracy in %', 'epoch')
+
+
+def _label(axes: Axes, title: str, x: str) -> None:
+    axes.set_title(title, fontsize=9)
+    axes.set_xlabel(x, fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.3)
+
+
+def _draw_attention(axes: Axes, image: np.ndarray, attention: np.ndarray) -> None:
+    """The image in gray under its attention, stretched from the least to the most."""
+    side = image.shape[0]
+    axes.imshow(image.mean(axis=-1), cmap='gray', vmin=0, vmax=255)
+    axes.imshow(attention, cmap='inferno', alpha=0.6, interpolation='bicubic',
+                extent=(-0.5, side - 0.5, side - 0.5, -0.5))
+
+
+def _bare(axes: Axes, title: str) -> None:
+    axes.set_axis_off()
+    axes.set_title(title, fontsize=9)
+
+
+# -- the command line -----------------------------------------------------------------------
+
+
+def load_run(work_dir: str | Path) -> tuple[Config, nn.Module]:
+    """The config of a run and its model with the weights of the last checkpoint, on the CPU.
+
+    Raises:
+        ValueError: if the folder has no config or no checkpoint of one file.
+    """
+    work_dir = Path(work_dir)
+    configs = sorted(work_dir.glob('*.py'), key=lambda path: path.stat().st_mtime)
+    pointer = work_dir / 'last_checkpoint'
+    if not configs or not pointer.is_file():
+        raise ValueError(f"'{work_dir}' needs the config (*.py) and the file last_checkpoint that "
+                         'a training run writes into its work folder.')
+    checkpoint = work_dir / Path(pointer.read_text().strip()).name  # the folder may have moved
+    if checkpoint.is_dir():
+        raise ValueError(f"'{checkpoint}' is sharded (FSDP or DeepSpeed); the report needs a "
+                         'checkpoint in one file.')
+    cfg = Config.fromfile(configs[-1])
+    model = MODELS.build(cfg.model)
+    model.load_state_dict(load_checkpoint(checkpoint)['state_dict'])
+    return cfg, model
+
+
+def pick_images(folder: str, number: int, size: int) -> Tensor:
+    """Readable images spread evenly over a folder: uint8 RGB ``[B, size, size, 3]``.
+
+    Raises:
+        ValueError: if the folder is missing or has no readable image.
+    """
+    paths = images_below(folder) if Path(folder).is_dir() else []
+    number = min(number, len(paths))
+    chosen = [paths[i * len(paths) // number] for i in range(number)]
+    images = [image for image in (read_square(path, size) for path in chosen) if image is not None]
+    if not images:
+        raise ValueError(f"no readable images in the folder '{folder}'; give one with --images.")
+    return torch.from_numpy(np.stack(images))
+
+
+def _probe_folder(cfg: Config) -> str:
+    hooks: list[Any] = [*cfg.get('custom_hooks', []), *cfg.get('default_hooks', {}).values()]
+    for hook in hooks:
+        if hook and hook['type'] == 'pera_mm.ProbeHook':
+            return hook['data_root']
+    raise ValueError('this run has no ProbeHook whose images could be shown; give a folder of '
+                     'images with --images.')
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw the report of a finished or running pre-training."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('work_dir', metavar='WORK_DIR')
+    parser.add_argument('--images', metavar='FOLDER',
+                        help="images to show (default: the probe's of the config)")
+    parser.add_argument('--number', type=int, default=5, help='images to show (default: 5)')
+    parser.add_argument('--out', metavar='PNG', help='default: WORK_DIR/report.png')
+    args = parser.parse_args(argv)
+    cfg, model = load_run(args.work_dir)
+    side = model.student.backbone.img_size[0]  # the global crops of the training
+    images = pick_images(args.images or _probe_folder(cfg), args.number, side)
+    print(f'wrote {draw_report(args.work_dir, model, images, args.out)}')
+
+
+if __name__ == '__main__':
+    with errors_in_one_sentence():
+        main()
