@@ -82,8 +82,11 @@ def test_batch_of_one_is_refused():
 
 
 def test_float32_under_autocast():
-    # in bfloat16 two features this close are equal, and the loss would be that of duplicates
-    features = directions(0., 0.05).unsqueeze(0)
+    # in bfloat16 the three similarities are all 1: the third would take the first for its nearest
+    def chord(degrees: float) -> float:
+        return 2 * math.sin(math.radians(degrees / 2))
+
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        loss = KoLeoLoss(loss_weight=1.)(features)
-    assert loss.item() == pytest.approx(-math.log(2 * math.sin(math.radians(0.025))), rel=1e-3)
+        loss = KoLeoLoss(loss_weight=1.)(directions(0., 2., 3.).unsqueeze(0))
+    expected = -(math.log(chord(2)) + 2 * math.log(chord(1))) / 3
+    assert loss.item() == pytest.approx(expected, rel=1e-4)

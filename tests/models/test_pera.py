@@ -274,7 +274,7 @@ def test_loss_is_repeatable(tiny_cfg, make_crops):
 
 def test_stochastic_depth_is_the_students_alone(tiny_cfg, make_crops):
     crops = make_crops(num_images=8)
-    model = MODELS.build(tiny_cfg).train()  # drop_path_rate 0.3
+    model = MODELS.build(tiny_cfg)  # drop_path_rate 0.3; a new module is in train mode
     model.teacher_temp = TEACHER_TEMP
     model.watch = True
     seen = []
