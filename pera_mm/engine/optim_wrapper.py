@@ -44,6 +44,8 @@ class AutocastOptimWrapper(OptimWrapper):
             raise ValueError('AutocastOptimWrapper: clip_grad must be dict(max_norm=...) or None, '
                              f'got {dict(clip_grad)}.')
         super().__init__(clip_grad=clip_grad, **kwargs)
+        for group in self.optimizer.param_groups:  # MMEngine gives it the frozen teacher too
+            group['params'] = [p for p in group['params'] if p.requires_grad]
         self.dtype = torch.bfloat16 if dtype else None
         self._sharded = False
 
@@ -76,7 +78,7 @@ class AutocastOptimWrapper(OptimWrapper):
     def _gradient_norm(self, gradients: list[Tensor]) -> Tensor:
         norm = nn.utils.get_total_norm(gradients)
         if self._sharded:
-            squared = norm.square()
+            squared = norm.square().to(get_device())
             dist.all_reduce(squared)
             norm = squared.sqrt()
         return norm

@@ -12,8 +12,8 @@ class KoLeoLoss(nn.Module):
     """Minus the mean log distance of each feature to its nearest neighbour in the batch.
 
     As in the reference (koleo_loss.py): on L2-normalised features, per crop over the images of
-    one device, the crops' terms summed. Always in float32 (the reference searches neighbours in
-    half precision).
+    one device, the crops' terms summed. Unlike the reference always in float32, and a feature is
+    never its own neighbour (there it is when the only other one points the opposite way).
 
     Args:
         loss_weight: C3 of eq. 9; 0.1 in the reference, 0.01 in the paper's text.
@@ -36,7 +36,7 @@ class KoLeoLoss(nn.Module):
             features = F.normalize(features.float(), dim=-1, eps=self.eps)
             with torch.no_grad():
                 similarity = features @ features.mT  # [n, B, B]
-                similarity.diagonal(dim1=1, dim2=2).fill_(-1)
+                similarity.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
                 nearest = similarity.argmax(dim=2, keepdim=True).expand_as(features)
             distance = F.pairwise_distance(features, features.gather(1, nearest), eps=self.eps)
             return -self.loss_weight * (distance + self.eps).log().mean(dim=1).sum()

@@ -3,6 +3,7 @@
 Shapes: n crops of one size, B images, k patches of one part, D embedding width, K prototypes.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -145,6 +146,14 @@ class PerA(SelfDistillation):
         if self.watch:
             self.observed = {name: tensor.detach() for name, tensor in observed.items()}
         return losses
+
+    def check_split(self, height: int, width: int, counts: Sequence[int]) -> None:
+        """Raise ValueError for a split that leaves nothing to predict, or does not fit."""
+        super().check_split(height, width, counts)
+        if self.predictor is not None and counts[1] == 0:
+            raise ValueError('the learnable part is empty, so the predictor has no pixels to learn '
+                             'from; raise the learnable ratio of DisjointMask, or set '
+                             'model.predictor=None and model.pixel=None.')
 
     def check_batch_size(self, batch_size: int) -> None:
         """Raise ValueError for one image per device with KoLeo."""
