@@ -1,0 +1,42 @@
+"""Draw remote-sensing scenes into a folder, in the layout of a real data set.
+
+Example:
+    python tools/data/make_scenes.py data/scenes/pretrain unlabeled 3000 --size 128
+    python tools/data/make_scenes.py data/scenes/probe classification 900 --size 128
+
+Stopped and started again with the same arguments, it goes on where it was.
+"""
+
+import argparse
+import sys
+from functools import partial
+
+from rich.progress import track
+
+from pera_mm.datasets.scenes import KINDS, write_scenes
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('root', help='a new or empty folder, or one to go on with')
+    parser.add_argument('kind', choices=KINDS, help='whose layout: see write_scenes')
+    parser.add_argument('count', type=int, help='scenes in the finished folder')
+    parser.add_argument('--size', type=int, default=256, help='pixels (default: 256)')
+    parser.add_argument('--seed', type=int, default=0, help='default: 0')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    progress = partial(track, description=f'drawing {args.kind}')
+    try:
+        drawn = write_scenes(args.root, args.kind, args.count, args.size, args.seed, progress)
+    except (ValueError, OSError) as error:
+        sys.exit(f'make_scenes: {error}')
+    print(f'{args.root}: {drawn} drawn, {args.count - drawn} were there')
+
+
+if __name__ == '__main__':
+    main()
