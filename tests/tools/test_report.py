@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,10 @@ import torch
 
 from pera_mm.patches import patchify, take_tokens
 from pera_mm.registry import MODELS
-from tools.analysis.report import (
+
+sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))  # tools/ is no package
+
+from analysis.report import (  # noqa: E402
     HIDDEN_GRAY,
     cls_attention,
     draw_report,
@@ -156,7 +160,7 @@ def test_draws_a_picture_with_and_without_a_predictor(tmp_path, tiny_cfg, model,
     assert path == tmp_path / 'report.png'
     assert cv2.imread(str(path)).shape[1] == 1200 and count_colours(path) > 5000
     plain = MODELS.build(dict(tiny_cfg, predictor=None, pixel=None))
-    other = draw_report(tmp_path, plain, images, out=tmp_path / 'plain.png')
+    other = draw_report(tmp_path, plain, images[:1], out=tmp_path / 'plain.png')
     assert count_colours(other) > 5000
 
 
