@@ -18,6 +18,7 @@ set -- "$config" --launcher pytorch "$@"
 here=$(dirname "${BASH_SOURCE[0]}")
 cores=$(nproc)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( cores > gpus ? cores / gpus : 1 ))}
+export MKL_NUM_THREADS=${MKL_NUM_THREADS:-$OMP_NUM_THREADS}  # MMEngine would set it to 1, with a warning
 if [[ ${NNODES:-1} == 1 && -z ${PORT:-} ]]; then
     rendezvous=(--standalone)  # takes a free port, so two jobs on a machine do not meet
 else
