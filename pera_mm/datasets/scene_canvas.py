@@ -173,7 +173,7 @@ class Canvas:
 
     def _mix(self, material: str, rng: np.random.Generator) -> NDArray:
         anchors = ANCHORS[material]
-        return rng.dirichlet(np.full(len(anchors), 0.35)) @ anchors * rng.uniform(0.8, 1.2)
+        return rng.dirichlet(np.full(len(anchors), 0.6)) @ anchors * rng.uniform(0.8, 1.2)
 
     def tone(self, material: str, spread: float = 0.08) -> NDArray:
         """A colour [3] of this material: the date's own, varied a little."""
@@ -623,12 +623,12 @@ def _sensor(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.
     """Point spread, saturation, exposure, haze and noise, so that mean colour tells little."""
     image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.95))
     mean = image.mean((0, 1))
-    saturation = rng.uniform(0.4, 1.1)
+    saturation = rng.uniform(0.55, 1.15)
     # Exposure goes most of the way to a random brightness, white balance part of the way to grey
     # and off by a random tint: all the way would turn woods pink.
-    balance = (mean / mean.mean()) ** -0.25 * (1 + 0.045 * rng.standard_normal(3))
-    gain = balance * np.clip((rng.uniform(75, 140) / mean.mean()) ** 0.85, 0.4, 2.4)
-    contrast, haze = rng.uniform(0.8, 1.15), rng.beta(1, 4) * 0.4
+    balance = (mean / mean.mean()) ** -0.2 * (1 + 0.03 * rng.standard_normal(3))
+    gain = balance * np.clip((rng.uniform(85, 130) / mean.mean()) ** 0.7, 0.5, 2)
+    contrast, haze = rng.uniform(0.85, 1.15), rng.beta(1, 4) * 0.35
     # All of it is one linear map of the colours.
     mix = saturation * np.eye(3) + (1 - saturation) / 3
     mix = np.diag(gain * contrast * (1 - haze)) @ mix

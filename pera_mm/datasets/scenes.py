@@ -562,7 +562,8 @@ def _storage_tanks(c: Canvas) -> None:
     for x in columns:
         for y in rows:
             used, lawn, size = c.layout.uniform((0, 0, 0.6), (1, 1, 1.05)).tolist()
-            if used > 0.85 or not c.visible(x, y, cell.max()):
+            empty = used > 0.85 and np.hypot(x, y) > cell.max()  # never all of the picture
+            if empty or not c.visible(x, y, cell.max()):
                 continue
             basin = rectangle(x, y, *(cell - 8))
             if lawn < 0.5:
