@@ -7,8 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.hooks import Hook
-from training_runs import (ON_CPU_RANKS, draw_images, last_checkpoint, line_cfg, on_ranks, train,
-                           training_cfg)
+from training_runs import (
+    ON_CPU_RANKS,
+    draw_images,
+    last_checkpoint,
+    line_cfg,
+    on_ranks,
+    train,
+    training_cfg,
+)
 
 pytestmark = pytest.mark.dist
 

@@ -3,8 +3,15 @@
 import pytest
 import torch
 from test_resume import assert_same
-from training_runs import (ON_CPU_RANKS, KillHook, draw_images, last_checkpoint, on_ranks, train,
-                           training_cfg)
+from training_runs import (
+    ON_CPU_RANKS,
+    KillHook,
+    draw_images,
+    last_checkpoint,
+    on_ranks,
+    train,
+    training_cfg,
+)
 
 pytestmark = pytest.mark.dist
 
@@ -39,6 +46,7 @@ def test_sharded_training_equals_ddp(cfg, tmp_path):
     torch.testing.assert_close(*(torch.as_tensor(norm) for norm in norms), rtol=1e-4, atol=0)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(cfg, tmp_path):
     assert on_ranks(train, cfg('whole', **SHARDED)) == [0, 0]
     assert on_ranks(train, cfg('killed', **SHARDED), KillHook(5)) == [-9, -9]

@@ -39,8 +39,8 @@ def resume_at(cfg: dict, step: int) -> dict:
 
 @pytest.fixture
 def cfg(tmp_path):
-    """12 samples, batch 2: 3 epochs of 6 iterations; every checkpoint is kept."""
-    cfg = line_cfg(tmp_path, max_epochs=3, interval=1)
+    """12 samples, batch 2: 3 epochs of 6 iterations; saved every 2, all kept."""
+    cfg = line_cfg(tmp_path, max_epochs=3, interval=2)
     cfg['default_hooks']['checkpoint'].update(max_keep_ckpts=-1)
     return cfg
 
@@ -77,7 +77,7 @@ def test_a_finished_run_trains_no_more(cfg):
 
 
 def test_checkpoints_saved_by_epoch_resume_too(cfg):
-    cfg['default_hooks']['checkpoint'].update(by_epoch=True)
+    cfg['default_hooks']['checkpoint'].update(by_epoch=True, interval=1)
     whole, _ = record(cfg)
     folder = Path(cfg['work_dir'])
     (folder / 'last_checkpoint').write_text(str(folder / 'epoch_1.pth'))

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_runs import (KillHook, draw_images, in_process, last_checkpoint, train,
-                           training_cfg)
+from training_runs import KillHook, draw_images, in_process, last_checkpoint, train, training_cfg
 
 KILLED = -9
 
