@@ -10,7 +10,12 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='pera_mm.AtomicCheckpointHook', interval=10),
+    config_check=dict(type='pera_mm.ConfigCheckHook'),
     step_seed=dict(type='pera_mm.StepSeedHook'),
+    schedule=dict(  # of ViT-B in the authors' configs; ViT-G has its own
+        type='pera_mm.ScheduleHook',
+        teacher_temp=dict(start=0.03, end=0.05, warmup_epochs=30),
+        momentum=dict(start=0.992, end=1.0)),  # share of the OLD teacher weights
     teacher=dict(type='pera_mm.TeacherHook'),
     health=dict(type='pera_mm.HealthHook', interval=50),
     skipped=dict(type='pera_mm.SkippedImagesHook', max_share=0.05))

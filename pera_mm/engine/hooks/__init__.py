@@ -1,6 +1,7 @@
 """What happens around an iteration or an epoch."""
 
 from pera_mm.engine.hooks.checkpoint import AtomicCheckpointHook
+from pera_mm.engine.hooks.config_check import ConfigCheckHook
 from pera_mm.engine.hooks.health import HealthHook
 from pera_mm.engine.hooks.probe import ProbeHook
 from pera_mm.engine.hooks.schedule import ScheduleHook
@@ -10,6 +11,7 @@ from pera_mm.engine.hooks.teacher import TeacherHook
 
 __all__ = [
     'AtomicCheckpointHook',
+    'ConfigCheckHook',
     'HealthHook',
     'ProbeHook',
     'ScheduleHook',

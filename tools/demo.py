@@ -1,0 +1,141 @@
+"""All of pera_mm in minutes on two cores: draw scenes, pre-train PerA, probe the teacher.
+
+    make demo
+"""
+
+import argparse
+import logging
+import os
+import shutil
+import time
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+warnings.filterwarnings('ignore')  # deprecation notes of the toolboxes; ours go to the log
+
+import torch  # noqa: E402
+from analysis.report import draw_report, read_scalars  # noqa: E402
+from mmengine.config import Config  # noqa: E402
+from mmengine.hooks import Hook  # noqa: E402
+from mmengine.logging import MMLogger  # noqa: E402
+from mmengine.runner import Runner  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.progress import (  # noqa: E402
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table  # noqa: E402
+
+import pera_mm  # noqa: E402, F401  activates the bridges
+from pera_mm.datasets.scenes import LAND_USES, draw_scene, write_scenes  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = ROOT / 'configs/pera/pera_tiny_scenes.py'
+UNLABELED, LABELLED, SIZE = 3000, 1200, 128  # drawn images, and their side in pixels
+SHOWN_SEED = 10**6  # of scenes in the report, which are in neither folder
+
+console = Console()
+
+
+def main() -> None:
+    """Draw, train, compare, report."""
+    args = parse_args()
+    start = time.time()
+    console.rule('pera_mm: PerA pre-training on drawn scenes')
+    draw_scenes()
+    model = pretrain(args.work_dir, args.seed)
+    console.print(compare(args.work_dir))
+    report = draw_report(args.work_dir, model, shown_images(model))
+    console.print(f'Losses, probe, reconstructions and attention: [bold]{report}[/]\n'
+                  f'Log and checkpoints: {args.work_dir}\n'
+                  f'Took {(time.time() - start) / 60:.1f} minutes.')
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'),
+                        help='made anew at every start')
+    parser.add_argument('--seed', type=int, default=10)
+    return parser.parse_args()
+
+
+def draw_scenes() -> None:
+    """Fill data/scenes; what an earlier start has drawn stays."""
+    with progress() as bars:
+        for kind, count in (('unlabeled', UNLABELED), ('classification', LABELLED)):
+            write_scenes(Path('data/scenes') / kind, kind, count, SIZE, seed=len(kind),
+                         track=partial(bars.track, description=f'drawing {kind} scenes'))
+
+
+def pretrain(work_dir: Path, seed: int) -> torch.nn.Module:
+    """Run the config; returns the trained model."""
+    shutil.rmtree(work_dir, ignore_errors=True)
+    work_dir.mkdir(parents=True)
+    cfg = Config.fromfile(CONFIG)
+    cfg.work_dir = str(work_dir)
+    cfg.randomness.seed = seed
+    cfg.experiment_name = f'demo_{os.getpid()}'
+    log_to_file(cfg.experiment_name, work_dir / 'demo.log')
+    with progress() as bars:
+        runner = Runner.from_cfg(cfg)
+        runner.register_hook(ProgressHook(bars), priority='LOWEST')
+        return runner.train()
+
+
+def log_to_file(name: str, file: Path) -> None:
+    """MMEngine's log goes to a file; the terminal keeps the progress bar, and warnings."""
+    logger = MMLogger.get_instance(name, log_file=str(file), log_level='INFO')
+    for handler in logger.handlers:
+        if not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.WARNING)
+
+
+class ProgressHook(Hook):
+    """A bar over all iterations, with the remaining time and the losses."""
+
+    def __init__(self, bars: Progress) -> None:
+        self.bars = bars
+
+    def before_train(self, runner: Runner) -> None:
+        self.task = self.bars.add_task('pre-training', total=runner.max_iters)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
+                         outputs: dict | None = None) -> None:
+        losses = ' '.join(f'{name[5:]} {value.item():.2f}' for name, value in outputs.items()
+                          if name.startswith('loss_'))
+        self.bars.update(self.task, advance=1, description=f'pre-training ({losses})')
+
+
+def progress() -> Progress:
+    return Progress(TextColumn('{task.description}'), BarColumn(), TaskProgressColumn(),
+                    TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn(),
+                    console=console)
+
+
+def compare(work_dir: Path) -> Table:
+    """The probe's first and last values side by side."""
+    scalars = read_scalars(work_dir)
+    table = Table(title=f'Accuracy on {LABELLED // 2} unseen scenes, {len(LAND_USES)} land uses')
+    for column in ('', 'random teacher', 'trained teacher', 'gain'):
+        table.add_column(column, justify='left' if not column else 'right')
+    for name, title in (('probe/knn', 'kNN, k = 10'), ('probe/linear', 'linear')):
+        before, after = scalars[name].values[0], scalars[name].values[-1]
+        table.add_row(title, f'{before:.1f} %', f'{after:.1f} %', f'{after - before:+.1f}')
+    return table
+
+
+def shown_images(model: torch.nn.Module) -> torch.Tensor:
+    """Scenes that neither training nor probe has seen: uint8 ``[B, S, S, 3]``."""
+    size = model.student.backbone.img_size[0]
+    scenes = [draw_scene(name, SHOWN_SEED, size).image for name in LAND_USES[::2]]
+    return torch.stack([torch.from_numpy(scene) for scene in scenes])
+
+
+if __name__ == '__main__':
+    main()
