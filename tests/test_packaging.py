@@ -84,7 +84,11 @@ def test_model_index_names_existing_files():
     index = yaml.safe_load((ROOT / 'model-index.yml').read_text())
     assert index['Import']
     for path in index['Import']:
-        assert (ROOT / path).is_file(), f'model-index.yml imports {path}, which does not exist.'
+        metafile = yaml.safe_load((ROOT / path).read_text())
+        named = [model['Config'] for model in metafile['Models']]
+        named += [collection['README'] for collection in metafile['Collections']]
+        missing = [path for path in named if not (ROOT / path).is_file()]
+        assert not missing, f'{path} names {missing}, which do not exist.'
 
 
 def test_lock_file_satisfies_every_requirement():
