@@ -127,7 +127,7 @@ class KillHook(Hook):
 
 def build_runner(cfg: dict, hooks: tuple[Hook, ...] = ()) -> Any:
     """A Runner (or FlexibleRunner) under a name of its own: MMEngine's hubs are global."""
-    cfg = Config(dict(cfg, experiment_name=os.urandom(8).hex()))
+    cfg = Config(dict(cfg, experiment_name=os.urandom(8).hex()), format_python_code=False)
     runner = (FlexibleRunner if 'strategy' in cfg else Runner).from_cfg(cfg)
     for hook in hooks:
         runner.register_hook(hook)
