@@ -66,5 +66,5 @@ def test_runs_differ_when_the_seed_does(cfg, tmp_path):
     """The comparison above can fail: colour, masks and drop path are really drawn."""
     train(cfg('one', randomness=dict(seed=1)))
     train(cfg('two', randomness=dict(seed=2)))
-    with pytest.raises(AssertionError):
-        assert_same_end(tmp_path / 'one', tmp_path / 'two')
+    one, two = (last_checkpoint(tmp_path / name)['state_dict'] for name in ('one', 'two'))
+    assert not torch.equal(one['mask_token'], two['mask_token'])
