@@ -107,8 +107,8 @@ class ProgressHook(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
                          outputs: dict | None = None) -> None:
-        losses = ' '.join(f'{name[5:]} {value.item():.2f}' for name, value in outputs.items()
-                          if name.startswith('loss_'))
+        losses = ' '.join(f'{name[5:]} {value.item():.2f}'
+                          for name, value in (outputs or {}).items() if name.startswith('loss_'))
         self.bars.update(self.task, advance=1, description=f'pre-training ({losses})')
 
 

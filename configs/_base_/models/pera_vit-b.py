@@ -6,9 +6,11 @@ model = dict(
         type='pera_mm.CropPreprocessor',
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
-        # shares of the crops that get each treatment; the rest keeps its colours
-        student=dict(jitter=0.72, gray=0.08, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1),
-        teacher=dict(jitter=0.10, gray=0.00, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)),
+        # jitter and gray are shares of the crops; the rest keeps its colours
+        student=dict(
+            jitter=0.72, gray=0.08, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1),
+        teacher=dict(
+            jitter=0.10, gray=0.00, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)),
     backbone=dict(
         type='pera_mm.PerAViT', arch='base', img_size=448, patch_size=16, drop_path_rate=0.3),
     projector=dict(

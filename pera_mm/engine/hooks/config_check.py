@@ -17,6 +17,7 @@ class ConfigCheckHook(Hook):
     """
 
     def before_train(self, runner: Runner) -> None:
+        """Look at the batch size and at one packed sample."""
         model = inner_model(runner)
         loader = runner.train_dataloader
         model.check_batch_size(loader.batch_size)

@@ -6,12 +6,15 @@ in attention.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from mmengine.model.weight_init import trunc_normal_
-from mmpretrain.models.backbones.vision_transformer import (TransformerEncoderLayer,
-                                                            VisionTransformer)
+from mmpretrain.models.backbones.vision_transformer import (
+    TransformerEncoderLayer,
+    VisionTransformer,
+)
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -49,8 +52,7 @@ class PackedEncoderLayer(TransformerEncoderLayer):
         return groups[0] if isinstance(x, Tensor) else groups
 
     def _layer(self, *groups: Tensor) -> list[Tensor]:
-        groups = self._residual(groups, self._attention)
-        return self._residual(groups, self._mlp)
+        return self._residual(self._residual(groups, self._attention), self._mlp)
 
     def _residual(self, groups: Sequence[Tensor],
                   branch: Callable[[list[Tensor]], list[Tensor]]) -> list[Tensor]:
@@ -134,7 +136,7 @@ class PerAViT(VisionTransformer):
                  patch_size: int = 16,
                  drop_path_rate: float = 0.,
                  with_cp: bool = False,
-                 **kwargs) -> None:
+                 **kwargs: Any) -> None:
         _check_arch(arch, tuple(self.arch_zoo))
         patch_grid(*((img_size, img_size) if isinstance(img_size, int) else img_size), patch_size)
         if not 0 <= drop_path_rate < 1:
