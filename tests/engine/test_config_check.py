@@ -1,0 +1,62 @@
+"""A configuration that cannot train is refused before the first step."""
+
+import pytest
+from mmengine.config import Config
+from mmengine.runner import Runner
+from training_runs import draw_images, training_cfg
+
+
+@pytest.fixture
+def start(tmp_path, tiny_cfg, tiny_pipeline):
+    """Start a run with the check; the options are those of ``training_cfg``."""
+
+    def _start(change=lambda model, pipeline: None, **options) -> Runner:
+        change(tiny_cfg, tiny_pipeline)
+        images = draw_images(tmp_path / 'images', 4)
+        cfg = training_cfg(tmp_path / 'run', images, tiny_cfg, tiny_pipeline, max_epochs=2,
+                           experiment_name=tmp_path.name, **options)
+        cfg['custom_hooks'].append(dict(type='pera_mm.ConfigCheckHook'))
+        runner = Runner.from_cfg(Config(cfg))
+        runner.train()
+        return runner
+
+    return _start
+
+
+def test_a_sound_configuration_trains(start):
+    assert start().iter == 4
+
+
+def test_one_image_per_device_with_koleo(start):
+    with pytest.raises(ValueError, match='KoLeo loss needs at least 2 images per device, got 1'):
+        start(batch_size=1)
+
+
+def test_one_image_per_device_without_koleo_trains(start):
+    assert start(lambda model, pipeline: model.update(koleo=None), batch_size=1).iter == 8
+
+
+def test_patch_sizes_of_pipeline_and_backbone_differ(start):
+    with pytest.raises(ValueError, match='64 x 64 crop has 64 patches of 8 px, but the pipeline '
+                                         'splits 16; give DisjointMask the patch_size'):
+        start(lambda model, pipeline: model['backbone'].update(patch_size=8))
+
+
+def test_a_crop_that_is_no_multiple_of_the_patch(start):
+    with pytest.raises(ValueError, match='36 is not a multiple of the patch size 16'):
+        start(lambda model, pipeline: pipeline[0]['local_crops'].update(size=36))
+
+
+def test_ratios_that_do_not_sum_to_one_are_refused_at_build(start):
+    with pytest.raises(ValueError, match='mask ratios must be >= 0 and sum to 1'):
+        start(lambda model, pipeline: pipeline[1].update(teacher=0.7))
+
+
+def test_an_unknown_arch_is_refused_at_build(start):
+    with pytest.raises(ValueError, match="unknown arch 'giant'; take one of tiny, small, base"):
+        start(lambda model, pipeline: model['backbone'].update(arch='giant'))
+
+
+def test_nothing_to_predict(start):
+    with pytest.raises(ValueError, match='learnable part is empty'):
+        start(lambda model, pipeline: pipeline[1].update(student=0.4, learnable=0.0))

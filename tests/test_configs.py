@@ -1,0 +1,83 @@
+"""Every config builds, its pipeline fits its model, and its header says how to run it."""
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+
+import pera_mm  # noqa: F401  activates the bridges
+from pera_mm.registry import HOOKS, MODELS
+
+CONFIGS = Path(__file__).parent.parent / 'configs'
+LEAVES = sorted(path for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts)
+
+
+def pack(cfg: Config) -> dict:
+    """A random 512-px image through the config's pipeline."""
+    rng = np.random.default_rng(0)
+    pipeline = Compose(cfg.train_dataloader.dataset.pipeline)
+    return pipeline(dict(img=rng.integers(0, 256, (512, 512, 3), dtype=np.uint8), rng=rng,
+                         img_path='random', sample_idx=0, skipped=[]))['inputs']
+
+
+def counts(group) -> list[int]:
+    return [part.shape[-1] for part in (group.student, group.learnable, group.teacher)]
+
+
+@pytest.mark.parametrize('path', LEAVES, ids=lambda path: path.stem)
+def test_model_and_pipeline_of_each_config_fit(path):
+    cfg = Config.fromfile(path)
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    for group in pack(cfg).values():
+        model.check_split(*group.pixels.shape[-3:-1], counts(group))
+    for hook in cfg.default_hooks.values():
+        HOOKS.build(hook)
+
+
+@pytest.mark.parametrize('path', LEAVES, ids=lambda path: path.stem)
+def test_header_names_the_command_and_the_file_itself(path):
+    header = ast.get_docstring(ast.parse(path.read_text())) or ''
+    assert 'Command:' in header
+    name = path.relative_to(CONFIGS.parent).as_posix()
+    assert name in header
+
+
+@pytest.mark.parametrize('name, expected_global, expected_local', [
+    ('pera_vitg_rsrsd', [157, 157, 470], [7, 7, 22]),
+    ('pera_vitb_tov-100k_paper-text', [235, 157, 392], [11, 7, 18]),
+    ('ablations/table12_patch-14', [205, 205, 614], [10, 10, 29]),
+    ('ablations/table12_patch-8', [627, 627, 1882], [29, 29, 86]),
+    ('ablations/table13_s30-l20-t50', [235, 157, 392], [11, 7, 18]),
+    ('ablations/table13_s20-l30-t50', [157, 235, 392], [7, 11, 18]),
+    ('ablations/table13_s20-l20-t60', [157, 157, 470], [7, 7, 22]),
+    ('ablations/table13_s30-l10-t60', [235, 79, 470], [11, 3, 22]),
+])  # fmt: skip
+def test_patch_counts_are_the_references(name, expected_global, expected_local):
+    groups = pack(Config.fromfile(CONFIGS / 'pera' / f'{name}.py'))
+    assert counts(groups['global']) == expected_global
+    assert counts(groups['local']) == expected_local
+
+
+@pytest.mark.parametrize('name, temperatures, momentum', [
+    ('pera_vitb_rsrsd', (0.03, 0.05, 30), (0.992, 1.0)),
+    ('pera_vitg_rsrsd', (0.02, 0.03, 30), (0.998, 1.0)),
+])
+def test_teacher_schedules_are_the_references(name, temperatures, momentum):
+    cfg = Config.fromfile(CONFIGS / 'pera' / f'{name}.py').default_hooks.schedule
+    assert tuple(cfg.teacher_temp.values()) == temperatures
+    assert tuple(cfg.momentum.values()) == momentum
+
+
+def test_the_paper_text_weighs_losses_as_equations_4_8_and_9_say():
+    model = Config.fromfile(CONFIGS / 'pera/pera_vitb_tov-100k_paper-text.py').model
+    error = torch.randn(6, 768, generator=torch.Generator().manual_seed(0))
+    pixel = MODELS.build(model.pixel)(error, torch.zeros_like(error))
+    torch.testing.assert_close(pixel, 0.1 * error.square().mean())
+    features = torch.eye(4).expand(2, 4, 4)  # every distance is sqrt(2)
+    koleo = MODELS.build(model.koleo)(features)
+    torch.testing.assert_close(koleo, torch.tensor(-0.01 * 0.5 * np.log(2), dtype=torch.float32))
