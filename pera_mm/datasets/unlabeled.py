@@ -2,7 +2,7 @@
 
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +160,8 @@ class ImageList:
         if not any(os.path.lexists(path) for path in probes):
             raise ValueError(f'the list {str(self.file)!r} names {os.fsdecode(probes[0])!r}, and '
                              'neither that nor seven other of its files exist; set data_root to '
-                             'the folder its lines are relative to.')
+                             'the folder its lines are relative to, or delete the list if it is '
+                             'the index_file of another folder.')
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -209,7 +210,7 @@ class UnlabeledImages(Dataset):
     ``tools/benchmarks/file_index.py``.
 
     Args:
-        source: One of, or a list of ``dict(path=..., weight=...)`` of
+        source: The path of one of these, or a list of ``dict(path=..., weight=...)`` of them:
 
             * a folder of any depth; its images (any case of suffix) in bytewise order, so that
               every node has the same order;
@@ -238,6 +239,7 @@ class UnlabeledImages(Dataset):
         if len(entries) == 0:
             raise ValueError('source is an empty list; give a folder, a text list, or a list of '
                              'dict(path=..., weight=...).')
+        _check_entries(entries)
         if len(entries) > 1 and index_file is not None:
             raise ValueError('each source of a mixture needs an index_file of its own; write it '
                              'into its dict, beside path and weight.')
@@ -309,6 +311,15 @@ class UnlabeledImages(Dataset):
             return parts[0]
         order = torch.cat(parts)
         return order[torch.randperm(len(order), generator=generator)]
+
+
+def _check_entries(entries: Sequence[dict]) -> None:
+    known = {'path', 'weight', 'data_root', 'index_file', 'bands', 'scale'}
+    for entry in [entries] if isinstance(entries, Mapping) else entries:
+        if isinstance(entries, Mapping) or not isinstance(entry, Mapping) or (
+                'path' not in entry or set(entry) - known):
+            raise ValueError('source must be a path or a list of dict(path=..., weight=...) with '
+                             f'keys among {", ".join(sorted(known))}; got {entry!r}.')
 
 
 def _shares(weights: list[float | None], sizes: list[int]) -> list[int]:

@@ -184,6 +184,10 @@ def test_wrong_settings(folder, tmp_path):
         UnlabeledImages([], [])
     with pytest.raises(ValueError, match=r'a weight above 0, or none of them; got \[1, None\]'):
         UnlabeledImages([dict(path=str(folder), weight=1), dict(path=str(folder))], [])
+    for wrong in (dict(path=str(folder)), [str(folder)], [dict(weight=1)],
+                  [dict(path=str(folder), wieght=1)]):
+        with pytest.raises(ValueError, match='source must be a path or a list of dict'):
+            UnlabeledImages(wrong, [])
     with pytest.raises(ValueError, match='bands must be one'):
         UnlabeledImages(str(folder), [], bands=[1, 2])
 
