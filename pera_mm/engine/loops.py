@@ -21,9 +21,19 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
     :class:`~pera_mm.engine.hooks.checkpoint.AtomicCheckpointHook` sees to it.
 
     Raises:
-        ValueError: on resuming with another number of iterations per epoch (other data, batch
-            size or number of processes), or in mid-epoch with a sampler that has no ``start``.
+        ValueError: on an epoch without a single batch; on resuming with another number of
+            iterations per epoch (other data, batch size or number of processes), or in mid-epoch
+            with a sampler that has no ``start``.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if len(self.dataloader) == 0:  # else MMEngine's schedulers assert something about lengths
+            batches = self.dataloader.batch_sampler
+            raise ValueError(
+                f'an epoch of {len(batches.sampler)} images per process has not one batch of '
+                f'{batches.batch_size}: lower train_dataloader.batch_size, use fewer processes, '
+                'or check that source holds all of your images.')
 
     def run(self) -> Any:
         """Train from ``(epoch, iter)``, which a resume has set, to the end."""

@@ -56,6 +56,11 @@ def test_resume_in_mid_epoch_continues_the_draws_and_the_schedules(cfg):
     assert (runner.epoch, runner.iter) == (3, 18)
 
 
+def test_an_epoch_without_a_batch_is_refused(tmp_path):
+    with pytest.raises(ValueError, match='12 images per process has not one batch of 16: lower'):
+        train(line_cfg(tmp_path, batch_size=16))
+
+
 def test_finished_iterations_are_not_read_again(cfg):
     train(cfg)
     runner = train(resume_at(cfg, 8))
