@@ -1,5 +1,7 @@
 # RSRSD-5m: 4,686,059 tiles of 512 x 512 px at 0.3-10 m. `source` is the one line to change for
-# other images: a folder of any depth, a text list, an index file, or a list of these with weights.
+# other images: a folder of any depth, a text list, or a list of these with weights. The first start
+# lists this folder in the index file; later ones map that list in a second (delete it after adding
+# images).
 train_pipeline = [
     dict(
         type='pera_mm.AlignedCrops',
@@ -18,4 +20,6 @@ train_dataloader = dict(
     sampler=dict(type='pera_mm.DrawSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(
-        type='pera_mm.UnlabeledImages', source='data/rsrsd-5m', pipeline=train_pipeline))
+        type='pera_mm.UnlabeledImages',
+        source=[dict(path='data/rsrsd-5m', index_file='data/rsrsd-5m.txt')],
+        pipeline=train_pipeline))
