@@ -55,10 +55,19 @@ PACKAGES = (
     Package('tensorboard', False, 'curves'),
     Package('sklearn', False, 'linear probe, t-SNE'),
     Package('matplotlib', False, 'figures'),
-    Package('deepspeed', False, 'the DeepSpeed configs', 'only for those: pip install deepspeed'),
+    Package(
+        'deepspeed',
+        False,
+        'the DeepSpeed configs',
+        'only for those: pip install deepspeed==0.17.6',
+    ),
 )
 # Parts of a config that need a package which pre-training does not.
-NEEDED_BY = {'TensorboardVisBackend': 'tensorboard', 'DeepSpeedStrategy': 'deepspeed'}
+NEEDED_BY = {
+    'TensorboardVisBackend': 'tensorboard',
+    'pera_mm.ProbeHook': 'sklearn',
+    'DeepSpeedStrategy': 'deepspeed',
+}
 DOWNSTREAM = {'mmseg', 'mmdet', 'opencd', 'deepspeed'}
 
 
