@@ -13,6 +13,7 @@ import argparse
 import os
 import tempfile
 import time
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -76,9 +77,11 @@ def measure(count: int, workers: int, method: str) -> tuple[float, float, float,
         batches = iter(loader)
         pids = {os.getpid(), *next(batches)[0].tolist()}
         begin_lookups = time.perf_counter()
-        for _ in range(min(200 * workers, len(loader) - 8 * workers)):
-            pids.update(next(batches)[0].tolist())
-        rate = 100 * 200 * workers / (time.perf_counter() - begin_lookups)
+        lookups = 0
+        for pid, _ in islice(batches, 200 * workers):
+            pids.update(pid.tolist())
+            lookups += len(pid)
+        rate = lookups / (time.perf_counter() - begin_lookups)
         return opened - begin, ordered - opened, rate, proportional_mib(pids)
 
 
