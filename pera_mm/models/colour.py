@@ -117,8 +117,10 @@ def _edit_rows_(images: Tensor, chosen: Tensor, edit: Callable[..., Tensor],
                 *values: Tensor) -> None:
     rows = chosen.nonzero().squeeze(1)
     if len(rows):
-        on_device = rows.to(images.device)
-        images[on_device] = edit(images[on_device], *(v[rows].to(images) for v in values))
+        # non_blocking: else each of these little copies would wait for the device
+        on_device = rows.to(images.device, non_blocking=True)
+        images[on_device] = edit(images[on_device],
+                                 *(v[rows].to(images, non_blocking=True) for v in values))
 
 
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
@@ -168,8 +170,10 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
     kernel = kernel.repeat_interleave(channels, dim=0).unsqueeze(1)  # [R * 3, 1, BLUR_KERNEL]
     # One group per row and channel: every row meets its own kernel.
     planes = pad(images, [radius] * 4, mode='reflect').flatten(0, 1).unsqueeze(0)
-    planes = conv2d(planes, kernel.unsqueeze(2), groups=rows * channels)
-    planes = conv2d(planes, kernel.unsqueeze(3), groups=rows * channels)
+    # MMEngine prepares the batch inside the autocast of the step, which would halve the precision.
+    with torch.autocast(images.device.type, enabled=False):
+        planes = conv2d(planes, kernel.unsqueeze(2), groups=rows * channels)
+        planes = conv2d(planes, kernel.unsqueeze(3), groups=rows * channels)
     return planes.view(rows, channels, height, width)
 
 

@@ -48,6 +48,16 @@ def test_without_colours_the_two_views_are_the_normalised_pixels():
     assert [sample.sample_idx for sample in out['data_samples']] == [0, 1, 2]
 
 
+def test_autocast_changes_no_pixel():
+    preprocessor = CropPreprocessor(student=dict(jitter=1.0, blur=1.0, solarize=0.5))
+    data, views = batch(), []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+            views.append(preprocessor(data, training=True)['inputs']['global'].student_view)
+    assert torch.equal(*views)
+
+
 def test_two_geometries_go_to_their_own_network():
     data = batch(views=2)
     out = CropPreprocessor(student=PLAIN, teacher=PLAIN)(data, training=True)['inputs']['local']
