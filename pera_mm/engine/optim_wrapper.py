@@ -10,7 +10,7 @@ import torch.distributed as dist
 from mmengine.device import get_device
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 
 from pera_mm.registry import OPTIM_WRAPPERS
 
@@ -47,12 +47,14 @@ class AutocastOptimWrapper(OptimWrapper):
         for group in self.optimizer.param_groups:  # MMEngine gives it the frozen teacher too
             group['params'] = [p for p in group['params'] if p.requires_grad]
         self.dtype = torch.bfloat16 if dtype else None
-        self._sharded = False
+        self._shards: dist.ProcessGroup | None = None  # the ranks that hold one copy together
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         """Autocast around the forward pass; no gradient exchange while accumulating."""
-        self._sharded = isinstance(model, FullyShardedDataParallel)
+        sharded = (isinstance(model, FullyShardedDataParallel)
+                   and model.sharding_strategy != ShardingStrategy.NO_SHARD)
+        self._shards = model.process_group if sharded else None
         device = get_device()
         autocast = self.dtype is not None and device != 'cpu'
         with super().optim_context(model), torch.autocast(device, self.dtype, enabled=autocast):
@@ -77,8 +79,8 @@ class AutocastOptimWrapper(OptimWrapper):
 
     def _gradient_norm(self, gradients: list[Tensor]) -> Tensor:
         norm = nn.utils.get_total_norm(gradients)
-        if self._sharded:
+        if self._shards is not None:
             squared = norm.square().to(get_device())
-            dist.all_reduce(squared)
+            dist.all_reduce(squared, group=self._shards)
             norm = squared.sqrt()
         return norm
