@@ -113,12 +113,17 @@ def set_precision(cfg: Config, amp: str) -> None:
         amp: ``'bf16'``, ``'fp16'`` or ``'off'``.
 
     Raises:
-        ValueError: if the wrapper takes its precision from elsewhere, or fp16 has no GPU.
+        ValueError: if the wrapper takes its precision from elsewhere, or fp16 has no GPU or
+            meets a sharding strategy.
     """
     wrapper = cfg.optim_wrapper
     kind = wrapper.get('type', 'OptimWrapper')
     if kind not in ('OptimWrapper', 'AmpOptimWrapper', 'pera_mm.AutocastOptimWrapper'):
         raise ValueError(f'--amp cannot change a {kind}: its precision is set in the config.')
+    strategy = (cfg.get('strategy') or {}).get('type', '')
+    if amp == 'fp16' and strategy.endswith(('ShardedStrategy', 'FSDPStrategy')):
+        raise ValueError(f'--amp fp16 does not work with {strategy}, whose ranks would scale and '
+                         'clip their gradients apart: use bf16.')
     if amp == 'fp16' and not torch.cuda.is_available():
         raise ValueError('--amp fp16 needs a GPU, and PyTorch sees none here: use bf16 or off.')
     wrapper.pop('loss_scale', None)

@@ -108,6 +108,9 @@ def test_precision_refusals(cfg, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     with pytest.raises(ValueError, match='fp16 needs a GPU'):
         set_precision(cfg, 'fp16')
+    cfg.strategy = dict(type='pera_mm.engine.strategy.ShardedStrategy')
+    with pytest.raises(ValueError, match='fp16 does not work with pera_mm.*ShardedStrategy'):
+        set_precision(cfg, 'fp16')
     cfg.optim_wrapper.type = 'DeepSpeedOptimWrapper'
     with pytest.raises(ValueError, match='--amp cannot change a DeepSpeedOptimWrapper'):
         set_precision(cfg, 'bf16')
