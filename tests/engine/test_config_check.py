@@ -10,11 +10,12 @@ from training_runs import draw_images, training_cfg
 def start(tmp_path, tiny_cfg, tiny_pipeline):
     """Start a run with the check; the options are those of ``training_cfg``."""
 
-    def _start(change=lambda model, pipeline: None, **options) -> Runner:
+    def _start(change=lambda model, pipeline: None, drop_last=True, **options) -> Runner:
         change(tiny_cfg, tiny_pipeline)
         images = draw_images(tmp_path / 'images', 4)
         cfg = training_cfg(tmp_path / 'run', images, tiny_cfg, tiny_pipeline, max_epochs=2,
                            experiment_name=tmp_path.name, **options)
+        cfg['train_dataloader']['drop_last'] = drop_last
         cfg['custom_hooks'].append(dict(type='pera_mm.ConfigCheckHook'))
         runner = Runner.from_cfg(Config(cfg))
         runner.train()
@@ -30,6 +31,11 @@ def test_a_sound_configuration_trains(start):
 def test_one_image_per_device_with_koleo(start):
     with pytest.raises(ValueError, match='KoLeo loss needs at least 2 images per device, got 1'):
         start(batch_size=1)
+
+
+def test_one_image_left_for_the_last_batch_with_koleo(start):
+    with pytest.raises(ValueError, match='KoLeo loss needs at least 2 images per device, got 1'):
+        start(batch_size=3, drop_last=False)  # of 4 images
 
 
 def test_one_image_per_device_without_koleo_trains(start):
@@ -55,6 +61,14 @@ def test_ratios_that_do_not_sum_to_one_are_refused_at_build(start):
 def test_an_unknown_arch_is_refused_at_build(start):
     with pytest.raises(ValueError, match="unknown arch 'giant'; take one of tiny, small, base"):
         start(lambda model, pipeline: model['backbone'].update(arch='giant'))
+
+
+def test_halves_without_pixel_prediction_train(start):
+    def change(model, pipeline):
+        model.update(predictor=None, pixel=None)
+        pipeline[1].update(student=0.5, learnable=0.0, teacher=0.5)
+
+    assert start(change).iter == 4
 
 
 def test_nothing_to_predict(start):

@@ -12,8 +12,9 @@ class ConfigCheckHook(Hook):
     """Before the run: do batch size, crops and patches fit the model and its losses?
 
     Raises:
-        ValueError: one image per device with KoLeo; a pipeline whose patch size is not the
-            backbone's; a crop that is no multiple of the patch.
+        ValueError: one image per device with KoLeo, also in the last batch of an epoch; a
+            pipeline whose patch size is not the backbone's; a crop that is no multiple of the
+            patch.
     """
 
     def before_train(self, runner: Runner) -> None:
@@ -21,6 +22,8 @@ class ConfigCheckHook(Hook):
         model = inner_model(runner)
         loader = runner.train_dataloader
         model.check_batch_size(loader.batch_size)
+        if not loader.drop_last and (rest := len(loader.sampler) % loader.batch_size):
+            model.check_batch_size(rest)
         for group in loader.dataset[0]['inputs'].values():
             height, width = group.pixels.shape[-3:-1]
             counts = [part.shape[-1] for part in (group.student, group.learnable, group.teacher)]

@@ -107,12 +107,13 @@ class SelfDistillation(BaseModel):
             counts: patches of the student, learnable and teacher part.
         """
         h, w = patch_grid(height, width, self.patch_size)
-        whole = counts[1] == 0 and counts[0] == counts[2]  # no disjoint mask: both see all
-        split = counts[0] if whole else sum(counts)
-        if split != h * w:
+        split = [sum(counts)]
+        if counts[1] == 0 and counts[0] == counts[2]:  # two halves, or no mask: both see all
+            split.append(counts[0])
+        if h * w not in split:
             raise ValueError(
                 f'a {height} x {width} crop has {h * w} patches of {self.patch_size} px, but the '
-                f'pipeline splits {split}; give DisjointMask the patch_size of the backbone.')
+                f'pipeline splits {split[-1]}; give DisjointMask the patch_size of the backbone.')
 
     def _clocked(self, name: str) -> float:
         value = getattr(self, name)
