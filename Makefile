@@ -56,8 +56,8 @@ lint: $(ENVIRONMENT)
 doctor: $(ENVIRONMENT)
 	$(RUN) tools/doctor.py $(ARGS)
 
-# pip brings uv, uv the rest: wheels only, exactly the versions of the lock file. Compiled to bytecode here
-# once, a process starts in half the time where Python may not write bytecode (containers, CI).
+# pip brings uv, uv the rest from the same index: wheels only, exactly the versions of the lock file.
+# Compiled to bytecode here once, a process starts in half the time where Python may not write bytecode (containers, CI).
 $(READY): requirements/lock.txt setup.py
 	@command -v $(PYTHON) > /dev/null || \
 	    { echo 'There is no $(PYTHON) here: install Python 3.10 or newer, or say make PYTHON=/path/to/python.'; exit 1; }
@@ -68,7 +68,9 @@ $(READY): requirements/lock.txt setup.py
 	@echo 'Setting up $(VENV): a minute or two, besides about 3 GB of downloads the first time'
 	@$(PYTHON) -m venv $$([ ! -f $(VENV)/.stale ] || echo --clear) $(VENV)
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --constraint requirements/lock.txt uv
-	@$(RUN) -m uv pip install --python $(RUN) --no-deps --no-build --compile-bytecode \
+	@index=$$($(RUN) -m pip config get global.index-url 2> /dev/null); index=$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$index}}; \
+	    [ -z "$$index" ] || export UV_DEFAULT_INDEX=$$index; \
+	    $(RUN) -m uv pip install --python $(RUN) --no-deps --no-build --compile-bytecode \
 	    --requirement requirements/lock.txt
 	@$(RUN) -m uv pip install --python $(RUN) --no-deps --no-build-isolation --editable .
 	@echo '$(CURDIR)' > $@

@@ -4,11 +4,13 @@
 """
 
 import argparse
+import io
 import logging
-import os
 import shutil
+import sys
 import time
 import warnings
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,6 @@ import torch  # noqa: E402
 from analysis.report import draw_report, read_scalars  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from mmengine.hooks import Hook  # noqa: E402
-from mmengine.logging import MMLogger  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.progress import (  # noqa: E402
@@ -34,10 +35,11 @@ from rich.table import Table  # noqa: E402
 
 import pera_mm  # noqa: E402, F401  activates the bridges
 from pera_mm.datasets.scenes import LAND_USES, draw_scene, write_scenes  # noqa: E402
+from pera_mm.launch import errors_in_one_sentence  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / 'configs/pera/pera_tiny_scenes.py'
-UNLABELED, LABELLED, SIZE = 3000, 1200, 128  # drawn images, and their side in pixels
+UNLABELED, LABELLED, SIZE = 3200, 1200, 128  # drawn images, and their side in pixels
 SHOWN_SEED = 10**6  # of scenes in the report, which are in neither folder
 
 console = Console()
@@ -48,10 +50,11 @@ def main() -> None:
     args = parse_args()
     start = time.time()
     console.rule('pera_mm: PerA pre-training on drawn scenes')
-    draw_scenes()
-    model = pretrain(args.work_dir, args.seed)
-    console.print(compare(args.work_dir))
-    report = draw_report(args.work_dir, model, shown_images(model))
+    with errors_in_one_sentence():
+        draw_scenes()
+        model = pretrain(args.work_dir, args.seed)
+        console.print(compare(args.work_dir))
+        report = draw_report(args.work_dir, model, shown_images(model))
     console.print(f'Losses, probe, reconstructions and attention: [bold]{report}[/]\n'
                   f'Log and checkpoints: {args.work_dir}\n'
                   f'Took {(time.time() - start) / 60:.1f} minutes.')
@@ -60,7 +63,7 @@ def main() -> None:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'),
-                        help='made anew at every start')
+                        help='a demo that is there is replaced')
     parser.add_argument('--seed', type=int, default=10)
     return parser.parse_args()
 
@@ -69,31 +72,40 @@ def draw_scenes() -> None:
     """Fill data/scenes; what an earlier start has drawn stays."""
     with progress() as bars:
         for kind, count in (('unlabeled', UNLABELED), ('classification', LABELLED)):
-            write_scenes(Path('data/scenes') / kind, kind, count, SIZE, seed=len(kind),
+            write_scenes(Path('data/scenes') / kind, kind, count, SIZE,
                          track=partial(bars.track, description=f'drawing {kind} scenes'))
 
 
 def pretrain(work_dir: Path, seed: int) -> torch.nn.Module:
     """Run the config; returns the trained model."""
-    shutil.rmtree(work_dir, ignore_errors=True)
-    work_dir.mkdir(parents=True)
+    clear(work_dir)
     cfg = Config.fromfile(CONFIG)
     cfg.work_dir = str(work_dir)
     cfg.randomness.seed = seed
-    cfg.experiment_name = f'demo_{os.getpid()}'
-    log_to_file(cfg.experiment_name, work_dir / 'demo.log')
+    runner = build_quietly(cfg)
     with progress() as bars:
-        runner = Runner.from_cfg(cfg)
         runner.register_hook(ProgressHook(bars), priority='LOWEST')
         return runner.train()
 
 
-def log_to_file(name: str, file: Path) -> None:
-    """MMEngine's log goes to a file; the terminal keeps the progress bar, and warnings."""
-    logger = MMLogger.get_instance(name, log_file=str(file), log_level='INFO')
-    for handler in logger.handlers:
+def clear(work_dir: Path) -> None:
+    """Remove an earlier demo; never anything else."""
+    if work_dir.exists() and any(work_dir.iterdir()):
+        if not (work_dir / CONFIG.name).exists():  # MMEngine leaves a copy of the config
+            raise SystemExit(f'{work_dir} holds something other than a demo; choose another '
+                             '--work-dir.')
+        shutil.rmtree(work_dir)
+
+
+def build_quietly(cfg: Config) -> Runner:
+    """A runner whose log goes to its file; the terminal keeps the progress bar, and errors."""
+    with redirect_stdout(io.StringIO()):  # MMEngine prints machine and config while it builds
+        runner = Runner.from_cfg(cfg)
+    for handler in runner.logger.handlers:
         if not isinstance(handler, logging.FileHandler):
-            handler.setLevel(logging.WARNING)
+            handler.setStream(sys.stderr)
+            handler.setLevel(logging.ERROR)
+    return runner
 
 
 class ProgressHook(Hook):

@@ -69,6 +69,7 @@ NEEDED_BY = {
     'DeepSpeedStrategy': 'deepspeed',
 }
 DOWNSTREAM = {'mmseg', 'mmdet', 'opencd', 'deepspeed'}
+NOT_HERE = ' (not here)'  # behind a path in the table
 
 
 class Finding(NamedTuple):
@@ -185,7 +186,7 @@ def data_of(cfg: Any) -> str:
     keys = ('source', 'data_root', 'path')
     found = [part.get(key) for part in parts(dict(dataloader)) for key in keys]
     paths = sorted({path for path in found if isinstance(path, str) and path})
-    return ', '.join(f'{path}{"" if Path(path).exists() else " (not here)"}' for path in paths)
+    return ', '.join(f'{path}{"" if Path(path).exists() else NOT_HERE}' for path in paths)
 
 
 def check_config(path: Path, name: str, broken: set[str]) -> Finding:
@@ -223,7 +224,14 @@ def check_config(path: Path, name: str, broken: set[str]) -> Finding:
             'import its module in custom_imports, or install the version of pera_mm that the '
             'config belongs to.'
         )
-    return Finding(name, data_of(cfg), problem, required)
+    data = data_of(cfg)
+    if not problem and NOT_HERE in data:
+        problem = (
+            f'{name} finds no images: put or link them where it looks, or change '
+            'train_dataloader.dataset.source.'
+        )
+        required = False
+    return Finding(name, data, problem, required)
 
 
 def config_folder() -> Path | None:

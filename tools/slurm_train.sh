@@ -21,5 +21,5 @@ cpus=${CPUS_PER_TASK:-10}
 read -ra more <<< "${SRUN_ARGS:-}"
 export MASTER_PORT=${PORT:-29500}
 exec srun --partition="$partition" --job-name="$job" --gres="gpu:$per_node" --ntasks="$gpus" \
-    --ntasks-per-node="$per_node" --cpus-per-task="$cpus" --kill-on-bad-exit=1 "${more[@]}" \
+    --ntasks-per-node="$per_node" --cpus-per-task="$cpus" --kill-on-bad-exit=1 ${more[@]+"${more[@]}"} \
     "${PYTHON:-python}" -u "$here/train.py" "$config" --launcher slurm "$@"

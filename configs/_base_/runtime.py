@@ -9,7 +9,8 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='pera_mm.AtomicCheckpointHook', interval=10),
+    checkpoint=dict(
+        type='pera_mm.AtomicCheckpointHook', by_epoch=False, interval=2000, max_keep_ckpts=3),
     config_check=dict(type='pera_mm.ConfigCheckHook'),
     step_seed=dict(type='pera_mm.StepSeedHook'),
     schedule=dict(  # of ViT-B in the authors' configs; ViT-G has its own
@@ -23,7 +24,8 @@ default_hooks = dict(
 env_cfg = dict(
     cudnn_benchmark=True,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'))
+    # seconds that the other ranks wait while one writes a checkpoint or fits the probe
+    dist_cfg=dict(backend='nccl', timeout=7200))
 visualizer = dict(
     type='Visualizer',
     vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])

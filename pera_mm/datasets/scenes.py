@@ -57,7 +57,7 @@ KINDS = tuple(_SPLITS)
 _CHANGE_USES = ('dense_residential', 'industrial', 'sparse_residential', 'storage_tanks')
 _DIOR_BOXES = 'Annotations/Horizontal Bounding Boxes'
 _MIN_SIZE = 32
-_DRAWING = 1  # raise it when the pictures change: a folder begun before is then not continued
+_DRAWING = 2  # raise it when the pictures change: a folder begun before is then not continued
 
 
 class Scene(NamedTuple):

@@ -1,5 +1,6 @@
 """Millions of images without labels: found once, read safely, drawn by key."""
 
+import codecs
 import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -149,6 +150,8 @@ class ImageList:
         self.file = file
         is_empty = file.stat().st_size == 0  # an empty file cannot be mapped
         self.text = np.asarray(np.zeros(0, np.uint8) if is_empty else np.memmap(file, mode='r'))
+        if self.text[:3].tobytes() == codecs.BOM_UTF8:
+            self.text = self.text[3:]
         self.starts = _line_starts(self.text)
         if len(self) == 0:
             raise ValueError(f'the list {str(file)!r} names no image; write one path per line, or '

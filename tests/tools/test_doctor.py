@@ -111,7 +111,9 @@ def check(doctor: ModuleType, tmp_path: Path):
 
 def test_a_good_config_shows_its_data(check):
     found = check(GOOD)
-    assert (found.problem, found.detail) == ('', 'data/none (not here)')
+    assert found.detail == 'data/none (not here)'
+    assert not found.required
+    assert found.problem.startswith('a.py finds no images: put or link them where it looks')
 
 
 def test_data_that_is_here_is_shown_so(check, tmp_path: Path):

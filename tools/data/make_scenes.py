@@ -1,9 +1,8 @@
 r"""Draw remote-sensing scenes into a folder, in the layout of a real data set.
 
 What `make demo` draws, and configs/pera/pera_tiny_scenes.py reads:
-    python tools/data/make_scenes.py data/scenes/unlabeled unlabeled 3200 --size 128 --seed 9
-    python tools/data/make_scenes.py data/scenes/classification classification 1200 \
-        --size 128 --seed 14
+    python tools/data/make_scenes.py data/scenes/unlabeled unlabeled 3200 --size 128
+    python tools/data/make_scenes.py data/scenes/classification classification 1200 --size 128
 
 Stopped and started again with the same arguments, it goes on where it was.
 """

@@ -6,6 +6,7 @@ model = dict(
         type='pera_mm.CropPreprocessor',
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
+        non_blocking=True,
         # jitter and gray are shares of the crops; the rest keeps its colours
         student=dict(
             jitter=0.72, gray=0.08, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1),
