@@ -10,4 +10,5 @@ Command:  python tools/train.py configs/pera/pera_tiny_rsscn7.py
 _base_ = 'pera_tiny_scenes.py'
 data_root = 'data/rsscn7'
 train_dataloader = dict(dataset=dict(source=data_root))
-default_hooks = dict(probe=dict(data_root=data_root))
+train_cfg = dict(max_epochs=20)  # of 43 steps
+default_hooks = dict(probe=dict(data_root=data_root, interval=4))
