@@ -13,17 +13,5 @@ if (( $# < 2 )) || ! [[ ${2} =~ ^[1-9][0-9]*$ ]]; then
 fi
 config=$1 gpus=$2
 shift 2
-set -- "$config" --launcher pytorch "$@"
-
 here=$(dirname "${BASH_SOURCE[0]}")
-cores=$(nproc)
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( cores > gpus ? cores / gpus : 1 ))}
-export MKL_NUM_THREADS=${MKL_NUM_THREADS:-$OMP_NUM_THREADS}  # MMEngine would set it to 1, with a warning
-if [[ ${NNODES:-1} == 1 && -z ${PORT:-} ]]; then
-    rendezvous=(--standalone)  # takes a free port, so two jobs on a machine do not meet
-else
-    rendezvous=(--nnodes "${NNODES:-1}" --node-rank "${NODE_RANK:-0}"
-                --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${PORT:-29500}")
-fi
-exec "${PYTHON:-python}" -m torch.distributed.run --nproc-per-node "$gpus" "${rendezvous[@]}" \
-    "$here/train.py" "$@"
+exec "$here/torchrun.sh" "$gpus" "$here/train.py" "$config" --launcher pytorch "$@"
