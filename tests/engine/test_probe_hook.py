@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.dist import is_main_process
+from mmengine.dist import get_rank, is_main_process
 from training_runs import ON_CPU_RANKS, build_runner, draw_images, on_ranks, train, training_cfg
 
 from pera_mm.evaluation.features import extract_features, read_labelled_folder, stratified_split
@@ -130,6 +130,29 @@ def test_a_folder_that_cannot_be_probed_is_told_before_the_first_iteration(
     with pytest.raises(ValueError, match=sentence):
         runner.train()
     assert runner.iter == 0
+
+
+def test_a_size_that_is_no_multiple_of_the_patch_is_told_before_the_first_iteration(cfg, probe):
+    runner = build_runner(cfg('run', dict(probe, size=40)))
+    with pytest.raises(ValueError, match='ProbeHook size: .* 40 is not a multiple .* 16; take'):
+        runner.train()
+    assert runner.iter == 0
+
+
+def probe_with_an_error(cfg: dict, folder: str) -> None:
+    with pytest.raises(ValueError) as error:
+        train(cfg)
+    Path(folder, f'rank{get_rank()}').write_text(str(error.value))
+
+
+@pytest.mark.dist
+@pytest.mark.timeout(60)
+def test_an_error_of_the_scoring_reaches_both_ranks(cfg, probe, tmp_path):
+    ranks = dict(cfg('ranks', dict(probe, k=0)), **ON_CPU_RANKS)
+    assert on_ranks(probe_with_an_error, ranks, str(tmp_path)) == [0, 0]
+    for rank in (0, 1):
+        assert (tmp_path / f'rank{rank}').read_text().startswith(
+            'the probe after 0 epochs failed on the main process with ValueError: k-NN needs k >=')
 
 
 def probe_on_ranks(cfg: dict, result: str) -> None:

@@ -3,7 +3,13 @@
 import time
 
 import torch
-from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
+from mmengine.dist import (
+    all_gather_object,
+    broadcast_object_list,
+    get_rank,
+    get_world_size,
+    is_main_process,
+)
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -18,6 +24,7 @@ from pera_mm.evaluation.features import (
 )
 from pera_mm.evaluation.knn import knn_accuracy
 from pera_mm.evaluation.linear_probe import linear_accuracy
+from pera_mm.patches import patch_grid
 from pera_mm.registry import HOOKS
 
 
@@ -41,7 +48,8 @@ class ProbeHook(Hook):
 
     Raises:
         ValueError: before the run, if the folder is missing or has fewer than two classes of two
-            images.
+            images, or if ``size`` is no multiple of the patch size; on all ranks, if the main
+            process cannot compute the scores.
     """
 
     def __init__(self,
@@ -70,7 +78,11 @@ class ProbeHook(Hook):
         self._num_train = len(split.train)
 
     def before_train(self, runner: Runner) -> None:
-        """Probe the random teacher, unless the run is resumed."""
+        """Check ``size``; probe the random teacher, unless the run is resumed."""
+        try:
+            patch_grid(self.size, self.size, inner_model(runner).patch_size)
+        except ValueError as error:
+            raise ValueError(f'ProbeHook size: {error}') from None
         if runner.iter == 0:
             self._probe(runner, epoch=0)
 
@@ -82,8 +94,20 @@ class ProbeHook(Hook):
     def _probe(self, runner: Runner, epoch: int) -> None:
         start = time.perf_counter()
         features, readable = self._extract(runner)
-        if not is_main_process():
-            return
+        problem, cause = [''], None
+        if is_main_process():
+            try:
+                self._score(runner, epoch, start, features, readable)
+            except Exception as error:  # the other ranks would wait for this one
+                problem, cause = [f'{type(error).__name__}: {error}'], error
+        broadcast_object_list(problem)
+        if problem[0]:
+            raise ValueError(f'the probe after {epoch} epochs failed on the main process with '
+                             f'{problem[0]}') from cause
+
+    def _score(self, runner: Runner, epoch: int, start: float, features: Tensor,
+               readable: Tensor) -> None:
+        """Compute and write the scores; ``start`` is when the probe began."""
         is_train = torch.arange(len(readable)) < self._num_train
         train, test = is_train & readable, ~is_train & readable
         labels = self._images.labels
