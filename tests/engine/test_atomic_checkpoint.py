@@ -63,7 +63,8 @@ def test_a_full_disk_stops_with_a_sentence_and_spares_the_last_good_one(tmp_path
     cfg = line_cfg(tmp_path, ballast=1, max_epochs=2, interval=3)
     cfg['default_hooks']['checkpoint'].update(max_keep_ckpts=1)
     message = (r'cannot write the checkpoint \S*iter_9.pth \(File too large\); the last good one '
-               r'is \S*iter_6.pth: make room on that disk and continue with --resume\.')
+               r'is \S*iter_6.pth: make room on that disk or mend the cause, and continue '
+               r'with --resume\.')
     with pytest.raises(OSError, match=message):
         train(cfg, FullDiskHook(8))
     assert checkpoints(tmp_path) == ['iter_6.pth', 'last_checkpoint']
@@ -72,6 +73,31 @@ def test_a_full_disk_stops_with_a_sentence_and_spares_the_last_good_one(tmp_path
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     train(dict(cfg, resume=True))
     assert checkpoints(tmp_path) == ['iter_12.pth', 'last_checkpoint']
+
+
+class Unpicklable(Hook):
+    """Puts into the checkpoint what pickle refuses, with an error that is no OSError."""
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        checkpoint['odd'] = lambda: None
+
+
+def test_what_cannot_be_pickled_stops_with_a_sentence_too(tmp_path):
+    with pytest.raises(OSError, match=r'iter_3.pth \(.*pickle.*\); there is none yet: make room'):
+        train(line_cfg(tmp_path), Unpicklable())
+    assert checkpoints(tmp_path) == []
+
+
+def test_leftovers_in_both_folders_are_removed(tmp_path):
+    cfg = line_cfg(tmp_path / 'run')
+    cfg['default_hooks']['checkpoint'].update(out_dir=str(tmp_path / 'far'))
+    left = [tmp_path / 'run/last_checkpoint.incomplete', tmp_path / 'far/run/iter_9.pth.incomplete']
+    for path in left:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    train(cfg)
+    assert [path.exists() for path in left] == [False, False]
+    assert (tmp_path / 'far/run/iter_12.pth').exists()
 
 
 def test_killed_while_writing_leaves_the_last_good_one(tmp_path):

@@ -72,6 +72,14 @@ class FullDiskHook(Hook):
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, -1))
 
 
+class UnpicklableHook(Hook):
+    """Rank 0, which writes, meets an error that is no OSError."""
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        if runner.rank == 0:
+            checkpoint['odd'] = lambda: None
+
+
 def _note_the_stop(cfg: dict, hook: Hook, error: type, folder: Path) -> None:
     """Train; on ``error`` leave its sentence and whether the student is still good."""
     from training_runs import build_runner
@@ -97,5 +105,13 @@ def test_a_full_disk_on_one_rank_stops_both(tmp_path):
     ranks = line_cfg(tmp_path, ballast=1, **ON_CPU_RANKS)
     assert on_ranks(_note_the_stop, ranks, FullDiskHook(), OSError, tmp_path) == [0, 0]
     first, second = ((tmp_path / f'rank{rank}').read_text() for rank in (0, 1))
-    assert 'iter_3.pth (File too large); the last good one is None' in first
+    assert 'iter_3.pth (File too large); there is none yet' in first
     assert 'iter_3.pth (another rank failed)' in second
+
+
+def test_any_error_of_a_checkpoint_stops_both(tmp_path):
+    ranks = line_cfg(tmp_path, **ON_CPU_RANKS)
+    assert on_ranks(_note_the_stop, ranks, UnpicklableHook(), OSError, tmp_path) == [0, 0]
+    first, second = ((tmp_path / f'rank{rank}').read_text() for rank in (0, 1))
+    assert 'pickle' in first
+    assert 'iter_3.pth (another rank failed); there is none yet' in second

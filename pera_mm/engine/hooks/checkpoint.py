@@ -27,7 +27,8 @@ class AtomicCheckpointHook(CheckpointHook):
     the next start. ``out_dir`` must be on a file system (no object store).
 
     With gradient accumulation a save waits for the next optimizer step, because gathered gradients
-    are not in a checkpoint. Arguments are those of :class:`mmengine.hooks.CheckpointHook`.
+    are not in a checkpoint. Arguments are those of :class:`mmengine.hooks.CheckpointHook`;
+    ``save_best`` is written by MMEngine's own code and is not atomic.
 
     Raises:
         OSError: on all ranks, if a checkpoint cannot be written; the last good one is named.
@@ -43,7 +44,7 @@ class AtomicCheckpointHook(CheckpointHook):
         if self.max_keep_ckpts > 0:
             self.keep_ckpt_ids = list(self.keep_ckpt_ids)  # one more while a save is under way
         if is_main_process():
-            _remove_incomplete(Path(self.out_dir))
+            _remove_incomplete(Path(self.out_dir), Path(runner.work_dir))
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None,
                          outputs: Any = None) -> None:
@@ -89,18 +90,20 @@ class AtomicCheckpointHook(CheckpointHook):
         error = None
         try:
             write()
-        except OSError as caught:
+        except Exception as caught:  # pickle and torch have errors of their own
             error = caught
         failed = torch.tensor(int(error is not None))
         all_reduce(failed, 'max')
         if failed:
             if is_main_process():
-                _remove_incomplete(path.parent)
-            reason = error.strerror if error else 'another rank failed'
+                _remove_incomplete(path.parent, Path(runner.work_dir))
+            reason = (getattr(error, 'strerror', None) or str(error)) if error else (
+                'another rank failed')
+            last = find_latest_checkpoint(runner.work_dir)
+            good = f'the last good one is {last}' if last else 'there is none yet'
             raise OSError(
-                f'cannot write the checkpoint {path} ({reason}); the last good one is '
-                f'{find_latest_checkpoint(runner.work_dir)}: make room on that disk and continue '
-                'with --resume.') from error
+                f'cannot write the checkpoint {path} ({reason}); {good}: make room on that disk '
+                'or mend the cause, and continue with --resume.') from error
 
     def _keep(self, runner: Any, step: int) -> None:
         """List the coming checkpoint before it is written: a resume reads the list in it."""
@@ -159,6 +162,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _remove_incomplete(folder: Path) -> None:
-    for path in folder.glob(f'*{INCOMPLETE}'):
-        _remove(path)
+def _remove_incomplete(*folders: Path) -> None:
+    for folder in folders:
+        for path in folder.glob(f'*{INCOMPLETE}'):
+            _remove(path)
