@@ -9,8 +9,8 @@ from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
-from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_CONSTRUCTORS
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
@@ -27,4 +27,5 @@ TRANSFORMS = _child('transform', MMENGINE_TRANSFORMS, 'pera_mm.datasets.transfor
 HOOKS = _child('hook', MMENGINE_HOOKS, 'pera_mm.engine')
 LOOPS = _child('loop', MMENGINE_LOOPS, 'pera_mm.engine')
 OPTIM_WRAPPERS = _child('optimizer wrapper', MMENGINE_OPTIM_WRAPPERS, 'pera_mm.engine')
-METRICS = _child('metric', MMENGINE_METRICS, 'pera_mm.evaluation')
+OPTIM_WRAPPER_CONSTRUCTORS = _child('optimizer wrapper constructor', MMENGINE_CONSTRUCTORS,
+                                    'pera_mm.engine')

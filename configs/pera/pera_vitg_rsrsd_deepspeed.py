@@ -20,4 +20,5 @@ strategy = dict(
 optim_wrapper = dict(
     _delete_=True,
     type='DeepSpeedOptimWrapper',
+    constructor='pera_mm.TrainedOnlyConstructor',
     optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), eps=2e-5, weight_decay=0.04))

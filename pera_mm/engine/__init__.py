@@ -2,6 +2,6 @@
 
 from pera_mm.engine import hooks
 from pera_mm.engine.loops import ResumableTrainLoop
-from pera_mm.engine.optim_wrapper import AutocastOptimWrapper
+from pera_mm.engine.optim_wrapper import AutocastOptimWrapper, TrainedOnlyConstructor
 
-__all__ = ['AutocastOptimWrapper', 'ResumableTrainLoop', 'hooks']
+__all__ = ['AutocastOptimWrapper', 'ResumableTrainLoop', 'TrainedOnlyConstructor', 'hooks']

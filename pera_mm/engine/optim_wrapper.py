@@ -1,18 +1,36 @@
-"""Mixed precision and a gradient check in front of every optimizer step."""
+"""What the optimizer trains, in which precision, and a gradient check before every step."""
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from mmengine.device import get_device
-from mmengine.optim import OptimWrapper
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 
-from pera_mm.registry import OPTIM_WRAPPERS
+from pera_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class TrainedOnlyConstructor(DefaultOptimWrapperConstructor):
+    """Give the optimizer what is trained, and not the frozen teacher as MMEngine does.
+
+    It holds for every optimizer wrapper, so a run can be resumed in another precision. Set it with
+    ``optim_wrapper=dict(constructor='pera_mm.TrainedOnlyConstructor', ...)``; arguments as
+    :class:`mmengine.optim.DefaultOptimWrapperConstructor`.
+    """
+
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        """The optimizer wrapper for the parameters of ``model`` with ``requires_grad``."""
+        if self.paramwise_cfg:
+            return super().__call__(model)  # MMEngine itself leaves out frozen ones then
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return super().__call__(SimpleNamespace(parameters=lambda: trained))
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -44,8 +62,6 @@ class AutocastOptimWrapper(OptimWrapper):
             raise ValueError('AutocastOptimWrapper: clip_grad must be dict(max_norm=...) or None, '
                              f'got {dict(clip_grad)}.')
         super().__init__(clip_grad=clip_grad, **kwargs)
-        for group in self.optimizer.param_groups:  # MMEngine gives it the frozen teacher too
-            group['params'] = [p for p in group['params'] if p.requires_grad]
         self.dtype = torch.bfloat16 if dtype else None
         self._shards: dist.ProcessGroup | None = None  # the ranks that hold one copy together
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 from pera_mm.engine.optim_wrapper import AutocastOptimWrapper
@@ -91,3 +92,18 @@ def test_is_found_by_its_name():
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.)
     wrapper = OPTIM_WRAPPERS.build(dict(type='pera_mm.AutocastOptimWrapper', optimizer=optimizer))
     assert type(wrapper) is AutocastOptimWrapper
+
+
+@pytest.mark.parametrize('kind', ['pera_mm.AutocastOptimWrapper', 'OptimWrapper'])
+@pytest.mark.parametrize('paramwise', [None, dict(bias_lr_mult=2.)])
+def test_the_constructor_leaves_out_what_is_frozen(kind, paramwise):
+    model = nn.ModuleList([nn.Linear(3, 2), nn.Linear(3, 2)])
+    model[1].requires_grad_(False)
+    wrapper = build_optim_wrapper(model, dict(
+        type=kind, constructor='pera_mm.TrainedOnlyConstructor', paramwise_cfg=paramwise,
+        optimizer=dict(type='Adagrad', lr=1.)))  # it keeps a state from the beginning
+    groups = wrapper.optimizer.param_groups
+    held = [parameter for group in groups for parameter in group['params']]
+    assert [id(p) for p in held] == [id(p) for p in model[0].parameters()]
+    assert len(wrapper.optimizer.state) == 2
+    assert [group['lr'] for group in groups] == ([1., 2.] if paramwise else [1.])

@@ -90,7 +90,8 @@ def training_cfg(work_dir: Path, images: str, model: dict, pipeline: list[dict],
             sampler=dict(type='pera_mm.DrawSampler'),
             dataset=dict(type='pera_mm.UnlabeledImages', source=images, pipeline=pipeline)),
         optim_wrapper=dict(
-            type='pera_mm.AutocastOptimWrapper', accumulative_counts=accumulate,
+            type='pera_mm.AutocastOptimWrapper', constructor='pera_mm.TrainedOnlyConstructor',
+            accumulative_counts=accumulate,
             optimizer=dict(type='AdamW', lr=1e-3, eps=2e-5, weight_decay=0.04),
             clip_grad=dict(max_norm=3.0)),
         param_scheduler=[

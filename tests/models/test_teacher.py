@@ -212,6 +212,7 @@ def accumulating_run(tiny_cfg: dict, tmp_path: Path) -> tuple[Runner, Witness]:
         train_dataloader=DataLoader(samples(16), batch_size=2, collate_fn=default_collate),
         train_cfg=dict(by_epoch=True, max_epochs=1),
         optim_wrapper=dict(type='pera_mm.AutocastOptimWrapper',
+                           constructor='pera_mm.TrainedOnlyConstructor',
                            optimizer=dict(type='SGD', lr=0.1), accumulative_counts=3),
         custom_hooks=[
             dict(type='pera_mm.ScheduleHook',

@@ -1,6 +1,7 @@
 # The authors' schedule: every value moves per iteration, the units are epochs.
 optim_wrapper = dict(
     type='pera_mm.AutocastOptimWrapper',
+    constructor='pera_mm.TrainedOnlyConstructor',  # the teacher is not for the optimizer
     dtype='bfloat16',  # on a GPU; a CPU trains in float32
     # One parameter group: biases and norms decay too, as in the reference.
     optimizer=dict(
