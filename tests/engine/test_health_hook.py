@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 
 import cv2
 import numpy as np
@@ -144,7 +145,7 @@ def test_two_episodes_are_two_warnings(cfg, warnings_of):
 
 
 def test_limits_can_be_set_and_must_be_known(cfg, warnings_of):
-    strict = dict(interval=1, patience=1, limits=dict(feature_rank=(1000., 2000.)))
+    strict = dict(interval=1, patience=1, limits=dict(feature_rank=(1000., math.inf)))
     found = warnings_of(cfg(strict))
     assert [text.split(',')[1] for text in found] == [' below 1000 for the last 1 checks (every 1 '
                                                       "iterations): the teacher's [cls] varies "
@@ -154,6 +155,9 @@ def test_limits_can_be_set_and_must_be_known(cfg, warnings_of):
     assert len(found) == 1
     with pytest.raises(ValueError, match="no sign 'entropy'; limits can be given for teacher_ent"):
         HealthHook(limits=dict(entropy=(0, 1)))
+    with pytest.raises(ValueError, match=r"'feature_rank' cannot be too high, .* got 9\.$"):
+        HealthHook(limits=dict(feature_rank=(1, 9)))
+    HealthHook(limits=dict(teacher_entropy=(0.1, 0.9)))
 
 
 class Poison(Hook):

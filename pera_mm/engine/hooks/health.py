@@ -86,7 +86,7 @@ class HealthHook(Hook):
         limits: ``{sign: (low, high)}`` to replace the healthy ranges in :data:`SIGNS`.
 
     Raises:
-        ValueError: for limits of an unknown sign.
+        ValueError: for limits of an unknown sign, or an upper limit of one that has none.
         FloatingPointError: on all ranks, if the loss is inf or nan on any.
     """
 
@@ -104,6 +104,9 @@ class HealthHook(Hook):
         self.patience = patience
         self.signs = dict(SIGNS)
         for name, (low, high) in (limits or {}).items():
+            if high < math.inf and not SIGNS[name].above:
+                raise ValueError(f"HealthHook limits: '{name}' cannot be too high, so its upper "
+                                 f"limit must be float('inf'), got {high}.")
             self.signs[name] = SIGNS[name]._replace(low=low, high=high)
         self._bad_checks: Counter[str] = Counter()
 
