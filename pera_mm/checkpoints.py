@@ -161,7 +161,17 @@ def load_checkpoint(
             'trust, or, if you trust this one, admit the object first with '
             'torch.serialization.add_safe_globals([...]).'
         ) from None
-    except (EOFError, IndexError, KeyError, pickle.UnpicklingError, RuntimeError) as error:
+    except (
+        AttributeError,
+        EOFError,
+        IndexError,
+        KeyError,
+        OverflowError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         # Of the RuntimeErrors only those of the reader: no memory, no GPU speak for themselves.
         if isinstance(error, RuntimeError) and not re.search('PytorchStream|EOF', str(error)):
             raise

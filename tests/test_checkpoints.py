@@ -439,6 +439,22 @@ def test_hand_written_pickles_cannot_change_classes_or_use_dotted_names(tmp_path
         load_checkpoint(pickle_file(tmp_path / 'dotted.pth', dotted))
 
 
+@pytest.mark.parametrize(
+    'body',
+    [
+        b'\x80\x02ccollections\nCounter\nI1\nI2\n\x86R.',  # TypeError
+        b'\x80\x02]X\x01\x00\x00\x00\xff.',  # UnicodeDecodeError
+        b'\x80\x02K\x01K\x02a.',  # AttributeError
+        b'\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n'  # ValueError
+        b'(I%d\ntU\x01b\x87R.' % (2**70),
+    ],
+)
+def test_a_pickle_that_makes_no_sense_is_a_sentence(tmp_path: Path, body: bytes):
+    with pytest.raises(ValueError, match='bad.pth .* is not a whole torch checkpoint') as error:
+        load_checkpoint(pickle_file(tmp_path / 'bad.pth', body))
+    assert type(error.value) is ValueError and '\n' not in str(error.value)
+
+
 class Trusted:
     """What a user has in a checkpoint of his own."""
 
