@@ -99,6 +99,10 @@ def _unpack(tokens: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return [part.unflatten(0, size) for part, size in zip(parts, sizes)]
 
 
+# What the sparse forward does, in the words of MMPretrain's ViT.
+FIXED = dict(pre_norm=False, drop_rate=0., final_norm=True, with_cls_token=True)
+
+
 @MODELS.register_module()
 class PerAViT(VisionTransformer):
     """Vision Transformer with a sparse forward.
@@ -118,8 +122,9 @@ class PerAViT(VisionTransformer):
         **kwargs: further arguments of MMPretrain's ViT (``out_type``, ``out_indices``, ...).
 
     Raises:
-        ValueError: unknown ``arch``, ``img_size`` no multiple of ``patch_size``, or
-            ``drop_path_rate`` outside [0, 1).
+        ValueError: unknown ``arch``, ``img_size`` no multiple of ``patch_size``,
+            ``drop_path_rate`` outside [0, 1), or one of the four arguments that the sparse forward
+            has no place for (:data:`FIXED`) with another value.
     """
 
     arch_zoo = {
@@ -141,6 +146,12 @@ class PerAViT(VisionTransformer):
         patch_grid(*((img_size, img_size) if isinstance(img_size, int) else img_size), patch_size)
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate must lie in [0, 1), got {drop_path_rate}.')
+        for name, value in FIXED.items():
+            if kwargs.get(name, value) != value:
+                raise ValueError(
+                    f'PerAViT: {name}={kwargs[name]} is not possible, because its sparse forward '
+                    'embeds [cls], has no norm before the layers and no token dropout, and needs '
+                    f'the final norm; leave {name} out.')
         super().__init__(arch, img_size, patch_size, **kwargs)
         self.patch_size = patch_size
         for layer in self.layers:

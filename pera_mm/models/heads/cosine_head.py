@@ -24,7 +24,11 @@ class WeightNormLinear(nn.Module):
         self.weight_g = nn.Parameter(torch.ones(out_channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., C]`` to ``[..., K]``, float32 under autocast too."""
+        """``[..., C]`` to ``[..., K]``.
+
+        The dtype is that of the weights (float32); under autocast the product before the scale is
+        rounded to the autocast type.
+        """
         scale = self.weight_g.squeeze(1) / self.weight_v.norm(dim=1)
         return F.linear(x, self.weight_v) * scale
 
