@@ -121,8 +121,3 @@ def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tenso
     h, w = grid
     cells = patches.unflatten(2, (patch_size, patch_size, -1)).unflatten(1, (h, w))
     return cells.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
-
-
-def take_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
-    """Tokens ``[R, N, D]`` at ``indices [R, k]``: ``[R, k, D]``."""
-    return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

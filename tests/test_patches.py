@@ -12,7 +12,6 @@ from pera_mm.patches import (
     patchify,
     split_counts,
     split_patches,
-    take_tokens,
     unpatchify,
     whole_crop,
 )
@@ -158,17 +157,10 @@ def test_gathered_patches_are_the_patches_of_the_grid():
         for k, index in enumerate(indices[row].tolist()):
             top, left = index // 3 * 16, index % 3 * 16
             assert torch.equal(patches[row, k], batch[row, :, top:top + 16, left:left + 16])
-    torch.testing.assert_close(flatten_patches(patches), take_tokens(patchify(batch, 16), indices),
-                               rtol=0, atol=0)
+    whole = torch.take_along_dim(patchify(batch, 16), indices.unsqueeze(-1), dim=1)
+    torch.testing.assert_close(flatten_patches(patches), whole, rtol=0, atol=0)
 
 
 def test_gathering_nothing_gives_nothing():
     nothing = torch.zeros(2, 0, dtype=torch.int64)
     assert gather_patches(images(2, 32, 32), nothing, 16).shape == (2, 0, 3, 16, 16)
-    assert take_tokens(torch.zeros(2, 4, 8), nothing).shape == (2, 0, 8)
-
-
-def test_take_tokens():
-    tokens = torch.arange(2 * 4 * 3.).reshape(2, 4, 3)
-    taken = take_tokens(tokens, torch.tensor([[0, 3], [1, 2]]))
-    assert taken.tolist() == [[[0, 1, 2], [9, 10, 11]], [[15, 16, 17], [18, 19, 20]]]

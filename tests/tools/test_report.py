@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pera_mm.patches import patchify, take_tokens
+from pera_mm.patches import patchify
 from pera_mm.registry import MODELS
 
 sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))  # tools/ is no package
@@ -118,7 +118,8 @@ def test_a_model_that_knows_the_picture_paints_it(model, images, monkeypatch):
 
     def know(crops):
         target = patchify(crops[0].student_view[0], 16)
-        return type('Answer', (), dict(pixels=take_tokens(target, crops[0].learnable[0])))
+        hidden = crops[0].learnable[0].unsqueeze(-1)
+        return type('Answer', (), dict(pixels=torch.take_along_dim(target, hidden, dim=1)))
 
     monkeypatch.setattr(model, 'study', know)
     triplets = reconstruct(model, images)
