@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 
 
@@ -65,10 +66,8 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def _similar_config(path: str) -> str:
-    folder = next(p for p in Path(path).parents if p.is_dir())
-    if folder == Path('.'):
-        folder = Path('configs')  # never search a whole home folder
-    known = {p.stem: p for p in folder.rglob('*.py')}
+    files = [*Path(path).parent.glob('*.py'), *Path('configs').rglob('*.py')]
+    known = {file.stem: file for file in files}
     match = get_close_matches(Path(path).stem, known, n=1)
     return f'; did you mean {known[match[0]]}?' if match else ''
 
@@ -132,6 +131,8 @@ def set_precision(cfg: Config, amp: str) -> None:
         wrapper.update(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic')
     elif amp == 'bf16':
         wrapper.update(type='pera_mm.AutocastOptimWrapper', dtype='bfloat16')
+        if get_device() == 'cpu':
+            print('--amp bf16: PyTorch sees no accelerator here, so training runs in float32.')
     elif kind == 'AmpOptimWrapper':
         wrapper.type = 'OptimWrapper'
     elif kind == 'pera_mm.AutocastOptimWrapper':

@@ -97,6 +97,16 @@ def test_precision(cfg, kind, amp, expected):
     assert cfg.optim_wrapper == dict(**expected, optimizer=dict(type='AdamW', lr=1e-3))
 
 
+@pytest.mark.parametrize(('device', 'said'), [
+    ('cpu', '--amp bf16: PyTorch sees no accelerator here, so training runs in float32.\n'),
+    ('cuda', ''),
+])
+def test_bf16_without_accelerator_is_said(cfg, capsys, monkeypatch, device, said):
+    monkeypatch.setattr('pera_mm.launch.get_device', lambda: device)
+    set_precision(cfg, 'bf16')
+    assert capsys.readouterr().out == said
+
+
 def test_precision_fp16(cfg, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     set_precision(cfg, 'fp16')
