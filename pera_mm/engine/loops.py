@@ -1,5 +1,6 @@
 """The training loop that continues in the middle of an epoch."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from mmengine.runner import EpochBasedTrainLoop
@@ -21,9 +22,10 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
     :class:`~pera_mm.engine.hooks.checkpoint.AtomicCheckpointHook` sees to it.
 
     Raises:
-        ValueError: on an epoch without a single batch; on resuming with another number of
-            iterations per epoch (other data, batch size or number of processes), or in mid-epoch
-            with a sampler that has no ``start``.
+        ValueError: on an epoch without a single batch; on a scheduler that begins when the
+            training is over; on resuming with another number of iterations per epoch (other data,
+            batch size or number of processes), or in mid-epoch with a sampler that has no
+            ``start``.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -34,6 +36,19 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
                 f'an epoch of {len(batches.sampler)} images per process has not one batch of '
                 f'{batches.batch_size}: lower train_dataloader.batch_size, use fewer processes, '
                 'or check that source holds all of your images.')
+        self._check_schedulers()
+
+    def _check_schedulers(self) -> None:
+        """A run cut short by ``max_epochs`` alone: MMEngine's own error names no setting."""
+        for cfg in _scheduler_configs(self.runner.param_schedulers):
+            unit, last = (('epoch', self.max_epochs) if cfg.get('by_epoch', True) else
+                          ('iteration', self.max_iters))
+            begin = cfg.get('begin', 0)
+            if begin >= cfg.get('end', last):
+                raise ValueError(
+                    f'param_scheduler: {cfg["type"]} begins at {unit} {begin}, but ends at '
+                    f'{cfg.get("end", last)} (train_cfg.max_epochs is {self.max_epochs}): lower '
+                    'its begin and the end of the scheduler before it in param_scheduler.')
 
     def run(self) -> Any:
         """Train from ``(epoch, iter)``, which a resume has set, to the end."""
@@ -75,3 +90,12 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
             sampler.seed = hub.get_info('sampler_seed', getattr(sampler, 'seed', None))
         hub.update_info('iters_per_epoch', now)
         hub.update_info('sampler_seed', getattr(sampler, 'seed', None))
+
+
+def _scheduler_configs(node: Any) -> Iterator[dict]:
+    """The configs in what a runner takes: one, a list, or either for each optimizer by name."""
+    if isinstance(node, dict) and 'type' in node:
+        yield node
+    elif isinstance(node, (dict, list, tuple)):
+        for child in node.values() if isinstance(node, dict) else node:
+            yield from _scheduler_configs(child)

@@ -6,6 +6,8 @@ import pytest
 from mmengine.hooks import Hook
 from training_runs import build_runner, line_cfg, train
 
+from pera_mm.launch import errors_in_one_sentence
+
 
 class Recorder(Hook):
     """Notes the images, the learning rate and the epochs' ends."""
@@ -59,6 +61,26 @@ def test_resume_in_mid_epoch_continues_the_draws_and_the_schedules(cfg):
 def test_an_epoch_without_a_batch_is_refused(tmp_path):
     with pytest.raises(ValueError, match='12 images per process has not one batch of 16: lower'):
         train(line_cfg(tmp_path, batch_size=16))
+
+
+@pytest.mark.parametrize(('begin', 'by_epoch', 'sentence'), [
+    (20, True, 'CosineAnnealingLR begins at epoch 20, but ends at 5 (train_cfg.max_epochs is 5)'),
+    (30, False, 'CosineAnnealingLR begins at iteration 30, but ends at 30 (train_cfg.max_epochs'),
+])
+@pytest.mark.parametrize('form', ['list', 'one', 'by name'])
+def test_a_scheduler_after_the_end_is_refused(tmp_path, capsys, form, begin, by_epoch, sentence):
+    late = dict(type='CosineAnnealingLR', eta_min=1e-6, begin=begin, by_epoch=by_epoch)
+    warmup = dict(type='LinearLR', start_factor=1e-30, end=20)
+    schedulers = dict([('list', [warmup, late]), ('one', late),
+                       ('by name', dict(student=[warmup, late]))])
+    cfg = dict(line_cfg(tmp_path, max_epochs=5), param_scheduler=schedulers[form])
+    runner = build_runner(cfg)
+    with pytest.raises(SystemExit), errors_in_one_sentence():
+        runner.train()
+    said = capsys.readouterr().err
+    assert said.startswith(f'Error: param_scheduler: {sentence}')
+    assert said.endswith(': lower its begin and the end of the scheduler before it in '
+                         'param_scheduler.\n')
 
 
 def test_finished_iterations_are_not_read_again(cfg):
