@@ -168,6 +168,7 @@ def needed_packages(cfg: Any) -> set[str]:
 def unresolved(cfg: Any) -> list[str]:
     """The types ``pera_mm.X`` of a config that none of our registries has."""
     from mmengine.registry import Registry
+    from mmengine.utils import get_object_from_string
 
     from pera_mm import registry
 
@@ -177,7 +178,8 @@ def unresolved(cfg: Any) -> list[str]:
         one.import_from_location()
     known = {f'pera_mm.{name}' for one in registries for name in one.module_dict}
     types = {str(part.get('type', '')) for part in parts(cfg._cfg_dict.to_dict())}
-    return sorted(name for name in types if name.startswith('pera_mm.') and name not in known)
+    ours = {name for name in types if name.startswith('pera_mm.')} - known
+    return sorted(name for name in ours if get_object_from_string(name) is None)  # full paths
 
 
 def data_of(cfg: Any) -> str:

@@ -120,6 +120,11 @@ def test_data_that_is_here_is_shown_so(check, tmp_path: Path):
     assert check(GOOD.replace('data/none', str(tmp_path))).detail == str(tmp_path)
 
 
+def test_a_type_may_be_a_full_path(check):
+    path = 'pera_mm.engine.hooks.teacher.TeacherHook'
+    assert 'does not have' not in check(GOOD.replace('pera_mm.TeacherHook', path)).problem
+
+
 def test_an_unknown_type_of_ours_is_named(check):
     found = check(GOOD.replace('TeacherHook', 'TaecherHook'))
     assert found.required
