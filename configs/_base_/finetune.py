@@ -1,0 +1,22 @@
+# What every fine-tuning shares, whichever toolbox runs it; the toolbox itself (`default_scope`) is
+# named where its model is.
+default_hooks = dict(
+    timer=dict(type='IterTimerHook'),
+    logger=dict(type='LoggerHook', interval=50),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    checkpoint=dict(
+        type='pera_mm.AtomicCheckpointHook', by_epoch=True, interval=1, max_keep_ckpts=2),
+    sampler_seed=dict(type='DistSamplerSeedHook'))
+sync_bn = 'torch'  # BN over all GPUs of a distributed run; one process keeps plain BN
+
+env_cfg = dict(
+    cudnn_benchmark=True,
+    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
+    dist_cfg=dict(backend='nccl'))
+log_processor = dict(by_epoch=True, window_size=10)
+randomness = dict(seed=10)
+log_level = 'INFO'
+load_from = None
+resume = False
+val_cfg = dict()
+test_cfg = dict()
