@@ -20,3 +20,6 @@ load_from = None
 resume = False
 val_cfg = dict()
 test_cfg = dict()
+visualizer = dict(
+    type='Visualizer',
+    vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])
