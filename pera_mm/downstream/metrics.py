@@ -1,0 +1,205 @@
+"""Scores of a segmentation or change map under named protocols, from one pass over the test set.
+
+The field compares numbers that were not counted alike: with or without clutter, on whole or on
+eroded borders. Here every number carries the name of how it was counted.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from mmengine.evaluator import BaseMetric
+from mmengine.logging import print_log
+from numpy.typing import NDArray
+
+from pera_mm.registry import METRICS
+
+UNLABELLED = 255  # a ground-truth pixel of this value is never counted
+
+
+class Protocol(NamedTuple):
+    """What a score counts.
+
+    Attributes:
+        average: the class ids whose scores are averaged; none named: all.
+        ignore: ground-truth pixels of these class ids are not counted. What is predicted in their
+            place does not matter; predicting them elsewhere is still wrong.
+        border: ground-truth pixels with another class within this many pixels (a disc, as the
+            eroded references of ISPRS: 3) are not counted. Neither the edge of the image nor
+            unlabelled pixels are a border.
+    """
+
+    average: Sequence[int] = ()
+    ignore: Sequence[int] = ()
+    border: int = 0
+
+
+@METRICS.register_module()
+class ConfusionMetric(BaseMetric):
+    """One confusion matrix, scored under several named protocols, in percent.
+
+    Reports ``<protocol>/mF1``, ``<protocol>/mIoU`` and ``<protocol>/OA``; when exactly one class
+    is averaged ``<protocol>/F1``, ``/IoU``, ``/precision`` and ``/recall`` instead. The matrix is
+    summed over all images before any score is taken. A class that occurs neither in the ground
+    truth nor in the prediction has no score and is left out of the mean; one that is only
+    predicted scores 0. OA is the share of right pixels among all that the protocol counts, those
+    of classes outside ``average`` too.
+
+    Works on the data samples of MMSegmentation and Open-CD: ``pred_sem_seg`` and ``gt_sem_seg``
+    with ``data`` [1, H, W], 255 in the ground truth never counted.
+
+    Args:
+        protocols: name: fields of :class:`Protocol`, like
+            ``{'5-class': dict(average=[0, 1, 2, 3, 4])}``.
+
+    Raises:
+        ValueError: on a protocol with unknown fields or class ids, and on a sample without ground
+            truth, with an id that is no class, or of another size than the prediction.
+    """
+
+    def __init__(self, protocols: Mapping[str, Mapping], collect_device: str = 'cpu') -> None:
+        super().__init__(collect_device=collect_device)
+        if not protocols:
+            raise ValueError('ConfusionMetric needs at least one protocol, like '
+                             "protocols={'all classes': {}}.")
+        for name, fields in protocols.items():
+            unknown = set(fields) - set(Protocol._fields)
+            if unknown:
+                raise ValueError(f'Protocol {name!r} has no field {min(unknown)!r}; it takes '
+                                 f'{", ".join(Protocol._fields)}.')
+        self.protocols = {name: Protocol(**fields) for name, fields in protocols.items()}
+        self.borders = sorted({protocol.border for protocol in self.protocols.values()})
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """The data set's class names; their order gives the ids."""
+        return self.dataset_meta['classes']
+
+    def process(self, data_batch: object, data_samples: Sequence[dict]) -> None:
+        """Keep one confusion matrix per border width of every sample."""
+        for sample in data_samples:
+            where = sample.get('seg_map_path') or sample.get('img_path', 'a sample')
+            if 'gt_sem_seg' not in sample:
+                raise ValueError(f'{where} has no ground truth, so there is nothing to score.')
+            truth = _map_of(sample['gt_sem_seg']).astype(np.uint8)
+            predicted = _map_of(sample['pred_sem_seg'])
+            try:
+                self.results.append(np.stack([
+                    confusion(erode(truth, border), predicted, len(self.classes))
+                    for border in self.borders]))
+            except ValueError as error:
+                raise ValueError(f'{where}: {error}') from None
+
+    def compute_metrics(self, results: list[NDArray[np.int64]]) -> dict[str, float]:
+        """Score the sum of all matrices; the classes' own scores go to the log."""
+        matrices = dict(zip(self.borders, np.sum(results, axis=0)))
+        scores: dict[str, float] = {}
+        classes: dict[str, dict[str, NDArray]] = {}
+        for name, protocol in self.protocols.items():
+            self._check_ids(name, protocol)
+            matrix = matrices[protocol.border].copy()
+            matrix[list(protocol.ignore)] = 0
+            chosen = list(protocol.average) or list(range(len(matrix)))
+            classes[name] = class_scores(matrix)
+            scores.update({f'{name}/{key}': round(float(value), 2)
+                           for key, value in _summary(matrix, classes[name], chosen).items()})
+        print_log(f'F1 / IoU of each class:\n{self._table(classes)}', 'current')
+        return scores
+
+    def _check_ids(self, name: str, protocol: Protocol) -> None:
+        wrong = {*protocol.average, *protocol.ignore} - set(range(len(self.classes)))
+        if wrong:
+            raise ValueError(f'Protocol {name!r} names class {min(wrong)}, but the data set has '
+                             f'{len(self.classes)} classes, 0 to {len(self.classes) - 1}.')
+
+    def _table(self, scores: dict[str, dict[str, NDArray]]) -> str:
+        wide = max(map(len, self.classes))
+        lines = [' ' * wide + ''.join(f'{name:>{max(15, len(name) + 2)}}' for name in scores)]
+        for index, label in enumerate(self.classes):
+            cells = [f'{of["F1"][index]:.2f} / {of["IoU"][index]:.2f}' for of in scores.values()]
+            lines.append(f'{label:<{wide}}' + ''.join(
+                f'{cell:>{max(15, len(name) + 2)}}' for cell, name in zip(cells, scores)))
+        return '\n'.join(lines)
+
+
+def confusion(truth: NDArray[np.uint8], predicted: NDArray, classes: int) -> NDArray[np.int64]:
+    """Count pixels: rows are the true classes, columns the predicted ones.
+
+    Args:
+        truth: class ids [H, W], 255 where nothing is counted.
+        predicted: class ids [H, W].
+        classes: how many there are.
+
+    Returns:
+        counts [classes, classes].
+
+    Raises:
+        ValueError: on different sizes, or an id that is no class.
+    """
+    if truth.shape != predicted.shape:
+        raise ValueError(f'the ground truth has {_size(truth)} pixels, the prediction '
+                         f'{_size(predicted)}.')
+    counted = truth != UNLABELLED
+    truth, predicted = truth[counted].astype(np.int64), predicted[counted]
+    if truth.size and max(truth.max(), predicted.max()) >= classes:
+        raise ValueError(f'class {max(truth.max(), predicted.max())} where only 0 to '
+                         f'{classes - 1} and {UNLABELLED} (not labelled) exist.')
+    counts = np.bincount(truth * classes + predicted, minlength=classes ** 2)
+    return counts.reshape(classes, classes)
+
+
+def erode(truth: NDArray[np.uint8], border: int) -> NDArray[np.uint8]:
+    """Take the labels off all pixels with another class within ``border`` pixels (a disc).
+
+    Args:
+        truth: class ids [H, W], 255 where not labelled: no class, so no border either.
+        border: radius in pixels; 0 changes nothing.
+
+    Returns:
+        class ids [H, W], 255 also at the borders.
+    """
+    if border == 0:
+        return truth
+    offsets = np.arange(-border, border + 1) ** 2
+    disc = (offsets[:, None] + offsets <= border ** 2).astype(np.uint8)
+    # 255 + 1 = 0 in uint8: an unlabelled pixel is the lowest for the maximum, 255 for the minimum.
+    highest = cv2.dilate(truth + np.uint8(1), disc) - np.uint8(1)
+    return np.where(highest == cv2.erode(truth, disc), truth, np.uint8(UNLABELLED))
+
+
+def class_scores(matrix: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    """F1, IoU, precision and recall of every class in percent, nan where there is none.
+
+    Args:
+        matrix: counts [classes, classes], rows are the true classes.
+    """
+    right, true, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+    with np.errstate(invalid='ignore'):
+        return {'F1': 200 * right / (true + predicted),
+                'IoU': 100 * right / (true + predicted - right),
+                'precision': 100 * right / predicted,
+                'recall': 100 * right / true}
+
+
+def _summary(
+    matrix: NDArray, classes: dict[str, NDArray], chosen: list[int],
+) -> dict[str, float]:
+    if len(chosen) == 1:
+        return {name: values[chosen[0]] for name, values in classes.items()}
+    total = matrix.sum()
+    return {'mF1': _mean(classes['F1'][chosen]), 'mIoU': _mean(classes['IoU'][chosen]),
+            'OA': 100 * matrix.trace() / total if total else np.nan}
+
+
+def _mean(values: NDArray) -> float:
+    values = values[~np.isnan(values)]
+    return values.mean() if values.size else np.nan
+
+
+def _map_of(field: Mapping) -> NDArray:
+    return field['data'].squeeze(0).cpu().numpy()
+
+
+def _size(image: NDArray) -> str:
+    return f'{image.shape[1]} x {image.shape[0]}'
