@@ -304,28 +304,32 @@ def backbone_to_timm(state: StateDict) -> dict[str, Tensor]:
     return _rename(state, backbone_names(_depth(state)), 'the backbone')
 
 
-def teacher_backbone(state: Mapping[str, Any]) -> dict[str, Tensor]:
+def teacher_backbone(state: Mapping[str, Any], network: str = 'teacher') -> dict[str, Tensor]:
     """The teacher's backbone, which is what downstream tasks use (paper, section 3.2.3).
 
     Args:
         state: A checkpoint of ours, the authors' raw training file, or a bare backbone under
             our names or timm's.
+        network: ``'teacher'``, or ``'student'`` to take the other one; a bare backbone is taken
+            as it is.
 
     Returns:
         The 12 x depth + 6 tensors of the backbone under our names.
 
     Raises:
-        ValueError: If there is no teacher backbone, or not every tensor of it.
+        ValueError: If there is no such backbone, or not every tensor of it.
     """
+    if network not in ('teacher', 'student'):
+        raise ValueError(f"network must be 'teacher' or 'student', got {network!r}.")
     state = _weights(state)
-    prefix = 'teacher.backbone.'
+    prefix = f'{network}.backbone.'
     found = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     if not found and 'cls_token' in state:
         found = dict(state)
     if not found:
         groups = sorted({'.'.join(key.split('.')[:2]) for key in state})
         raise ValueError(
-            f'There is no teacher backbone among the {len(state)} tensors of this checkpoint: '
+            f'There is no {network} backbone among the {len(state)} tensors of this checkpoint: '
             f'expected keys {prefix}* or a bare ViT (cls_token, pos_embed, …), found '
             f'{_listed(groups)}.'
         )

@@ -2,6 +2,13 @@
 
 from pera_mm.engine import hooks
 from pera_mm.engine.loops import ResumableTrainLoop
-from pera_mm.engine.optim_wrapper import AutocastOptimWrapper, TrainedOnlyConstructor
+from pera_mm.engine.optim_wrapper import (
+    AutocastOptimWrapper,
+    LayerDecayConstructor,
+    TrainedOnlyConstructor,
+)
 
-__all__ = ['AutocastOptimWrapper', 'ResumableTrainLoop', 'TrainedOnlyConstructor', 'hooks']
+__all__ = [
+    'AutocastOptimWrapper', 'LayerDecayConstructor', 'ResumableTrainLoop',
+    'TrainedOnlyConstructor', 'hooks'
+]

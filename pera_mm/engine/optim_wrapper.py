@@ -1,8 +1,9 @@
 """What the optimizer trains, in which precision, and a gradient check before every step."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 import torch.distributed as dist
 from mmengine.device import get_device
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+from mmpretrain.engine.optimizers import LearningRateDecayOptimWrapperConstructor
+from mmpretrain.models.backbones.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 
@@ -31,6 +34,39 @@ class TrainedOnlyConstructor(DefaultOptimWrapperConstructor):
             return super().__call__(model)  # MMEngine itself leaves out frozen ones then
         trained = [p for p in model.parameters() if p.requires_grad]
         return super().__call__(SimpleNamespace(parameters=lambda: trained))
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class LayerDecayConstructor(LearningRateDecayOptimWrapperConstructor):
+    """Layer-wise learning-rate decay for a model of any toolbox that has a ViT in it.
+
+    Of a ViT of L layers, layer i = 0 ... L - 1 learns at ``lr * rate ** (L - i)``, the embeddings at
+    ``lr * rate ** (L + 1)``; final norm, adapter, neck and heads at ``lr``. It is MMPretrain's
+    constructor, which asks the whole model for the depth of a parameter; only MMPretrain's models
+    answer, so here the ViT does.
+
+    ``paramwise_cfg`` as MMPretrain's: ``layer_decay_rate`` (default 1: no decay),
+    ``norm_decay_mult``, ``bias_decay_mult``, ``flat_decay_mult``, ``custom_keys`` (decay only).
+
+    Raises:
+        ValueError: if the model has no ViT.
+    """
+
+    def add_params(self, params: list[dict], module: nn.Module, prefix: str = '',
+                   get_layer_depth: Callable | None = None, **kwargs: Any) -> None:
+        """As MMPretrain's, for the whole model."""
+        if get_layer_depth is None:
+            path, vit = _find_vit(module)
+            get_layer_depth = partial(vit.get_layer_depth, prefix=f'{path}.' if path else '')
+        super().add_params(params, module, prefix, get_layer_depth)
+
+
+def _find_vit(model: nn.Module) -> tuple[str, Any]:
+    for path, module in model.named_modules():
+        if isinstance(module, VisionTransformer):
+            return path, module
+    raise ValueError(f'LayerDecayConstructor found no ViT in {type(model).__name__}: take it out '
+                     'of optim_wrapper, or use a backbone with a pera_mm.PerAViT.')
 
 
 @OPTIM_WRAPPERS.register_module()

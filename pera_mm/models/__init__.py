@@ -1,4 +1,4 @@
-from pera_mm.models.backbones import PerAViT
+from pera_mm.models.backbones import PerAViT, PretrainedBackbone, ViTAdapter, ViTPyramid
 from pera_mm.models.heads import PixelHead, PrototypeHead
 from pera_mm.models.losses import DistillationLoss, KoLeoLoss, PixelLoss
 from pera_mm.models.preprocessor import CropPreprocessor
@@ -6,5 +6,5 @@ from pera_mm.models.selfsup import PerA
 
 __all__ = [
     'CropPreprocessor', 'DistillationLoss', 'KoLeoLoss', 'PerA', 'PerAViT', 'PixelHead',
-    'PixelLoss', 'PrototypeHead'
+    'PixelLoss', 'PretrainedBackbone', 'PrototypeHead', 'ViTAdapter', 'ViTPyramid'
 ]

@@ -1,3 +1,5 @@
 from pera_mm.models.backbones.pera_vit import PerAViT
+from pera_mm.models.backbones.pretrained import PretrainedBackbone
+from pera_mm.models.backbones.vit_adapter import ViTAdapter, ViTPyramid
 
-__all__ = ['PerAViT']
+__all__ = ['PerAViT', 'PretrainedBackbone', 'ViTAdapter', 'ViTPyramid']

@@ -10,11 +10,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmcv.cnn.bricks.drop import drop_path
+from mmengine.model import initialize
 from mmengine.model.weight_init import trunc_normal_
 from mmpretrain.models.backbones.vision_transformer import (
     TransformerEncoderLayer,
     VisionTransformer,
 )
+from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -26,8 +29,11 @@ class PackedEncoderLayer(TransformerEncoderLayer):
     """A pre-norm transformer layer over one tensor or over several groups of tokens.
 
     The parameters and their names are the parent's. What differs is the forward: LayerNorm, QKV,
-    projection and MLP see the tokens of all groups at once, and stochastic depth leaves out whole
-    rows, so that a dropped row costs nothing (reference: layers/block.py L159-226).
+    projection and MLP see the tokens of all groups at once.
+
+    Stochastic depth leaves out a fixed number of a group's rows, so that a dropped row costs
+    nothing (reference: layers/block.py L159-226). One dense tensor, as in fine-tuning, may have a
+    single row: there each row is dropped with the probability ``drop_path_rate`` by itself.
     """
 
     drop_path_rate = 0.  # share of the rows of each group that a branch leaves out in training
@@ -44,14 +50,21 @@ class PackedEncoderLayer(TransformerEncoderLayer):
 
     def forward(self, x: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
         """One tensor ``[R, L, D]`` or a list of groups; returns the same form."""
-        groups = [x] if isinstance(x, Tensor) else x
+        dense = isinstance(x, Tensor)
+        layer, groups = (self._dense, [x]) if dense else (self._sparse, x)
         if self.with_cp and self.training and torch.is_grad_enabled():
-            groups = checkpoint(self._layer, *groups, use_reentrant=False)
+            groups = checkpoint(layer, *groups, use_reentrant=False)
         else:
-            groups = self._layer(*groups)
-        return groups[0] if isinstance(x, Tensor) else groups
+            groups = layer(*groups)
+        return groups[0] if dense else groups
 
-    def _layer(self, *groups: Tensor) -> list[Tensor]:
+    def _dense(self, x: Tensor) -> list[Tensor]:
+        for branch in (self._attention, self._mlp):
+            update, = branch([x])
+            x = x + drop_path(update, self.drop_path_rate, self.training)
+        return [x]
+
+    def _sparse(self, *groups: Tensor) -> list[Tensor]:
         return self._residual(self._residual(groups, self._attention), self._mlp)
 
     def _residual(self, groups: Sequence[Tensor],
@@ -163,10 +176,17 @@ class PerAViT(VisionTransformer):
             layer.ffn.add_identity = False  # the residual is added to the kept rows only
 
     def init_weights(self) -> None:
-        """As the reference: [cls] N(0, 1e-6), position embedding truncated normal .02."""
+        """As the reference: [cls] N(0, 1e-6), position embedding truncated normal .02.
+
+        With ``PretrainedBackbone`` as ``init_cfg`` every tensor is the checkpoint's instead.
+        """
+        kind = self.init_cfg['type'] if isinstance(self.init_cfg, dict) else None
+        if kind == 'pera_mm.PretrainedBackbone':
+            initialize(self, self.init_cfg)
+            self._is_init = True
+            return
         super().init_weights()
-        pretrained = isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained'
-        if self.cls_token is not None and not pretrained:
+        if kind != 'Pretrained':
             nn.init.normal_(self.cls_token, std=1e-6)
 
     def embed(self, images: Tensor, indices: Tensor) -> Tensor:
@@ -186,6 +206,22 @@ class PerAViT(VisionTransformer):
         tokens = tokens + self.positions(indices, grid)
         cls = self.cls_token + self.pos_embed[:, :1]
         return torch.cat([cls.expand(len(tokens), -1, -1), tokens], dim=1)
+
+    def embed_all(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Embed all patches, as MMPretrain's forward does.
+
+        Args:
+            images: ``[B, 3, H, W]``, sides multiples of the patch size.
+
+        Returns:
+            ``[B, 1 + N, D]``, [cls] first, position embedding added (resampled to the very size,
+            without the 0.1 of :meth:`positions`), and the patches' rows and columns.
+        """
+        tokens, grid = self.patch_embed(images)
+        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        positions = resize_pos_embed(self.pos_embed, self.patch_resolution, grid,
+                                     self.interpolate_mode, self.num_extra_tokens)
+        return tokens + positions, grid
 
     def positions(self, indices: Tensor, grid: tuple[int, int]) -> Tensor:
         """Position embedding ``[R, k, D]`` of patches ``indices [R, k]`` in a crop of ``grid``."""

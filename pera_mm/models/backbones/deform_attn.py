@@ -1,0 +1,134 @@
+"""Multi-scale deformable attention (Zhu et al. 2021, eq. 3), on any device.
+
+Shapes: B images, Q queries, D width, h heads, P points, L levels of H_l x W_l tokens,
+S = sum of H_l * W_l, V = values' width.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from math import pi
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pera_mm import ops_bridge
+
+
+def sample_levels(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor,
+                  weights: Tensor) -> Tensor:
+    """Weighted sum of bilinear samples of every level, in PyTorch's own operators.
+
+    Args:
+        value: ``[B, S, h, V/h]``, the levels one after the other, each in raster order.
+        shapes: ``(H_l, W_l)`` of the L levels.
+        locations: ``[B, Q, h, L, P, 2]`` as x, y; 0 and 1 are the outer edges of a level, and
+            outside them a level is 0.
+        weights: ``[B, Q, h, L, P]``.
+
+    Returns:
+        ``[B, Q, V]``.
+    """
+    batch, queries, heads = locations.shape[:3]
+    grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # [B*h, Q, L, P, 2]
+    shares = weights.transpose(1, 2).flatten(0, 1)  # [B*h, Q, L, P]
+    levels = value.transpose(1, 2).flatten(0, 1).split([h * w for h, w in shapes], dim=1)
+    total = value.new_zeros(())
+    for i, (level, shape) in enumerate(zip(levels, shapes)):
+        plane = level.transpose(1, 2).unflatten(2, shape)  # [B*h, V/h, H, W]
+        samples = F.grid_sample(plane, grids[:, :, i], align_corners=False)  # [B*h, V/h, Q, P]
+        total = total + torch.einsum('bvqp,bqp->bqv', samples, shares[:, :, i])
+    return total.unflatten(0, (batch, heads)).transpose(1, 2).reshape(batch, queries, -1)
+
+
+def sample_levels_compiled(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor,
+                           weights: Tensor) -> Tensor:
+    """:func:`sample_levels` by mmcv's compiled operator."""
+    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
+
+    sizes = torch.tensor(shapes, device=value.device)
+    starts = sizes.prod(1).cumsum(0) - sizes.prod(1)
+    return MultiScaleDeformableAttnFunction.apply(
+        value.contiguous(), sizes, starts, locations.contiguous(), weights.contiguous(),
+        len(value))
+
+
+@cache
+def _is_compiled() -> bool:
+    return ops_bridge.provider() == 'compiled'
+
+
+class DeformableAttention(nn.Module):
+    """Every query looks at P points of every level, around its own place in the image.
+
+    Sampling is done in float32 also under autocast: bfloat16 has eight bits, too few to say where
+    in a map a point lies, and mmcv's compiled operator is slow in it.
+
+    Args:
+        embed_dims: D.
+        num_heads: h.
+        num_levels: L.
+        num_points: P.
+        value_ratio: V / D; below 1 saves memory.
+
+    Raises:
+        ValueError: if V is no multiple of h.
+    """
+
+    def __init__(self, embed_dims: int, num_heads: int, num_levels: int, num_points: int = 4,
+                 value_ratio: float = 1.) -> None:
+        super().__init__()
+        value_dims = int(embed_dims * value_ratio)
+        if not 0 < value_ratio <= 1 or value_dims % num_heads:
+            raise ValueError(
+                f'deformable attention: {embed_dims} x value ratio {value_ratio:g} = {value_dims} '
+                f'is not divisible by {num_heads} heads; change deform_heads or deform_ratio.')
+        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
+        samples = num_heads * num_levels * num_points
+        self.sampling_offsets = nn.Linear(embed_dims, 2 * samples)
+        self.attention_weights = nn.Linear(embed_dims, samples)
+        self.value_proj = nn.Linear(embed_dims, value_dims)
+        self.output_proj = nn.Linear(value_dims, embed_dims)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Heads look in h directions, point p at distance p, all with the same weight."""
+        for layer in (self.sampling_offsets, self.attention_weights):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        angles = torch.arange(self.num_heads) * (2 * pi / self.num_heads)
+        ring = torch.stack([angles.cos(), angles.sin()], dim=1)
+        ring = ring / ring.abs().amax(1, keepdim=True)  # on a square, not a circle  [h, 2]
+        distance = torch.arange(1, self.num_points + 1.)
+        offsets = torch.einsum('hc,p->hpc', ring, distance)[:, None].expand(
+            -1, self.num_levels, -1, -1)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(offsets.flatten())
+        for layer in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, queries: Tensor, places: Tensor, tokens: Tensor,
+                shapes: Sequence[tuple[int, int]]) -> Tensor:
+        """Attend.
+
+        Args:
+            queries: ``[B, Q, D]``.
+            places: where each query is, ``[Q, 2]`` as x, y in 0-1 of the image.
+            tokens: ``[B, S, D]`` of all levels.
+            shapes: ``(H_l, W_l)`` of the L levels.
+
+        Returns:
+            ``[B, Q, D]``.
+        """
+        points = (self.num_heads, self.num_levels, self.num_points)
+        value = self.value_proj(tokens).unflatten(2, (self.num_heads, -1)).float()
+        offsets = self.sampling_offsets(queries).unflatten(2, (*points, 2)).float()
+        weights = self.attention_weights(queries).unflatten(2, (self.num_heads, -1))
+        weights = weights.float().softmax(-1).unflatten(3, points[1:])
+        widths = offsets.new_tensor([(w, h) for h, w in shapes])[:, None]  # [L, 1, 2]
+        locations = places.float()[:, None, None, None] + offsets / widths
+        sample = sample_levels_compiled if value.is_cuda and _is_compiled() else sample_levels
+        with torch.autocast(value.device.type, enabled=False):
+            sampled = sample(value, shapes, locations, weights)
+        return self.output_proj(sampled.to(queries.dtype))

@@ -1,0 +1,88 @@
+"""Starting a backbone from a checkpoint, loudly (design.md, decision 11)."""
+
+from math import isqrt
+from pathlib import Path
+
+from mmengine.logging import print_log
+from mmpretrain.models.utils import resize_pos_embed
+from torch import Tensor
+
+from pera_mm.checkpoints import load_checkpoint, teacher_backbone
+from pera_mm.models.backbones.pera_vit import PerAViT
+from pera_mm.registry import WEIGHT_INITIALIZERS
+
+
+@WEIGHT_INITIALIZERS.register_module()
+class PretrainedBackbone:
+    """Fills a :class:`PerAViT` from a PerA checkpoint; every tensor arrives, or it is an error.
+
+    Set it on the ViT: ``init_cfg=dict(type='pera_mm.PretrainedBackbone', checkpoint=...)``.
+    MMEngine's ``Pretrained`` goes on in silence when half of the keys do not match. Position
+    embeddings of another image size are resized.
+
+    Args:
+        checkpoint: path of a PerA checkpoint of ours, of the authors' raw training file, or of a
+            bare backbone under our names or timm's.
+        network: 'teacher', which the paper uses downstream, or 'student'.
+    """
+
+    def __init__(self, checkpoint: str | Path, network: str = 'teacher') -> None:
+        self.checkpoint, self.network = checkpoint, network
+
+    def __call__(self, module: PerAViT) -> None:
+        """Load.
+
+        Raises:
+            ValueError: if the file is missing or no PerA checkpoint, or any tensor of the backbone
+                is missing or has another shape.
+        """
+        if not isinstance(module, PerAViT):
+            raise ValueError('PretrainedBackbone is the init_cfg of a pera_mm.PerAViT, not of a '
+                             f'{type(module).__name__}; in a ViTAdapter set it inside vit=dict().')
+        self._check_path()
+        try:
+            found = teacher_backbone(load_checkpoint(self.checkpoint), self.network)
+        except ValueError as error:
+            raise ValueError(f'{self.checkpoint}: {error}') from None
+        self._check(found, module)
+        source = tuple([isqrt(found['pos_embed'].shape[1] - 1)] * 2)
+        target = tuple(module.patch_resolution)
+        found['pos_embed'] = resize_pos_embed(found['pos_embed'], source, target,
+                                              module.interpolate_mode)
+        module.load_state_dict(found, strict=True)
+        resized = '' if source == target else (
+            f', position embedding resized from {source} to {target} patches')
+        print_log(f'{self.checkpoint}: all {len(found)} tensors of the {self.network} backbone '
+                  f'loaded (depth {module.num_layers}, width {module.embed_dims}){resized}.',
+                  logger='current')
+
+    def _check_path(self) -> None:
+        path = str(self.checkpoint)
+        advice = ("give another with --cfg-options '...init_cfg.checkpoint=PATH', or start from "
+                  "random weights with '...init_cfg=None'.")
+        if '://' in path:
+            raise ValueError(f'{path}: a backbone is read from a local file only; download it '
+                             f'first, and {advice}')
+        if not Path(path).expanduser().is_file():
+            raise ValueError(f'There is no pretrained checkpoint {path}: {advice}')
+
+    def _check(self, found: dict[str, Tensor], module: PerAViT) -> None:
+        wanted = module.state_dict()
+        missing = sorted(wanted.keys() - found.keys())
+        unknown = sorted(found.keys() - wanted.keys())
+        misshaped = sorted(
+            name for name in wanted.keys() & found.keys()
+            if found[name].shape != wanted[name].shape
+            and (name != 'pos_embed' or found[name].shape[2] != wanted[name].shape[2]))
+        if not (missing or unknown or misshaped):
+            return
+        depth = len({name.split('.')[1] for name in found if name.startswith('layers.')})
+        details = [f'{len(names)} {what} (first {names[0]})' for what, names in
+                   (('missing', missing), ('without a place', unknown), ('misshaped', misshaped))
+                   if names]
+        raise ValueError(
+            f'{self.checkpoint} holds a ViT of depth {depth}, width {found["cls_token"].shape[-1]} '
+            f'and patch {found["patch_embed.projection.weight"].shape[-1]}, the config has '
+            f'depth {module.num_layers}, width {module.embed_dims} and patch {module.patch_size}: '
+            f'{", ".join(details)}; nothing was loaded. Set arch and patch_size of the ViT to '
+            "the checkpoint's, or take another checkpoint.")

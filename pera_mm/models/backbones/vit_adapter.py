@@ -1,0 +1,266 @@
+"""A PerA ViT as the backbone of dense tasks: four maps at strides 4, 8, 16 and 32.
+
+:class:`ViTAdapter` is what the paper fine-tunes with (figure 2d); :class:`ViTPyramid` is the cheap
+alternative. Both *have* a ViT, whose weights a checkpoint brings (``PretrainedBackbone``).
+
+Shapes: B images, D width of the ViT.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import build_norm_layer
+from mmengine.model import BaseModule
+from mmengine.model.weight_init import trunc_normal_
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pera_mm.models.backbones.adapter_layers import (
+    Extractor,
+    Grid,
+    Injector,
+    SpatialPrior,
+    make_grid,
+    to_maps,
+    to_tokens,
+)
+from pera_mm.models.backbones.pera_vit import PerAViT
+from pera_mm.registry import MODELS
+
+STRIDES = (4, 8, 16, 32)
+
+
+class DenseViT(BaseModule):
+    """What both have in common: the ViT, and images of any size.
+
+    Args:
+        vit: config of a :class:`PerAViT`.
+        init_cfg: of the whole module; the ViT's own is in ``vit``.
+    """
+
+    def __init__(self, vit: dict, init_cfg: dict | list[dict] | None = None) -> None:
+        super().__init__(init_cfg)
+        self.vit: PerAViT = MODELS.build(vit)
+        if not isinstance(self.vit, PerAViT):
+            raise ValueError(f'{type(self).__name__}: vit must be a pera_mm.PerAViT, got '
+                             f'{type(self.vit).__name__}.')
+        self.embed_dims = self.vit.embed_dims
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Compute the maps.
+
+        Args:
+            images: ``[B, 3, H, W]``, any H and W; the right and lower rim is padded with zeros to
+                a multiple of 32 and cut off the maps again.
+
+        Returns:
+            Four maps ``[B, D, ceil(H/s), ceil(W/s)]``, s = 4, 8, 16, 32.
+        """
+        height, width = images.shape[-2:]
+        padded = F.pad(images, (0, -width % STRIDES[-1], 0, -height % STRIDES[-1]))
+        maps = self.pyramid(padded)
+        return tuple(x[..., :-(-height // s), :-(-width // s)] for x, s in zip(maps, STRIDES))
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """The maps of images whose sides are multiples of 32."""
+        raise NotImplementedError
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Tokens ``[B, 1 + N, D]`` and their grid.
+
+        Where patches do not divide the image, of the image resized to the nearest size they do.
+        """
+        size = [max(round(side / self.vit.patch_size), 1) * self.vit.patch_size
+                for side in images.shape[-2:]]
+        if list(images.shape[-2:]) != size:
+            images = F.interpolate(images, size, mode='bilinear', antialias=True)
+        return self.vit.embed_all(images)
+
+
+@MODELS.register_module()
+class ViTAdapter(DenseViT):
+    """ViT-Adapter (Chen et al. 2023, arXiv 2205.08534) around a PerA ViT.
+
+    Beside the ViT runs a pyramid of convolutional features. Before each of four groups of layers an
+    injector adds the pyramid to the patch tokens, after it an extractor reads them back; both are
+    deformable attention. The ViT keeps its [cls], which takes part in its layers and in nothing
+    else (the authors drop it), so with injectors at zero the ViT computes what it was trained for.
+
+    The two public originals differ in how the ViT's own maps are added to the pyramid in the end:
+    ``vit_feature='stages'`` adds those after the four groups (segmentation), ``'last'`` the last
+    one, resized, to all four (detection). As in MMPretrain, the final norm is on the last one only.
+
+    Args:
+        vit: config of a :class:`PerAViT`.
+        interaction_indexes: first and last layer of each of four groups; None divides the depth
+            evenly (12: [[0, 2], [3, 5], [6, 8], [9, 11]]; 40: [[0, 9], [10, 19], ...]).
+        vit_feature: 'stages' or 'last'.
+        deform_heads: attention heads; None takes the ViT's.
+        deform_points: points that a head samples per level.
+        deform_ratio: width of the sampled values / D.
+        ffn_ratio: hidden width of the extractors' MLP / D.
+        prior_channels: width of the convolutional stem.
+        norm_cfg: norm of the convolutions and of the four maps; 'BN', which the runner makes
+            synchronous in distributed training, 'GN', ...
+        with_cp: recompute activations in the backward pass, the ViT's too: less memory, about a
+            third more time.
+        init_cfg: of the whole module.
+
+    Raises:
+        ValueError: unknown ``vit_feature``, a depth below four, or groups that do not follow each
+            other from the first layer to the last.
+    """
+
+    def __init__(self,
+                 vit: dict,
+                 interaction_indexes: Sequence[Sequence[int]] | None = None,
+                 vit_feature: str = 'stages',
+                 deform_heads: int | None = None,
+                 deform_points: int = 4,
+                 deform_ratio: float = 0.5,
+                 ffn_ratio: float = 0.25,
+                 prior_channels: int = 64,
+                 norm_cfg: dict | None = None,
+                 with_cp: bool = False,
+                 init_cfg: dict | list[dict] | None = None) -> None:
+        super().__init__(vit, init_cfg)
+        if vit_feature not in ('stages', 'last'):
+            raise ValueError("ViTAdapter: vit_feature must be 'stages' (segmentation) or 'last' "
+                             f'(detection), got {vit_feature!r}.')
+        dims, norm_cfg = self.embed_dims, norm_cfg or dict(type='BN')
+        self.groups = check_groups(interaction_indexes, self.vit.num_layers)
+        self.vit_feature, self.with_cp = vit_feature, with_cp
+        attention = dict(
+            num_heads=deform_heads or self.vit.layers[0].attn.num_heads,
+            num_points=deform_points, value_ratio=deform_ratio)
+        drop_path = self.vit.layers[0].drop_path_rate
+
+        def extractor() -> Extractor:
+            return Extractor(dims, attention, ffn_ratio, drop_path)
+
+        self.prior = SpatialPrior(dims, prior_channels, norm_cfg)
+        self.level_embed = nn.Parameter(torch.zeros(3, dims))
+        self.injectors = nn.ModuleList(Injector(dims, attention) for _ in self.groups)
+        # After the last group the pyramid reads the patches three times.
+        self.extractors = nn.ModuleList(
+            nn.ModuleList(extractor() for _ in range(3 if i == 3 else 1)) for i in range(4))
+        self.up = nn.ConvTranspose2d(dims, dims, 2, 2)
+        self.norms = nn.ModuleList(build_norm_layer(norm_cfg, dims)[1] for _ in STRIDES)
+        for layer in self.vit.layers if with_cp else ():
+            layer.with_cp = True
+
+    def init_weights(self) -> None:
+        """The adapter's own parts from scratch, the ViT by its ``init_cfg``."""
+        for name, module in self.named_modules():
+            if name.startswith('vit'):
+                continue
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=.02)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for layer in (m for m in self.modules() if hasattr(m, 'sampling_offsets')):
+            layer.init_weights()
+        nn.init.normal_(self.level_embed)
+        super().init_weights()
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """The maps of images whose sides are multiples of 32."""
+        finest, *maps = self.prior(images)
+        grid = make_grid([x.shape[-2:] for x in maps], images.device)
+        tokens = to_tokens([x + level[:, None, None] for x, level in zip(maps, self.level_embed)])
+        tokens, vit_maps = self._interact(images, tokens, grid)
+        maps = to_maps(tokens, grid.shapes)
+        maps = [finest + self.up(maps[0]), *maps]
+        if self.vit_feature == 'last':
+            vit_maps = vit_maps[-1:] * 4
+        return [norm(x + F.interpolate(vit_map, x.shape[-2:], mode='bilinear'))
+                for norm, x, vit_map in zip(self.norms, maps, vit_maps)]
+
+    def _interact(self, images: Tensor, pyramid: Tensor,
+                  grid: Grid) -> tuple[Tensor, list[Tensor]]:
+        """The pyramid ``[B, S, D]`` after all interactions, and the ViT's map of each group."""
+        x, shape = self._embed(images)
+        patch_grid, vit_maps = make_grid([shape], images.device), []
+        for (first, last), injector, extractors in zip(self.groups, self.injectors,
+                                                       self.extractors):
+            cls, patches = x[:, :1], x[:, 1:]
+            x = torch.cat([cls, self._run(injector, patches, pyramid, patch_grid, grid)], dim=1)
+            for layer in self.vit.layers[first:last + 1]:
+                x = layer(x)
+            if last == self.vit.num_layers - 1:
+                x = self.vit.ln1(x)
+            for extractor in extractors:
+                pyramid = self._run(extractor, pyramid, x[:, 1:], grid, patch_grid)
+            vit_maps += to_maps(x[:, 1:], [shape])
+        return pyramid, vit_maps
+
+    def _run(self, module: nn.Module, *args: Any) -> Tensor:
+        if self.with_cp and self.training and torch.is_grad_enabled():
+            return checkpoint(module, *args, use_reentrant=False)
+        return module(*args)
+
+
+def check_groups(indexes: Sequence[Sequence[int]] | None, depth: int) -> list[tuple[int, int]]:
+    """Four ``(first, last)`` that follow each other over ``depth`` layers.
+
+    Raises:
+        ValueError: if they do not.
+    """
+    if indexes is None and depth >= 4:
+        ends = [round(depth * (i + 1) / 4) for i in range(4)]
+        return [(start, end - 1) for start, end in zip([0, *ends], ends)]
+    groups = [(first, last) for first, last in indexes or ()]
+    layers = [layer for first, last in groups for layer in range(first, last + 1)]
+    if len(groups) != 4 or layers != list(range(depth)) or any(a > b for a, b in groups):
+        raise ValueError(
+            f'ViTAdapter: interaction_indexes {indexes} must be four groups [first, last] that '
+            f'follow each other over the {depth} layers of the ViT; leave them out to divide the '
+            'depth evenly.')
+    return groups
+
+
+@MODELS.register_module()
+class ViTPyramid(DenseViT):
+    """The last map of a plain ViT at four strides: ViTDet's simple pyramid (Li et al. 2022).
+
+    Two transposed convolutions make stride 4, one makes 8, a pooling makes 32, each followed by a
+    norm: a few percent of ViTAdapter's extra cost, and the ablation of it. No width is reduced
+    here; heads do that.
+
+    Args:
+        vit: config of a :class:`PerAViT`.
+        norm_cfg: norm of the maps.
+        init_cfg: of the whole module.
+    """
+
+    def __init__(self, vit: dict, norm_cfg: dict | None = None,
+                 init_cfg: dict | list[dict] | None = None) -> None:
+        super().__init__(vit, init_cfg)
+        dims, norm_cfg = self.embed_dims, norm_cfg or dict(type='BN')
+
+        def up() -> nn.Module:
+            return nn.ConvTranspose2d(dims, dims, 2, 2)
+
+        self.scales = nn.ModuleList([
+            nn.Sequential(up(), build_norm_layer(norm_cfg, dims)[1], nn.GELU(), up()),
+            up(),
+            nn.Identity(),
+            nn.MaxPool2d(2, 2),
+        ])
+        self.norms = nn.ModuleList(build_norm_layer(norm_cfg, dims)[1] for _ in STRIDES)
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """The maps of images whose sides are multiples of 32."""
+        x, shape = self._embed(images)
+        for layer in self.vit.layers:
+            x = layer(x)
+        feature, = to_maps(self.vit.ln1(x)[:, 1:], [shape])
+        if self.vit.patch_size != 16:
+            feature = F.interpolate(feature, [side // 16 for side in images.shape[-2:]],
+                                    mode='bilinear')
+        return [norm(scale(feature)) for norm, scale in zip(self.norms, self.scales)]
