@@ -40,8 +40,8 @@ class TrainedOnlyConstructor(DefaultOptimWrapperConstructor):
 class LayerDecayConstructor(LearningRateDecayOptimWrapperConstructor):
     """Layer-wise learning-rate decay for a model of any toolbox that has a ViT in it.
 
-    Of a ViT of L layers, layer i = 0 ... L - 1 learns at ``lr * rate ** (L - i)``, the embeddings at
-    ``lr * rate ** (L + 1)``; final norm, adapter, neck and heads at ``lr``. It is MMPretrain's
+    Of a ViT of L layers, layer i = 0 ... L - 1 learns at ``lr * rate ** (L - i)``, the embeddings
+    at ``lr * rate ** (L + 1)``; final norm, adapter, neck and heads at ``lr``. It is MMPretrain's
     constructor, which asks the whole model for the depth of a parameter; only MMPretrain's models
     answer, so here the ViT does.
 

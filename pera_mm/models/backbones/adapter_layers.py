@@ -31,7 +31,8 @@ def make_grid(shapes: Sequence[Shape], device: torch.device) -> Grid:
     for height, width in shapes:
         y = (torch.arange(height, device=device) + 0.5) / height
         x = (torch.arange(width, device=device) + 0.5) / width
-        places.append(torch.cartesian_prod(y, x).flip(1))
+        y, x = torch.meshgrid(y, x, indexing='ij')
+        places.append(torch.stack([x.flatten(), y.flatten()], dim=1))
     return Grid(tuple(shapes), torch.cat(places))
 
 

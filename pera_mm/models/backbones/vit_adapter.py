@@ -72,8 +72,8 @@ class DenseViT(BaseModule):
 
         Where patches do not divide the image, of the image resized to the nearest size they do.
         """
-        size = [max(round(side / self.vit.patch_size), 1) * self.vit.patch_size
-                for side in images.shape[-2:]]
+        patch = self.vit.patch_size
+        size = [(side + patch // 2) // patch * patch for side in images.shape[-2:]]
         if list(images.shape[-2:]) != size:
             images = F.interpolate(images, size, mode='bilinear', antialias=True)
         return self.vit.embed_all(images)
