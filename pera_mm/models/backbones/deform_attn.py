@@ -29,7 +29,7 @@ def sample_levels(value: Tensor, shapes: Sequence[tuple[int, int]], locations: T
     Returns:
         ``[B, Q, V]``.
     """
-    batch, queries, heads = locations.shape[:3]
+    batch, _, heads = locations.shape[:3]
     grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # [B*h, Q, L, P, 2]
     shares = weights.transpose(1, 2).flatten(0, 1)  # [B*h, Q, L, P]
     levels = value.transpose(1, 2).flatten(0, 1).split([h * w for h, w in shapes], dim=1)
@@ -37,8 +37,9 @@ def sample_levels(value: Tensor, shapes: Sequence[tuple[int, int]], locations: T
     for i, (level, shape) in enumerate(zip(levels, shapes)):
         plane = level.transpose(1, 2).unflatten(2, shape)  # [B*h, V/h, H, W]
         samples = F.grid_sample(plane, grids[:, :, i], align_corners=False)  # [B*h, V/h, Q, P]
-        total = total + torch.einsum('bvqp,bqp->bqv', samples, shares[:, :, i])
-    return total.unflatten(0, (batch, heads)).transpose(1, 2).reshape(batch, queries, -1)
+        # No matrix product, which autocast would do in half precision.
+        total = total + (samples * shares[:, None, :, i]).sum(-1)  # [B*h, V/h, Q]
+    return total.unflatten(0, (batch, heads)).flatten(1, 2).transpose(1, 2)
 
 
 def sample_levels_compiled(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor,
@@ -129,6 +130,4 @@ class DeformableAttention(nn.Module):
         widths = offsets.new_tensor([(w, h) for h, w in shapes])[:, None]  # [L, 1, 2]
         locations = places.float()[:, None, None, None] + offsets / widths
         sample = sample_levels_compiled if value.is_cuda and _is_compiled() else sample_levels
-        with torch.autocast(value.device.type, enabled=False):
-            sampled = sample(value, shapes, locations, weights)
-        return self.output_proj(sampled.to(queries.dtype))
+        return self.output_proj(sample(value, shapes, locations, weights).to(queries.dtype))

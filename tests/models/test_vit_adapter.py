@@ -1,0 +1,337 @@
+"""Figure 2d: the ViT as a backbone of dense tasks."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmcv.ops.multi_scale_deform_attn import (
+    MultiScaleDeformableAttention,
+    multi_scale_deformable_attn_pytorch,
+)
+from torch import Tensor, nn
+
+from pera_mm.models.backbones.adapter_layers import make_grid, to_maps, to_tokens
+from pera_mm.models.backbones.deform_attn import DeformableAttention, sample_levels
+from pera_mm.models.backbones.pera_vit import PerAViT
+from pera_mm.models.backbones.vit_adapter import ViTAdapter, ViTPyramid, check_groups
+from pera_mm.registry import MODELS
+
+ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64)
+BACKBONES = [ViTAdapter, ViTPyramid]
+
+
+def randomised(module: nn.Module) -> nn.Module:
+    """No parameter is 0 or 1, so that none can be left out unseen."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if 'sampling_offsets' not in name:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return module
+
+
+def make(kind: type = ViTAdapter, vit: dict | None = None, **kwargs):
+    vit = dict(type='pera_mm.PerAViT', arch=ARCH, img_size=64, **(vit or {}))
+    if kind is ViTAdapter:
+        kwargs.setdefault('prior_channels', 8)
+    backbone = randomised(kind(vit=vit, **kwargs))
+    backbone.train(False)
+    return backbone
+
+
+def deform_inputs(shapes: list, dtype=torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    heads, queries, points = 2, 5, 3
+    value = torch.randn(2, sum(h * w for h, w in shapes), heads, 4, dtype=dtype)
+    # also outside of the map
+    locations = torch.rand(2, queries, heads, len(shapes), points, 2, dtype=dtype) * 1.6 - 0.3
+    weights = torch.rand(2, queries, heads, len(shapes), points, dtype=dtype)
+    return value, locations, weights
+
+
+# Deformable attention ---------------------------------------------------------------------------
+
+
+def slow_bilinear(plane: Tensor, x: float, y: float) -> Tensor:
+    """``plane [H, W, d]`` at x, y in 0-1, zeros outside."""
+    height, width = plane.shape[:2]
+    column, row = x * width - 0.5, y * height - 0.5
+    total = torch.zeros_like(plane[0, 0])
+    for i in range(height):
+        for j in range(width):
+            total += max(0, 1 - abs(row - i)) * max(0, 1 - abs(column - j)) * plane[i, j]
+    return total
+
+
+def test_samples_equal_a_slow_loop():
+    shapes = [(3, 4), (2, 2)]
+    value, locations, weights = deform_inputs(shapes)
+    result = sample_levels(value, shapes, locations, weights).unflatten(2, (2, 4))
+    levels = value.split([12, 4], dim=1)
+    for b in range(2):
+        for q in range(5):
+            for head in range(2):
+                expected = sum(
+                    weights[b, q, head, i, p] * slow_bilinear(
+                        level[b, :, head].unflatten(0, shape),
+                        *locations[b, q, head, i, p].tolist())
+                    for i, (level, shape) in enumerate(zip(levels, shapes)) for p in range(3))
+                torch.testing.assert_close(result[b, q, head], expected)
+
+
+def test_samples_and_gradients_equal_mmcvs():
+    shapes = [(6, 5), (3, 4), (2, 1)]
+    inputs = [x.requires_grad_() for x in deform_inputs(shapes)]
+    theirs = multi_scale_deformable_attn_pytorch(inputs[0], torch.tensor(shapes), *inputs[1:])
+    ours = sample_levels(inputs[0], shapes, *inputs[1:])
+    torch.testing.assert_close(ours, theirs)
+    for a, b in zip(torch.autograd.grad(ours.square().sum(), inputs),
+                    torch.autograd.grad(theirs.square().sum(), inputs)):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_module_equals_mmcvs_with_the_same_weights():
+    shapes = [(6, 4), (3, 2), (2, 1)]
+    theirs = MultiScaleDeformableAttention(32, 4, 3, 4, batch_first=True, dropout=0.)
+    theirs.init_weights()
+    ours = DeformableAttention(32, 4, 3, 4)
+    torch.testing.assert_close(ours.sampling_offsets.bias, theirs.sampling_offsets.bias)
+    ours.load_state_dict(randomised(theirs).state_dict())
+    queries, tokens = torch.randn(2, 8, 32), torch.randn(2, 32, 32)
+    places = make_grid([(4, 2)], queries.device).places
+    expected = theirs(queries, value=tokens, identity=torch.zeros_like(queries),
+                      reference_points=places[None, :, None].expand(2, -1, 3, -1),
+                      spatial_shapes=torch.tensor(shapes),
+                      level_start_index=torch.tensor([0, 24, 30]))
+    torch.testing.assert_close(ours(queries, places, tokens, shapes), expected, rtol=1e-5,
+                               atol=1e-6)
+
+
+def test_an_attention_without_offsets_reads_its_own_place():
+    """One point, offset zero, on the query's own grid: the token itself."""
+    attention = DeformableAttention(8, 2, 1, 1)
+    nn.init.zeros_(attention.sampling_offsets.bias)
+    for layer in (attention.value_proj, attention.output_proj):
+        nn.init.eye_(layer.weight)
+    tokens = torch.randn(1, 15, 8)
+    grid = make_grid([(3, 5)], tokens.device)
+    out = attention(torch.randn(1, 15, 8), grid.places, tokens, grid.shapes)
+    torch.testing.assert_close(out, tokens)
+
+
+def test_places_are_centres_x_first_in_raster_order():
+    places = make_grid([(2, 3), (1, 1)], torch.device('cpu')).places
+    expected = [(1 / 6, 1 / 4), (1 / 2, 1 / 4), (5 / 6, 1 / 4), (1 / 6, 3 / 4), (1 / 2, 3 / 4),
+                (5 / 6, 3 / 4), (1 / 2, 1 / 2)]
+    torch.testing.assert_close(places, torch.tensor(expected))
+
+
+def test_tokens_and_maps_are_inverse():
+    maps = [torch.randn(2, 4, 3, 5), torch.randn(2, 4, 2, 1)]
+    for x, back in zip(maps, to_maps(to_tokens(maps), [(3, 5), (2, 1)])):
+        assert torch.equal(x, back)
+
+
+# Shapes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('kind', BACKBONES)
+@pytest.mark.parametrize('size', [(64, 64), (96, 32), (100, 131), (33, 31), (1, 200)])
+def test_four_maps_for_any_size(kind, size):
+    maps = make(kind)(torch.randn(1, 3, *size))
+    assert [tuple(x.shape[1:]) for x in maps] == [
+        (32, -(-size[0] // s), -(-size[1] // s)) for s in (4, 8, 16, 32)]
+
+
+@pytest.mark.parametrize('size', [512, 800, 1024])
+@pytest.mark.parametrize('arch', ['base', 'pera-g'])
+def test_the_papers_sizes(arch, size):
+    with torch.device('meta'):
+        backbone = ViTAdapter(vit=dict(type='pera_mm.PerAViT', arch=arch, img_size=512))
+        maps = backbone(torch.empty(2, 3, size, size))
+    dims = dict(base=768).get(arch, 1024)
+    assert [tuple(x.shape) for x in maps] == [(2, dims, size // s, size // s)
+                                              for s in (4, 8, 16, 32)]
+
+
+@pytest.mark.parametrize('kind', BACKBONES)
+@pytest.mark.parametrize('patch_size', [8, 14, 32])
+def test_other_patch_sizes(kind, patch_size):
+    backbone = kind(vit=dict(type='pera_mm.PerAViT', arch=ARCH, img_size=4 * patch_size,
+                             patch_size=patch_size))
+    backbone.train(False)
+    assert [x.shape[-1] for x in backbone(torch.randn(1, 3, 64, 64))] == [16, 8, 4, 2]
+
+
+@pytest.mark.parametrize('kind', BACKBONES)
+def test_the_rim_is_zeros_and_cut_off(kind):
+    backbone, images = make(kind), torch.randn(1, 3, 70, 50)
+    padded = backbone(F.pad(images, (0, 14, 0, 26)))
+    for x, whole in zip(backbone(images), padded):
+        assert torch.equal(x, whole[..., :x.shape[2], :x.shape[3]])
+
+
+@pytest.mark.parametrize('norm', [dict(type='GN', num_groups=4), dict(type='SyncBN')])
+def test_any_norm(norm):
+    assert len(make(norm_cfg=norm)(torch.randn(2, 3, 64, 64))) == 4
+
+
+# What the adapter does to the ViT ---------------------------------------------------------------
+
+
+def vit_stream(backbone: ViTAdapter, images: Tensor) -> list[Tensor]:
+    finest, *maps = backbone.prior(images)
+    grid = make_grid([x.shape[-2:] for x in maps], images.device)
+    return backbone._interact(images, to_tokens(maps), grid)[1]
+
+
+def zero_gammas(backbone: ViTAdapter) -> ViTAdapter:
+    with torch.no_grad():
+        for injector in backbone.injectors:
+            injector.gamma.zero_()
+    return backbone
+
+
+def test_without_injection_the_vit_is_a_plain_vit():
+    backbone = zero_gammas(make())
+    plain = PerAViT(ARCH, 64, out_indices=[0, 1, 2, 3], out_type='featmap')
+    plain.load_state_dict(backbone.vit.state_dict())
+    plain.train(False)
+    images = torch.randn(2, 3, 64, 96)
+    for a, b in zip(vit_stream(backbone, images), plain(images)):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_new_adapter_injects_nothing_yet():
+    backbone = ViTAdapter(vit=dict(type='pera_mm.PerAViT', arch=ARCH, img_size=64))
+    assert not any(injector.gamma.any() for injector in backbone.injectors)
+
+
+def test_an_injection_changes_the_vit():
+    backbone, images = make(), torch.randn(1, 3, 64, 64)
+    before = vit_stream(backbone, images)
+    for a, b in zip(before, vit_stream(zero_gammas(backbone), images)):
+        assert not torch.allclose(a, b, atol=1e-4)
+
+
+def test_vit_feature_stages_adds_each_map_and_last_the_last_one():
+    stages, last = make(vit_feature='stages'), make(vit_feature='last')
+    last.load_state_dict(stages.state_dict())
+    for backbone in (stages, last):
+        backbone.norms = nn.ModuleList(nn.Identity() for _ in range(4))
+    images = torch.randn(1, 3, 64, 64)
+    vit_maps = vit_stream_with_levels(stages, images)
+    for a, b, vit_map in zip(stages(images), last(images), vit_maps):
+        difference = F.interpolate(vit_map - vit_maps[-1], a.shape[-2:], mode='bilinear')
+        torch.testing.assert_close(a - b, difference, rtol=1e-4, atol=1e-5)
+
+
+def vit_stream_with_levels(backbone: ViTAdapter, images: Tensor) -> list[Tensor]:
+    finest, *maps = backbone.prior(images)
+    grid = make_grid([x.shape[-2:] for x in maps], images.device)
+    tokens = to_tokens([x + level[:, None, None] for x, level in zip(maps, backbone.level_embed)])
+    return backbone._interact(images, tokens, grid)[1]
+
+
+@pytest.mark.parametrize('feature', ['stages', 'last'])
+def test_every_parameter_of_the_adapter_gets_a_gradient(feature):
+    backbone = make(vit_feature=feature, vit=dict(drop_path_rate=0.1))
+    backbone.train()
+    sum(x.square().sum() for x in backbone(torch.randn(4, 3, 64, 64))).backward()
+    lacking = [name for name, p in backbone.named_parameters()
+               if p.grad is None or not p.grad.any()]
+    assert not lacking
+
+
+def test_every_parameter_of_the_pyramid_gets_a_gradient():
+    backbone = make(ViTPyramid)
+    backbone.train()
+    # Squares alone would cancel what a norm divides out again.
+    sum((x * torch.randn_like(x)).sum() for x in backbone(torch.randn(4, 3, 64, 64))).backward()
+    assert not [n for n, p in backbone.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+def test_recomputation_changes_no_gradient():
+    backbone = make(norm_cfg=dict(type='GN', num_groups=4), vit=dict(drop_path_rate=0.3))
+    twin = copy.deepcopy(backbone)
+    twin.with_cp = True
+    for layer in twin.vit.layers:
+        layer.with_cp = True
+    images, gradients = torch.randn(2, 3, 64, 64), []
+    for model in (backbone, twin):
+        model.train()
+        torch.manual_seed(3)
+        sum(x.square().sum() for x in model(images)).backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+def test_with_cp_reaches_the_vit():
+    assert all(layer.with_cp for layer in make(with_cp=True).vit.layers)
+    assert not any(layer.with_cp for layer in make().vit.layers)
+
+
+def test_bfloat16_samples_in_float32():
+    attention = randomised(DeformableAttention(32, 2, 1, 4))
+    grid = make_grid([(64, 64)], torch.device('cpu'))
+    tokens = torch.randn(1, 64 * 64, 32)
+    exact = attention(tokens, grid.places, tokens, grid.shapes)
+    with torch.autocast('cpu', torch.bfloat16):
+        half = attention(tokens, grid.places, tokens, grid.shapes)
+    assert (half.float() - exact).abs().mean() < 0.01 * exact.abs().mean()
+
+
+@pytest.mark.slow
+def test_it_exports():
+    backbone = make()
+    images = torch.randn(1, 3, 64, 96)
+    program = torch.export.export(backbone, (images,))
+    for a, b in zip(program.module()(images), backbone(images)):
+        torch.testing.assert_close(a, b)
+
+
+# Depth, and what is refused ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('depth', 'groups'), [
+    (12, [(0, 2), (3, 5), (6, 8), (9, 11)]),
+    (40, [(0, 9), (10, 19), (20, 29), (30, 39)]),
+    (4, [(0, 0), (1, 1), (2, 2), (3, 3)]),
+])
+def test_groups_from_the_depth(depth, groups):
+    assert check_groups(None, depth) == groups
+    assert check_groups([list(group) for group in groups], depth) == groups
+
+
+def test_groups_of_an_uneven_depth_cover_every_layer():
+    groups = check_groups(None, 14)
+    assert [i for first, last in groups for i in range(first, last + 1)] == list(range(14))
+
+
+@pytest.mark.parametrize('indexes', [
+    [[0, 2], [3, 5], [6, 8], [9, 10]], [[0, 2], [3, 5], [6, 11]], [[0, 2], [4, 5], [6, 8], [9, 11]],
+    [[0, 5], [6, 5], [6, 8], [9, 11]]])
+def test_groups_with_holes_are_refused(indexes):
+    with pytest.raises(ValueError, match='follow each other over the 12 layers'):
+        check_groups(indexes, 12)
+
+
+@pytest.mark.parametrize(('kwargs', 'words'), [
+    (dict(vit_feature='first'), "must be 'stages' .* or 'last'"),
+    (dict(deform_heads=3), 'not divisible by 3 heads'),
+    (dict(vit=dict(type='mmpretrain.VisionTransformer')), 'must be a pera_mm.PerAViT'),
+])
+def test_bad_settings_fail_with_a_sentence(kwargs, words):
+    kwargs = dict(vit=dict(type='pera_mm.PerAViT', arch=ARCH, img_size=64)) | kwargs
+    with pytest.raises(ValueError, match=words):
+        ViTAdapter(**kwargs)
+
+
+@pytest.mark.parametrize('toolbox', ['mmpretrain', 'mmseg', 'mmdet', 'opencd'])
+@pytest.mark.parametrize('kind', BACKBONES)
+def test_every_toolbox_builds_it_by_name(toolbox, kind):
+    registry = pytest.importorskip(f'{toolbox}.registry', reason=f'{toolbox} is not installed')
+    vit = dict(type='pera_mm.PerAViT', arch=ARCH, img_size=64)
+    backbone = registry.MODELS.build(dict(type=f'pera_mm.{kind.__name__}', vit=vit))
+    assert isinstance(backbone, kind)
+    assert MODELS.get(f'pera_mm.{kind.__name__}') is kind
