@@ -1,4 +1,4 @@
-"""AutocastOptimWrapper: clipping as torch does it, and a stop before a bad update."""
+"""Clipping as torch does it, a stop before a bad update, learning rates that grow with depth."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 from pera_mm.engine.optim_wrapper import AutocastOptimWrapper
-from pera_mm.registry import OPTIM_WRAPPERS
+from pera_mm.registry import MODELS, OPTIM_WRAPPERS
 
 
 def make(clip_grad=None, **kwargs) -> tuple[nn.Module, AutocastOptimWrapper]:
@@ -107,3 +107,49 @@ def test_the_constructor_leaves_out_what_is_frozen(kind, paramwise):
     assert [id(p) for p in held] == [id(p) for p in model[0].parameters()]
     assert len(wrapper.optimizer.state) == 2
     assert [group['lr'] for group in groups] == ([1., 2.] if paramwise else [1.])
+
+
+# Layer-wise decay -------------------------------------------------------------------------------
+
+
+class Segmentor(nn.Module):
+    """As the toolboxes' models: a backbone that has a ViT, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        arch = dict(embed_dims=8, num_layers=4, num_heads=2, feedforward_channels=8)
+        vit = dict(type='pera_mm.PerAViT', arch=arch, img_size=32)
+        self.backbone = MODELS.build(dict(type='pera_mm.ViTAdapter', vit=vit, prior_channels=4))
+        self.head = nn.Linear(8, 2)
+
+
+def layer_decay(model: nn.Module, **paramwise) -> dict[str, dict]:
+    cfg = dict(constructor='pera_mm.LayerDecayConstructor', paramwise_cfg=paramwise,
+               optimizer=dict(type='AdamW', lr=1e-2, weight_decay=0.1))
+    return {group['param_name']: group
+            for group in build_optim_wrapper(model, cfg).optimizer.param_groups}
+
+
+def test_layer_decay_gives_each_depth_its_rate():
+    groups = layer_decay(Segmentor(), layer_decay_rate=0.5)
+    assert set(groups) == {name for name, _ in Segmentor().named_parameters()}
+    for name, exponent in {'backbone.vit.patch_embed.projection.weight': 5,
+                           'backbone.vit.pos_embed': 5, 'backbone.vit.cls_token': 5,
+                           'backbone.vit.layers.0.ln1.weight': 4,
+                           'backbone.vit.layers.3.attn.qkv.weight': 1,
+                           'backbone.vit.ln1.weight': 0, 'backbone.level_embed': 0,
+                           'backbone.injectors.0.gamma': 0, 'head.weight': 0}.items():
+        assert groups[name]['lr'] == pytest.approx(1e-2 * 0.5**exponent), name
+
+
+def test_layer_decay_of_one_changes_nothing_and_norms_may_keep_their_weight():
+    groups = layer_decay(Segmentor(), norm_decay_mult=0.)
+    assert {group['lr'] for group in groups.values()} == {1e-2}
+    assert groups['backbone.vit.layers.0.ln1.weight']['weight_decay'] == 0
+    assert groups['backbone.vit.layers.0.ln1.bias']['weight_decay'] == 0
+    assert groups['head.weight']['weight_decay'] == 0.1
+
+
+def test_layer_decay_without_a_vit_says_so():
+    with pytest.raises(ValueError, match='found no ViT in Linear'):
+        layer_decay(nn.Linear(2, 2))

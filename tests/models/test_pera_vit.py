@@ -253,6 +253,27 @@ def test_no_stochastic_depth_in_evaluation():
     assert torch.equal(with_rate.encode([tokens])[0], without.encode([tokens])[0])
 
 
+@pytest.mark.parametrize('branch', ['attn.proj', 'ffn.layers.1'])
+def test_dense_stochastic_depth_drops_each_row_by_itself(branch):
+    """A fixed count would drop one row of two at a rate of .1; here one of ten is dropped."""
+    vit = make_vit(arch=dict(ARCH, num_layers=1), drop_path_rate=0.1)
+    other = dict(zip(('attn.proj', 'ffn.layers.1'), ('ffn.layers.1', 'attn.proj')))[branch]
+    with torch.no_grad():
+        layer = vit.layers[0].get_submodule(other)
+        layer.weight.zero_()
+        layer.bias.zero_()
+    tokens = torch.randn(2, 3, 32)
+    update = vit.layers[0](tokens) - tokens
+    vit.train()
+    kept = 0
+    for _ in range(300):
+        dropped = vit.layers[0](tokens) - tokens
+        touched = dropped.flatten(1).any(1)
+        torch.testing.assert_close(dropped[touched], update[touched] / 0.9, rtol=1e-4, atol=1e-5)
+        kept += int(touched.sum())
+    assert 510 < kept < 570  # 540 expected, standard deviation 7.3
+
+
 # Recomputation, copies, initial values, sizes ---------------------------------------------------
 
 

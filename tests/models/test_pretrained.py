@@ -1,0 +1,156 @@
+"""A backbone starts from a checkpoint with every tensor, or not at all."""
+
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.logging import MMLogger
+from torch import Tensor
+
+from pera_mm.checkpoints import backbone_to_timm, pera_to_reference
+from pera_mm.models.backbones.pera_vit import PerAViT
+from pera_mm.models.backbones.vit_adapter import ViTAdapter
+from pera_mm.registry import MODELS
+
+ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, tiny_cfg: dict) -> Path:
+    """A PerA whose student and teacher differ in every tensor."""
+    model = MODELS.build(tiny_cfg)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'pera.pth')
+    return tmp_path / 'pera.pth'
+
+
+def network(checkpoint: Path, name: str) -> dict[str, Tensor]:
+    state, prefix = torch.load(checkpoint)['state_dict'], f'{name}.backbone.'
+    return {key.removeprefix(prefix): value for key, value in state.items()
+            if key.startswith(prefix)}
+
+
+def start(checkpoint: Path | str, size: int = 64, **kwargs) -> PerAViT:
+    arch = kwargs.pop('arch', ARCH)
+    init = dict(type='pera_mm.PretrainedBackbone', checkpoint=str(checkpoint), **kwargs)
+    vit = MODELS.build(dict(type='pera_mm.PerAViT', arch=arch, img_size=size, init_cfg=init))
+    vit.init_weights()
+    return vit
+
+
+def assert_same(vit: PerAViT, expected: dict[str, Tensor]) -> None:
+    assert set(vit.state_dict()) == set(expected)
+    for name, value in vit.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_the_teacher_by_default_the_student_on_request(checkpoint):
+    assert_same(start(checkpoint), network(checkpoint, 'teacher'))
+    assert_same(start(checkpoint, network='student'), network(checkpoint, 'student'))
+
+
+def test_the_authors_raw_file_and_exported_backbones(checkpoint, tmp_path):
+    state, teacher = torch.load(checkpoint), network(checkpoint, 'teacher')
+    for name, content in dict(raw=dict(model=pera_to_reference(state), epoch=42),
+                              bare=teacher, timm=backbone_to_timm(teacher)).items():
+        torch.save(content, tmp_path / f'{name}.pth')
+        assert_same(start(tmp_path / f'{name}.pth'), teacher)
+
+
+@pytest.mark.parametrize('size', [32, 96, (64, 128)])
+def test_another_size_resizes_the_position_embedding_only(checkpoint, size):
+    vit, teacher = start(checkpoint, size), network(checkpoint, 'teacher')
+    grid = vit.patch_resolution
+    assert vit.pos_embed.shape[1] == 1 + grid[0] * grid[1]
+    assert torch.equal(vit.pos_embed[:, 0], teacher['pos_embed'][:, 0])
+    planes = teacher['pos_embed'][:, 1:].transpose(1, 2).unflatten(2, (4, 4))
+    planes = torch.nn.functional.interpolate(planes, tuple(grid), mode='bicubic')
+    torch.testing.assert_close(vit.pos_embed[:, 1:], planes.flatten(2).transpose(1, 2))
+    teacher['pos_embed'] = vit.pos_embed
+    assert_same(vit, teacher)
+
+
+def test_it_says_what_was_loaded(checkpoint, capsys):
+    logger = MMLogger.get_instance('test_pretrained')  # whichever test made the current one
+    logger.handlers = [logging.StreamHandler(sys.stdout)]
+    start(checkpoint, 96)
+    said = capsys.readouterr().out
+    assert 'all 54 tensors of the teacher backbone loaded (depth 4, width 32)' in said
+    assert 'resized from (4, 4) to (6, 6) patches' in said
+
+
+@pytest.mark.parametrize('toolbox, model', [
+    ('mmpretrain', lambda backbone: dict(
+        type='ImageClassifier', backbone=backbone,
+        head=dict(type='LinearClsHead', num_classes=3, in_channels=32))),
+    ('mmseg', lambda backbone: dict(
+        type='EncoderDecoder', backbone=dict(type='pera_mm.ViTAdapter', vit=backbone),
+        decode_head=dict(type='FCNHead', in_channels=32, in_index=0, channels=8, num_classes=3),
+        test_cfg=dict(mode='whole'))),
+])
+def test_the_toolboxes_initialisation_leaves_it_alone(checkpoint, toolbox, model):
+    registry = pytest.importorskip(f'{toolbox}.registry')
+    __import__(f'{toolbox}.models')
+    init = dict(type='pera_mm.PretrainedBackbone', checkpoint=str(checkpoint))
+    built = registry.MODELS.build(model(
+        dict(type='pera_mm.PerAViT', arch=ARCH, img_size=64, init_cfg=init)))
+    built.init_weights()
+    assert_same(getattr(built.backbone, 'vit', built.backbone), network(checkpoint, 'teacher'))
+
+
+def test_the_adapter_is_initialised_around_it(checkpoint):
+    init = dict(type='pera_mm.PretrainedBackbone', checkpoint=str(checkpoint))
+    adapter = ViTAdapter(vit=dict(type='pera_mm.PerAViT', arch=ARCH, img_size=64, init_cfg=init))
+    adapter.init_weights()
+    assert adapter.level_embed.any() and not adapter.injectors[0].gamma.any()
+    attention = adapter.injectors[0].attention
+    assert not attention.sampling_offsets.weight.any() and attention.sampling_offsets.bias.any()
+
+
+# Refused ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('change, words', [
+    (dict(arch=dict(ARCH, embed_dims=64)), 'depth 4, width 32 and patch 16, the config has '
+     'depth 4, width 64 and patch 16: .* misshaped'),
+    (dict(arch=dict(ARCH, num_layers=5)), 'the config has depth 5, .*: 12 missing'),
+    (dict(arch=dict(ARCH, num_layers=3)), 'the config has depth 3, .*: 12 without a place'),
+    (dict(network='pupil'), "network must be 'teacher' or 'student'"),
+])
+def test_a_checkpoint_of_another_backbone(checkpoint, change, words):
+    with pytest.raises(ValueError, match=words):
+        start(checkpoint, **change)
+
+
+def test_a_half_right_checkpoint_is_an_error(checkpoint, tmp_path):
+    half = network(checkpoint, 'teacher')
+    del half['layers.2.attn.qkv.weight']
+    torch.save(half, tmp_path / 'half.pth')
+    with pytest.raises(ValueError, match=r'half.pth: .* missing layers.2.attn.qkv.weight'):
+        start(tmp_path / 'half.pth')
+
+
+def test_a_file_of_which_nothing_matches(tmp_path):
+    torch.save(dict(state_dict={'backbone.conv1.weight': torch.zeros(1)}), tmp_path / 'resnet.pth')
+    with pytest.raises(ValueError, match='resnet.pth: There is no teacher backbone'):
+        start(tmp_path / 'resnet.pth')
+
+
+@pytest.mark.parametrize('path, words', [
+    ('nowhere.pth', 'There is no pretrained checkpoint nowhere.pth: give another with'),
+    ('https://example.org/a.pth', 'from a local file only'),
+])
+def test_a_path_that_cannot_be_read(path, words):
+    with pytest.raises(ValueError, match=words):
+        start(path)
+
+
+def test_it_belongs_on_the_vit(checkpoint):
+    init = dict(type='pera_mm.PretrainedBackbone', checkpoint=str(checkpoint))
+    adapter = ViTAdapter(vit=dict(type='pera_mm.PerAViT', arch=ARCH, img_size=64), init_cfg=init)
+    with pytest.raises(ValueError, match='in a ViTAdapter set it inside vit'):
+        adapter.init_weights()
