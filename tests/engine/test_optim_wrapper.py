@@ -152,4 +152,4 @@ def test_layer_decay_of_one_changes_nothing_and_norms_may_keep_their_weight():
 
 def test_layer_decay_without_a_vit_says_so():
     with pytest.raises(ValueError, match='found no ViT in Linear'):
-        layer_decay(nn.Linear(2, 2))
+        layer_decay(nn.Linear(2, 2), layer_decay_rate=0.5)

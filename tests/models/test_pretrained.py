@@ -1,7 +1,7 @@
 """A backbone starts from a checkpoint with every tensor, or not at all."""
 
+import io
 import logging
-import sys
 from pathlib import Path
 
 import pytest
@@ -74,11 +74,13 @@ def test_another_size_resizes_the_position_embedding_only(checkpoint, size):
     assert_same(vit, teacher)
 
 
-def test_it_says_what_was_loaded(checkpoint, capsys):
-    logger = MMLogger.get_instance('test_pretrained')  # whichever test made the current one
-    logger.handlers = [logging.StreamHandler(sys.stdout)]
+def test_it_says_what_was_loaded(checkpoint):
+    logger, stream = MMLogger.get_current_instance(), io.StringIO()
+    handler = logging.StreamHandler(stream)
+    logger.addHandler(handler)
     start(checkpoint, 96)
-    said = capsys.readouterr().out
+    logger.removeHandler(handler)
+    said = stream.getvalue()
     assert 'all 54 tensors of the teacher backbone loaded (depth 4, width 32)' in said
     assert 'resized from (4, 4) to (6, 6) patches' in said
 
