@@ -1,0 +1,63 @@
+r"""Deal the images of a scene classification data set into training and test, class by class.
+
+The lists that are committed, and that prepare.py deals by:
+    python tools/data/make_splits.py aid configs/_base_/data/splits/aid_tr20.txt --share 0.2
+    python tools/data/make_splits.py aid configs/_base_/data/splits/aid_tr50.txt --share 0.5
+    python tools/data/make_splits.py ucm configs/_base_/data/splits/ucm_tr50.txt --share 0.5
+    python tools/data/make_splits.py ucm configs/_base_/data/splits/ucm_tr80.txt --share 0.8
+
+For any folder of class folders, lists as MMPretrain reads them (tr20_train.txt, tr20_test.txt):
+    python tools/data/make_splits.py data/rsscn7 data/rsscn7/splits/tr20 --share 0.2
+"""
+
+import argparse
+import inspect
+import sys
+from pathlib import Path
+
+from pera_mm.datasets.prepare import splits
+from pera_mm.datasets.prepare.classification import published_names
+from pera_mm.datasets.prepare.jobs import write_whole
+
+IMAGES = {'.jpg', '.jpeg', '.png', '.tif', '.tiff', '.bmp'}
+
+
+def parse_args() -> argparse.Namespace:
+    description = f'{__doc__}\n{inspect.getdoc(splits)}'
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('source', metavar='DATA', help='aid, ucm, or a folder of class folders')
+    parser.add_argument('out', metavar='OUT', type=Path,
+                        help='aid, ucm: the list to write; a folder: the stem of the two lists')
+    parser.add_argument('--share', type=float, required=True, help='that trains, of every class')
+    parser.add_argument('--seed', type=int, default=0, help='default: 0')
+    return parser.parse_args()
+
+
+def folder_names(folder: Path) -> list[str]:
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.glob('*/*')
+                   if path.suffix.lower() in IMAGES and not path.name.startswith('.'))
+    if not names:
+        raise ValueError(f'{folder} has no folders with images; aid and ucm need no folder.')
+    return names
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        published = args.source in ('aid', 'ucm')
+        names = published_names(args.source) if published else folder_names(Path(args.source))
+        train = splits.stratified(names, args.share, args.seed)
+        if published:
+            head = (f'# {len(train)} of {len(names)} images train: tools/data/make_splits.py '
+                    f'{args.source} {args.out.name} --share {args.share} --seed {args.seed}')
+            write_whole(args.out, '\n'.join([head, *train, '']).encode())
+        else:
+            splits.write_splits(args.out, names, train, {*map(splits.class_of, names)})
+    except (ValueError, OSError) as error:
+        sys.exit(f'make_splits: {error}')
+    print(f'{args.out}: {len(train)} train, {len(names) - len(train)} test')
+
+
+if __name__ == '__main__':
+    main()
