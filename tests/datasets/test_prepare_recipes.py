@@ -4,6 +4,7 @@ import io
 import runpy
 import shutil
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -337,7 +338,8 @@ def test_loveda_numbers_that_collide_are_refused(source, root):
 
 
 def test_loveda_without_its_first_folder(source, root):
-    archives = {name: {path.split('/', 1)[1]: data for path, data in members.items()}
+    archives = {f'train_and_test/{name}': {path.split('/', 1)[1]: data for path, data in
+                                           members.items()}
                 for name, members in official.loveda(16).items()}
     prepared(loveda.LoveDA(size=16), source, root, archives)
     assert official.tree(root / 'img_dir') == ['test/4191.png', 'train/0.png', 'train/1.png',
@@ -425,17 +427,19 @@ def test_dior_lists_pairs_and_boxes(source, root):
     boxes[f'{folder}/00002.xml'] = b'<annotation><object>'
     boxes[f'{folder}/00003.xml'] = official.xml('00003', 12, [])
     del boxes[f'{folder}/00004.xml']
+    boxes[f'{folder}/00005.xml'] = b'<?xml version="1.0" encoding="klingon"?><annotation/>'
     boxes[f'{folder}/99999.xml'] = boxes[f'{folder}/11726.xml']
     archives['JPEGImages-trainval.zip']['JPEGImages-trainval/00009.jpg'] = official.picture(16)
     report = prepared(dior.Dior(size=16), source, root, archives)
     text = sentences(report)
     assert '00001.xml (empty box 4 4 4 9; box 1 1 17 9 leaves the image)' in text
     assert '00002.xml (cannot be read: no element found' in text
+    assert '00005.xml (cannot be read: ' in text
     assert '00003.xml (says 12 x 12 pixels)' in text
     assert 'Classes are unknown (2): Tree (1 boxes), (no name) (1 boxes). Known are a' in text
     assert 'Trainval images have no XML (2): 00004, 00009' in text
     assert 'Trainval images are in no list (1): 00009' in text
-    assert 'XML files have no image (1): 99999' in text
+    assert 'XML files have no image (2): 00005, 99999' in text
     lists = {path.stem: path.read_text().split()
              for path in (root / 'ImageSets/Main').iterdir()}
     assert lists == dict(train=['00001', '00003'], val=['00002'], test=['11726'],
@@ -499,5 +503,5 @@ def test_real_voc_files_are_read_and_their_faults_counted(shared_data):
     folder = shared_data / 'neon_trees' / 'Annotations'
     found = [dior.read_xml(path, 400) for path in sorted(folder.glob('*.xml'))]
     assert len(found) == 38
-    assert sum((each.classes for each in found), start=found[0].classes - found[0].classes)['Tree']
+    assert sum((each.classes for each in found), Counter())['Tree'] > 100
     assert not any('cannot be read' in fault for each in found for fault in each.faults)

@@ -1,5 +1,6 @@
 """AID and UC Merced: one folder of images per class, and the committed splits."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +57,7 @@ class SceneClasses(Recipe):
     def plan(self, source: Source, root: Path) -> Plan:
         """Copy every image out of a folder with the name of a class."""
         labels = {label.lower(): label for label in self.counts}
-        pattern = rf'(?:^|/)({"|".join(self.counts)})/([^/]+{self.suffix})$'
+        pattern = rf'(?:^|/)({"|".join(self.counts)})/([^/]+{re.escape(self.suffix)})$'
         images = pick(source.entries, pattern,
                       lambda match: f'{labels[match[1].lower()]}/{match[2]}')
         jobs = [copy(entry, root / name) for name, entry in images.items()]

@@ -20,9 +20,10 @@ CLASSES = (
     'vehicle', 'windmill')  # fmt: skip
 XML = 'Annotations/Horizontal Bounding Boxes'
 LISTS = 'ImageSets/Main'
-IMAGE_FILES = r'(?:^|/)JPEGImages-(trainval|test)[^/]*/(?:.*/)?([^/]+\.jpg)$'
+# The last folder may be the archive's name.
+IMAGE_FILES = r'(?:^|/)JPEGImages-(trainval|test)(?:\.\w+)*/([^/]+\.jpg)$'
 XML_FILES = r'(?:^|/)horizontal[ _-]bounding[ _-]boxes/([^/]+\.xml)$'
-LIST_FILES = r'(?:^|/)Main[^/]*/(?:.*/)?(train|val|test)\.txt$'
+LIST_FILES = r'(?:^|/)Main(?:\.\w+)*/(train|val|test)\.txt$'
 
 
 @dataclass
@@ -56,7 +57,7 @@ def read_xml(path: Path, size: int) -> Annotation:
                 found.faults.append(f'empty box {box}')
             elif min(left, top) < 0 or max(right, bottom) > size:
                 found.faults.append(f'box {box} leaves the image')
-    except (ElementTree.ParseError, ValueError, OSError) as error:
+    except (ElementTree.ParseError, LookupError, ValueError, OSError) as error:
         found.faults.append(f'cannot be read: {error}')
     return found
 
@@ -113,7 +114,7 @@ class Dior(Recipe):
     def _check_boxes(self, report: Report) -> None:
         paths = files(report.root / XML, '.xml')
         looks = in_threads(lambda path: read_xml(path, self.size), paths, WORKERS)
-        seen = list(zip(paths, report.progress(looks, 'checking boxes', len(paths))))
+        seen = list(zip(paths, list(report.progress(looks, 'checking boxes', len(paths)))))
         report.blame('XML files have faults', [
             f'{report.name(path)} ({"; ".join(found.faults[:3])})'
             for path, found in seen if found.faults], 'Correct or remove them.')

@@ -56,8 +56,8 @@ def run_jobs(jobs: list[Job], workers: int, progress: Progress) -> dict[str, str
         OSError: if a result cannot be written, e.g. because the disk is full.
     """
     results = in_threads(_run, jobs, workers)
-    failed = zip(jobs, progress(results, 'unpacking', len(jobs)))
-    return {job.source: reason for job, reason in failed if reason}
+    failed = list(progress(results, 'unpacking', len(jobs)))
+    return {job.source: reason for job, reason in zip(jobs, failed) if reason}
 
 
 def _run(job: Job) -> str:

@@ -12,8 +12,8 @@ PUBLISHED = dict(train=2522, val=1669, test=1796)  # images (Wang et al. 2021)
 CLASSES = {0: 'no data', 1: 'background', 2: 'building', 3: 'road', 4: 'water', 5: 'barren',
            6: 'forest', 7: 'agriculture'}  # fmt: skip
 FOLDERS = dict(images_png='img_dir', masks_png='ann_dir')
-# Train/Urban/images_png/1.png, also without the first folder if the archive is named after it.
-PATTERN = (r'(?:^|/)(train|val|test)[^/]*/(?:[^/]+/)?(?:urban|rural)/(images_png|masks_png)/'
+# Train/Urban/images_png/1.png; Train may be the archive's name.
+PATTERN = (r'(?:^|/)(train|val|test)(?:\.\w+)*/(?:urban|rural)/(images_png|masks_png)/'
            r'(\d+\.png)$')
 
 

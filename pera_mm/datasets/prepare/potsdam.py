@@ -51,9 +51,10 @@ def labels_of(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
     distance = np.where(bright, 255 - colours, colours).max(axis=2)
     unknown = (distance > TOLERANCE) | (labels == UNKNOWN)
     if unknown.any():
-        found, counts = np.unique(colours[unknown], axis=0, return_counts=True)
-        common = [f'{tuple(map(int, found[index]))} {counts[index]:,} times'
-                  for index in np.argsort(-counts)[:3]]
+        codes = colours[unknown] @ np.array([1 << 16, 1 << 8, 1])
+        found, counts = np.unique(codes, return_counts=True)
+        common = [f'({found[index] >> 16}, {found[index] >> 8 & 255}, {found[index] & 255}) '
+                  f'{counts[index]:,} times' for index in np.argsort(-counts)[:3]]
         raise BadFile(
             f'has colours of no class in {unknown.mean():.2%} of its pixels: {", ".join(common)}'
             f'{" …" if len(found) > 3 else ""}. Some releases of 5_Labels_all.zip hold a label '

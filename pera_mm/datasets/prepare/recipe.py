@@ -1,5 +1,6 @@
 """What every data set's recipe answers, and the way from an archive to a verdict."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
@@ -63,7 +64,9 @@ def prepare(recipe: Recipe, source: Path, root: Path, partial: bool = False,
     report = Report(root, partial, progress)
     report.blame('files of the source could not be used',
                  [f'{name} {reason}' for name, reason in failures.items()])
-    recipe.finish(listing, report)
+    with warnings.catch_warnings():  # around all threads; the reader's own holds for one
+        warnings.filterwarnings('ignore', 'Dataset has no geotransform')
+        recipe.finish(listing, report)
     write_whole(root / VERDICT, report.text().encode())
     return report
 

@@ -127,7 +127,8 @@ def look_at_mask(path: Path) -> Look:
 
 def files(folder: Path, suffix: str = '.png') -> list[Path]:
     """The finished files of a folder, sorted; none if it is not there."""
-    return sorted(path for path in folder.glob(f'*{suffix}') if not path.name.startswith('.'))
+    return sorted(path for path in folder.glob('*')
+                  if path.suffix.lower() == suffix and not path.name.startswith('.'))
 
 
 def check_images(report: Report, what: str, paths: Sequence[Path], size: int,
@@ -139,7 +140,7 @@ def check_images(report: Report, what: str, paths: Sequence[Path], size: int,
         slack: Sides may differ by so many pixels; such images are only counted.
     """
     looks = in_threads(look_at_image, list(paths), WORKERS)
-    seen = list(zip(paths, report.progress(looks, f'checking {what}', len(paths))))
+    seen = list(zip(paths, list(report.progress(looks, f'checking {what}', len(paths)))))
     _blame_unreadable(report, what, seen)
     _blame_sizes(report, what, seen, size, slack)
 
@@ -159,7 +160,7 @@ def check_masks(report: Report, folder: Path, size: int,
     """
     paths, what = files(folder), f'masks in {report.name(folder)}'
     looks = in_threads(look_at_mask, paths, WORKERS)
-    seen = list(zip(paths, report.progress(looks, f'checking {what}', len(paths))))
+    seen = list(zip(paths, list(report.progress(looks, f'checking {what}', len(paths)))))
     _blame_unreadable(report, what, seen)
     _blame_sizes(report, what, seen, size, slack=0)
     known = list(classes)
