@@ -1,0 +1,169 @@
+"""Change detection in MMSegmentation: two dates, one mask, one backbone.
+
+MMSegmentation 1.2.2 has the data set (``LEVIRCDDataset``) but no segmentor for two dates, and
+its loader of pairs wants GDAL. A pair travels as one image of six channels, the first date's RGB
+before the second's, so every geometric transform of the toolbox moves both dates alike.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmengine.fileio import list_from_file
+from mmseg.models.segmentors.encoder_decoder import EncoderDecoder
+from PIL import Image
+from torch import Tensor
+
+from pera_mm.datasets.reading import UnreadableImage, read_image
+from pera_mm.downstream.segmentation import SegmentationDataset, check_equal_sizes
+from pera_mm.registry import DATASETS, MODELS, TRANSFORMS
+
+FILES = dict(img_path='first date', img_path2='second date', seg_map_path='mask')
+UNCHANGED, CHANGED = 0, 255
+SHOWN = 3
+
+
+@MODELS.register_module()
+class SiameseEncoderDecoder(EncoderDecoder):
+    """MMSegmentation's segmentor with one backbone for two dates (paper 4.2.3).
+
+    The backbone makes two passes with the same weights, as in the paper, and the neck joins the
+    maps of both. Modules have the names of Open-CD's ``SiamEncoderDecoder``, so checkpoints go
+    either way.
+
+    Args:
+        *args, **kwargs: As in ``EncoderDecoder``; ``neck`` is needed and takes two dates, as
+            :class:`pera_mm.downstream.bit_head.PairNeck` does.
+
+    Raises:
+        ValueError: if there is no neck.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not self.with_neck:
+            raise ValueError('SiameseEncoderDecoder needs a neck that joins the maps of both '
+                             "dates: neck=dict(type='pera_mm.PairNeck', in_channels=...).")
+
+    def extract_feat(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """``[B, 6, H, W]``, the first date's channels first, to what the neck makes of both."""
+        before, after = inputs.split(3, dim=1)
+        return self.neck(self.backbone(before), self.backbone(after))
+
+
+@DATASETS.register_module()
+class ChangePairs(SegmentationDataset):
+    """LEVIR-CD's layout: files of one name in ``A`` (before), ``B`` (after) and ``label``.
+
+    Unreadable files are treated as in its parent: skipped in training, an error in a test.
+
+    Args:
+        data_prefix: the folders, as ``dict(img_path='train/A', img_path2='train/B',
+            seg_map_path='train/label')``.
+        kwargs: as for ``mmseg.BaseSegDataset``: ``data_root``, ``pipeline``, the suffixes of
+            images and masks (``.png``), and ``ann_file``, a list of names without suffix where
+            not all pairs are wanted.
+
+    Raises:
+        ValueError: a folder is missing, there is no pair, or a pair lacks a file.
+    """
+
+    def __init__(self, data_prefix: dict[str, str], **kwargs: Any) -> None:
+        super().__init__(metainfo=dict(classes=('unchanged', 'changed')),
+                         data_prefix=data_prefix, **kwargs)
+
+    def load_data_list(self) -> list[dict]:
+        """Find the pairs and see that each has its three files."""
+        suffixes = dict(img_path=self.img_suffix, img_path2=self.img_suffix,
+                        seg_map_path=self.seg_map_suffix)
+        found = {key: _names(Path(self.data_prefix[key]), suffixes[key]) for key in FILES}
+        names = set(list_from_file(self.ann_file)) if self.ann_file else set.union(*found.values())
+        if not names:
+            raise ValueError(f'No images *{self.img_suffix} in {self.data_prefix["img_path"]}: '
+                             'correct data_root, data_prefix and img_suffix of the dataset.')
+        for key, present in found.items():
+            missing = sorted(names - present)
+            if missing:
+                shown = ', '.join(name + suffixes[key] for name in missing[:SHOWN])
+                raise ValueError(
+                    f'{len(missing)} of {len(names)} pairs have no {FILES[key]} in '
+                    f'{self.data_prefix[key]}: {shown}{", ..." if len(missing) > SHOWN else ""}; '
+                    'both dates and the mask of a pair need one name.')
+        return [
+            {key: str(Path(self.data_prefix[key], name + suffixes[key])) for key in FILES}
+            | dict(seg_fields=[], reduce_zero_label=False, label_map=None)
+            for name in sorted(names)]
+
+
+def _names(folder: Path, suffix: str) -> set[str]:
+    if not folder.is_dir():
+        raise ValueError(f'There is no folder {folder}: prepare the data with tools/data/'
+                         'prepare.py, or correct data_root and data_prefix of the dataset.')
+    return {path.name.removesuffix(suffix) for path in folder.iterdir()
+            if path.name.endswith(suffix) and not path.name.startswith('.')}
+
+
+@TRANSFORMS.register_module()
+class LoadPair(BaseTransform):
+    """Read both dates and the mask of a pair.
+
+    Needs ``img_path``, ``img_path2``, ``seg_map_path`` and ``seg_fields``. Gives ``img``, uint8
+    ``[H, W, 6]``, RGB of the first date, then of the second; ``gt_seg_map``, uint8 ``[H, W]``, 0
+    unchanged and 1 changed; and the shapes. The mask's file holds exactly 0 (unchanged) and 255
+    (changed), LEVIR-CD's values: what toolboxes do with a 1 differs, from 'changed' to silently
+    'unchanged', so it is refused.
+
+    A file that cannot be read is appended to ``skipped`` as (path, reason), and there is no
+    sample.
+
+    Raises:
+        ValueError: if the three sizes differ, or the mask has another value.
+    """
+
+    def transform(self, results: dict) -> dict | None:
+        """Read; None where a file is unreadable."""
+        parts = []
+        for key, read in (('img_path', read_image), ('img_path2', read_image),
+                          ('seg_map_path', read_mask)):
+            try:
+                parts.append(read(results[key]))
+            except UnreadableImage as error:
+                results['skipped'].append((results[key], str(error)))
+                return None
+        before, after, mask = parts
+        check_equal_sizes({results[key]: part.shape[1::-1] for key, part in zip(FILES, parts)})
+        results['img'] = np.concatenate([before, after], axis=2)
+        results['gt_seg_map'] = check_mask(mask, results['seg_map_path']) // CHANGED
+        results['seg_fields'].append('gt_seg_map')
+        results['img_shape'] = results['ori_shape'] = mask.shape
+        return results
+
+
+def read_mask(path: str) -> np.ndarray:
+    """A mask as 8-bit gray ``[H, W]``; a file of two colours only (1 bit) as 0 and 255.
+
+    Raises:
+        UnreadableImage: if it cannot be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert('L'))
+    except (MemoryError, ImportError):  # not the image's fault
+        raise
+    except Exception as error:  # decoders raise anything on broken bytes
+        raise UnreadableImage(' '.join(f'{type(error).__name__}: {error}'.split())) from error
+
+
+def check_mask(mask: np.ndarray, path: str) -> np.ndarray:
+    """The mask itself, if it holds 0 and 255 only.
+
+    Raises:
+        ValueError: with the other values.
+    """
+    if ((mask != UNCHANGED) & (mask != CHANGED)).any():
+        values = ', '.join(str(value) for value in np.unique(mask) if value not in
+                           (UNCHANGED, CHANGED))
+        raise ValueError(f'the mask {path} has pixels of value {values}; only {UNCHANGED} '
+                         f'(unchanged) and {CHANGED} (changed) are allowed: convert the masks.')
+    return mask
