@@ -16,10 +16,9 @@ _base_ = [
 ]
 
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=100, val_interval=10)
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-4, weight_decay=1e-3))
+optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-4, weight_decay=1e-3))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, end=1, by_epoch=True, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', eta_min=0, begin=1, by_epoch=True, convert_to_iter_based=True),
+    # From the start, where it is flat: a run of one epoch is possible, too.
+    dict(type='CosineAnnealingLR', eta_min=0, by_epoch=True, convert_to_iter_based=True),
 ]

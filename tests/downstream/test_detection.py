@@ -406,10 +406,11 @@ def test_the_twin_trains_resumes_and_tests(tmp_path):
                *[f'{loader}_dataloader.num_workers=1' for loader in ('train', 'val', 'test')]]
     work = ['--work-dir', str(tmp_path / 'work')]
     mim = ['-m', 'mim', 'train', 'mmdet', config, *work]
-    said = run(*mim, *options, 'train_cfg.max_epochs=1', cwd=ROOT)
+    train_options = [*options, 'custom_hooks.1.max_share=0.5']  # one in about sixteen
+    said = run(*mim, *train_options, 'train_cfg.max_epochs=1', cwd=ROOT)
     assert '1 of ' in said and '00001.jpg' in said and 'could not be read and were replaced' in said
     assert (tmp_path / 'work/epoch_1.pth').exists()
-    said = run(*mim, '--resume', *options, 'train_cfg.max_epochs=2', cwd=ROOT)
+    said = run(*mim, '--resume', *train_options, 'train_cfg.max_epochs=2', cwd=ROOT)
     assert 'resumed epoch: 1' in said and 'Epoch(val) [2]' in said
     said = run('tools/test.py', config, str(tmp_path / 'work/epoch_2.pth'), *work, *options,
                cwd=ROOT)
