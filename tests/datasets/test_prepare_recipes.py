@@ -479,6 +479,8 @@ def test_the_loveda_sample_in_the_official_layout(shared_data, source, root, run
     code, output = run('loveda', source, root, '--partial')
     assert code == 0, output
     assert 'background' in output
+    assert [line.split()[0] for line in (root / 'verification.txt').read_text().splitlines()
+            if 'images' in line] == ['fewer'] * 3
 
 
 def test_the_potsdam_sample_turned_back_into_colours(shared_data, source, root):

@@ -24,7 +24,7 @@ from pera_mm.datasets.prepare.levircd import LevirCD
 from pera_mm.datasets.prepare.loveda import LoveDA
 from pera_mm.datasets.prepare.potsdam import Potsdam
 from pera_mm.datasets.prepare.recipe import VERDICT, Recipe, prepare
-from pera_mm.datasets.prepare.verify import Report
+from pera_mm.datasets.prepare.verify import FEWER, OK, OPEN, WRONG, Report
 
 RECIPES: dict[str, Recipe] = dict(
     aid=aid, ucm=ucm, potsdam=Potsdam(), loveda=LoveDA(), levircd=LevirCD(), dior=Dior())
@@ -42,10 +42,11 @@ def parse_args() -> argparse.Namespace:
 
 
 def show(report: Report, console: Console) -> None:
-    marks = {True: '[green]ok[/]', False: '[red]WRONG[/]', None: '-'}
+    colours = {OK: 'green', FEWER: 'yellow', WRONG: 'red', OPEN: 'white'}
     table = Table('what', 'published', 'found', '')
     for row in report.rows:
-        table.add_row(row.what, row.expected, row.found, marks[row.ok])
+        table.add_row(row.what, row.expected, row.found,
+                      f'[{colours[row.verdict]}]{row.verdict}[/]')
     console.print(table)
     if report.shares:
         names = list(dict.fromkeys(name for shares in report.shares.values() for name in shares))

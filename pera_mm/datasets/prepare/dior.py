@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 from pera_mm.datasets.prepare.archives import BadFile, Source, pick
 from pera_mm.datasets.prepare.jobs import copy, in_threads, write_whole
 from pera_mm.datasets.prepare.recipe import Plan, Recipe
-from pera_mm.datasets.prepare.verify import WORKERS, Report, Row, check_images, files
+from pera_mm.datasets.prepare.verify import WORKERS, Report, check_images, files
 
 PUBLISHED = dict(trainval=11_725, test=11_738)  # images (Li et al. 2020)
 # The paper counts 192,472 boxes; the files that are handed out hold 192,518.
@@ -124,8 +124,8 @@ class Dior(Recipe):
             if name not in CLASSES], f'Known are {", ".join(CLASSES)}.')
         boxes = total.total()
         paper, handed_out = BOXES
-        report.rows.append(Row('boxes', f'{paper:,} in the paper, {handed_out:,} in the files',
-                               f'{boxes:,}', boxes in BOXES or (report.partial and boxes < paper)))
+        report.count('boxes', boxes, paper, handed_out,
+                     says=f'{paper:,} in the paper, {handed_out:,} in the files')
         report.note('images without a box', f'{sum(not found.classes for _, found in seen):,}')
         if boxes:
             report.shares['boxes'] = {name: total[name] / boxes for name in CLASSES}

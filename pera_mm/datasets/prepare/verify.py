@@ -14,6 +14,7 @@ from pera_mm.datasets.reading import UnreadableImage, read_image
 
 WORKERS = 4
 STRIP = 1 << 20  # pixels counted at once: bincount makes 8 bytes of each
+OK, FEWER, WRONG, OPEN = 'ok', 'fewer', 'WRONG', '-'
 NAMED = 5  # a sentence names this many files; verification.txt names all
 
 
@@ -23,7 +24,7 @@ class Row(NamedTuple):
     what: str
     expected: str
     found: str
-    ok: bool | None  # None: there is nothing published to compare with
+    verdict: str  # OK, FEWER (accepted), WRONG or OPEN (nothing published to compare with)
 
 
 class Problem(NamedTuple):
@@ -58,15 +59,19 @@ class Report:
     problems: list[Problem] = field(default_factory=list)
     shares: dict[str, dict[str, float]] = field(default_factory=dict)  # split → class → 0..1
 
-    def count(self, what: str, found: int, published: int) -> bool:
-        """Compare a number with the published one; more than published is wrong in any case."""
-        ok = found == published or (self.partial and found < published)
-        self.rows.append(Row(what, f'{published:,}', f'{found:,}', ok))
-        return ok
+    def count(self, what: str, found: int, *published: int, says: str = '') -> None:
+        """Compare a number with the published one (or ones, where they differ).
+
+        More than published is wrong in any case; ``says`` words the published numbers.
+        """
+        verdict = OK if found in published else WRONG
+        if self.partial and found < min(published):
+            verdict = FEWER
+        self.rows.append(Row(what, says or f'{published[0]:,}', f'{found:,}', verdict))
 
     def note(self, what: str, found: str) -> None:
         """Say something that is not compared."""
-        self.rows.append(Row(what, 'not compared', found, None))
+        self.rows.append(Row(what, 'not compared', found, OPEN))
 
     def blame(self, what: str, names: Iterable[str], advice: str = '') -> None:
         """Report a problem with some files, if there are any."""
@@ -77,12 +82,11 @@ class Report:
     @property
     def ok(self) -> bool:
         """Whether everything is as published."""
-        return not self.problems and all(row.ok is not False for row in self.rows)
+        return not self.problems and all(row.verdict != WRONG for row in self.rows)
 
     def text(self) -> str:
         """The whole report with every file's name, for verification.txt."""
-        marks = {True: 'ok', False: 'WRONG', None: '-'}
-        lines = [f'{marks[row.ok]:6}{row.what}: {row.found} (published: {row.expected})'
+        lines = [f'{row.verdict:6}{row.what}: {row.found} (published: {row.expected})'
                  for row in self.rows]
         lines += [f'{share:7.2%} {split}: {name}'
                   for split, shares in self.shares.items() for name, share in shares.items()]
