@@ -1,0 +1,45 @@
+# ViT-Adapter + UPerNet (paper 4.2.2) in MMSegmentation. "Hidden channels 512, output channels 256"
+# is read so: pyramid pooling and feature pyramid have 512 channels (MMSegmentation's `channels`),
+# and the map they are fused into, from which each pixel is classified, has 256; MMSegmentation's
+# own head would have 512 there too. The paper names no auxiliary head and one loss: there is none.
+default_scope = 'mmseg'
+custom_imports = dict(
+    imports=['pera_mm', 'pera_mm.downstream.data_check', 'pera_mm.downstream.metrics',
+             'pera_mm.downstream.segmentation'],
+    allow_failed_imports=False)
+custom_hooks = [dict(type='pera_mm.DataCheckHook'), dict(type='pera_mm.SkippedImagesHook')]
+
+model = dict(
+    type='EncoderDecoder',
+    data_preprocessor=dict(
+        type='SegDataPreProcessor',
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        bgr_to_rgb=False,  # pera_mm.LoadRGB reads RGB
+        size_divisor=1,
+        pad_val=0,
+        seg_pad_val=255),
+    backbone=dict(
+        type='pera_mm.ViTAdapter',
+        vit=dict(
+            type='pera_mm.PerAViT', arch='pera-g', img_size=512, patch_size=16,
+            drop_path_rate=0.1,
+            init_cfg=dict(type='pera_mm.PretrainedBackbone',
+                          checkpoint='checkpoints/pera_vitg_rsrsd.pth')),
+        vit_feature='stages',
+        norm_cfg=dict(type='BN'),
+        with_cp=False),
+    decode_head=dict(
+        type='pera_mm.UPerHead',
+        in_channels=[1024, 1024, 1024, 1024],
+        in_index=[0, 1, 2, 3],
+        channels=512,
+        output_channels=256,
+        pool_scales=(1, 2, 3, 6),
+        dropout_ratio=0.1,
+        num_classes=6,
+        norm_cfg=dict(type='BN'),
+        align_corners=False,
+        loss_decode=dict(type='CrossEntropyLoss', avg_non_ignore=True)),
+    train_cfg=dict(),
+    test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(341, 341)))

@@ -1,0 +1,157 @@
+"""Find files that cannot be trained on before the first step, not in the third hour."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from PIL import Image
+
+from pera_mm.downstream.segmentation import check_equal_sizes
+from pera_mm.engine.hooks.teacher import inner_model
+from pera_mm.registry import HOOKS
+
+FILES = ('img_path', 'img_path2', 'seg_map_path')
+PATIENCE = 5  # seconds between two sentences about the progress
+
+
+@HOOKS.register_module()
+class DataCheckHook(Hook):
+    """Before training: do the files of the train and the validation set fit?
+
+    Reads the headers of all images, second images and masks (about 0.1 ms a file): the files of a
+    sample have one size, which is not smaller than the window cut out of it (``crop_size`` of the
+    pipeline, of the sliding window in validation). Then loads an evenly spaced sample through the
+    pipeline, up to its mask, so that its loader can refuse unknown labels.
+
+    Unreadable files of the train set are counted and named in the log; the data set replaces them.
+    One process looks, all hear the verdict.
+
+    Args:
+        num_loaded: how many samples of a data set are loaded.
+
+    Raises:
+        ValueError: on all ranks, naming the file, if anything does not fit, or a file of the
+            validation set or every file of the train set is unreadable.
+    """
+
+    def __init__(self, num_loaded: int = 200) -> None:
+        self.num_loaded = num_loaded
+
+    def before_train(self, runner: Runner) -> None:
+        """Check both data sets."""
+        verdict: list[str | None] = [None]
+        cause = None
+        if is_main_process():
+            try:
+                self._check_all(runner)
+            except Exception as error:  # whatever it is, no rank may wait for this one
+                verdict, cause = [str(error)], error
+        broadcast_object_list(verdict)
+        if verdict[0] is not None:
+            if cause is not None and not isinstance(cause, ValueError):
+                raise cause
+            raise ValueError(verdict[0]) from None
+
+    def _check_all(self, runner: Runner) -> None:
+        self._check(runner, runner.train_dataloader.dataset, 'train', None)
+        if runner.val_loop is not None:
+            test_cfg = getattr(inner_model(runner), 'test_cfg', None) or {}
+            window = test_cfg.get('crop_size') if test_cfg.get('mode') == 'slide' else None
+            self._check(runner, runner.val_dataloader.dataset, 'val', window)
+
+    def _check(self, runner: Runner, dataset: Any, name: str,
+               window: Sequence[int] | None) -> None:
+        transforms = dataset.pipeline.transforms
+        window = window or next(
+            (step.crop_size for step in transforms if hasattr(step, 'crop_size')), None)
+        note = partial(_progress, runner.logger, f'of the {name} set checked')
+        unreadable: dict[str, str] = {}
+        for index in note(range(len(dataset))):
+            unreadable.update(check_sizes(dataset.get_data_info(index), window))
+        number = min(self.num_loaded, len(dataset))
+        for index in note(np.linspace(0, len(dataset) - 1, number, dtype=int).tolist()):
+            unreadable.update(_load(dataset.get_data_info(index), transforms))
+        self._judge(runner, unreadable, name, len(dataset))
+
+    @staticmethod
+    def _judge(runner: Runner, unreadable: dict[str, str], name: str, samples: int) -> None:
+        if not unreadable:
+            return
+        path, reason = next(iter(unreadable.items()))
+        found = f'{len(unreadable)} files of the {name} set cannot be read, such as {path} ' \
+                f'({reason})'
+        if name != 'train':
+            raise ValueError(f'{found}; a score without them would not be comparable: repair '
+                             'them.')
+        if len(unreadable) >= samples:
+            raise ValueError(f'{found}: there is nothing to train on.')
+        runner.logger.warning(f'{found}; other samples take their places.')
+
+
+def check_sizes(sample: dict, window: Sequence[int] | None) -> dict[str, str]:
+    """Compare the sizes in the headers of a sample's files.
+
+    Args:
+        sample: with the paths, under the keys of FILES that it has.
+        window: height and width of what is cut out of it.
+
+    Returns:
+        path and reason of every file that is no readable image.
+
+    Raises:
+        ValueError: on a missing file, different sizes, or an image smaller than the window.
+    """
+    sizes, unreadable = {}, {}
+    for path in (sample[key] for key in FILES if sample.get(key)):
+        try:
+            sizes[path] = _size(path)
+        except FileNotFoundError:
+            raise ValueError(f'{path} is missing, which belongs to {sample["img_path"]}: every '
+                             'sample needs all its files under one name.') from None
+        except Exception as error:  # decoders raise anything on broken bytes
+            unreadable[path] = f'{type(error).__name__}: {error}'
+    check_equal_sizes(sizes)
+    for path, (width, height) in sizes.items():
+        if window is not None and (height < window[0] or width < window[1]):
+            raise ValueError(f'{path} is {width} x {height} pixels, smaller than the window of '
+                             f'{window[1]} x {window[0]} that is cut out of it: take larger '
+                             'images or a smaller crop_size.')
+    return unreadable
+
+
+def _size(path: str) -> tuple[int, int]:
+    """Width and height, from the header alone."""
+    with open(path, 'rb') as file:
+        try:
+            with Image.open(file) as image:
+                return image.size
+        except OSError:
+            from rasterio import open as open_raster  # what Pillow does not know, as deep TIFFs
+            with open_raster(path) as raster:
+                return raster.width, raster.height
+
+
+def _load(sample: dict, transforms: Iterable[Any]) -> dict[str, str]:
+    """Run the pipeline up to the mask; path and reason of an unreadable file."""
+    skipped: list[tuple[str, str]] = []
+    results: dict | None = sample | dict(skipped=skipped)
+    for transform in transforms:
+        results = transform(results)
+        if results is None or 'gt_seg_map' in results:
+            break
+    return dict(skipped)
+
+
+def _progress(logger: Any, what: str, indexes: Sequence[int]) -> Iterator[int]:
+    """The indexes, with a sentence now and then if it takes long."""
+    spoke = time.monotonic()
+    for done, index in enumerate(indexes):
+        if time.monotonic() - spoke > PATIENCE:
+            spoke = time.monotonic()
+            logger.info(f'{done} of {len(indexes)} samples {what}')
+        yield index

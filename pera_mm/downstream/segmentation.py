@@ -1,0 +1,238 @@
+"""What MMSegmentation lacks for the paper's Potsdam and LoveDA, and for a folder of one's own."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import numpy as np
+from mmcv.cnn import ConvModule
+from mmcv.transforms import BaseTransform
+from mmengine.evaluator import BaseMetric
+from mmengine.logging import print_log
+from mmseg.datasets.basesegdataset import BaseSegDataset
+from mmseg.models.decode_heads.uper_head import UPerHead as MMSegUPerHead
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+
+from pera_mm.datasets.reading import UnreadableImage, read_image
+from pera_mm.downstream.metrics import UNLABELLED
+from pera_mm.registry import DATASETS, METRICS, MODELS, TRANSFORMS
+
+MAX_REDRAWS = 100
+MASK_MODES = ('1', 'L', 'P', 'I', 'I;16')  # Pillow's, of one number per pixel
+
+
+@DATASETS.register_module()
+class SegmentationDataset(BaseSegDataset):
+    """A folder of images and a folder of masks with the same names.
+
+    As ``mmseg.BaseSegDataset``, with any ``classes`` in ``metainfo``. In training, another sample
+    takes the place of an unreadable one, and the file is named in the sample's ``skipped``, which
+    ``pera_mm.SkippedImagesHook`` reports; in a test it is an error.
+
+    Args:
+        metainfo: ``dict(classes=(...))``: their order gives the ids.
+        threshold: a mask holds grey values, and the second class is where they are above this;
+            None: it holds class ids.
+        img_suffix: ending of the images' names.
+        kwargs: as for ``mmseg.BaseSegDataset``: ``data_root``, ``data_prefix`` (``img_path`` and
+            ``seg_map_path``), ``reduce_zero_label`` (0 is not counted, classes begin at 1) ...
+
+    Raises:
+        ValueError: no such folder or no image in it, too few classes for a threshold; in a test
+            an unreadable file.
+    """
+
+    def __init__(self, metainfo: dict, threshold: int | None = None, img_suffix: str = '.png',
+                 **kwargs: Any) -> None:
+        self.threshold = threshold
+        self.num_classes = len(metainfo['classes'])
+        if threshold is not None and (self.num_classes != 2 or kwargs.get('reduce_zero_label')):
+            raise ValueError('A threshold makes two classes, ids 0 and 1: name two in '
+                             'metainfo.classes and set reduce_zero_label=False.')
+        super().__init__(metainfo=metainfo, img_suffix=img_suffix, **kwargs)
+
+    def load_data_list(self) -> list[dict]:
+        """The samples; every one knows what its mask may hold."""
+        folder = self.data_prefix['img_path']
+        samples = super().load_data_list() if os.path.isdir(folder) else []
+        if not samples:
+            raise ValueError(f'No images *{self.img_suffix} in {folder}: prepare the data with '
+                             'tools/data/prepare.py, or correct data_root, data_prefix and '
+                             'img_suffix of the dataset.')
+        for sample in samples:
+            sample.update(num_classes=self.num_classes, threshold=self.threshold)
+        return samples
+
+    def prepare_data(self, idx: int) -> Any:
+        """The sample ``idx``, or in training another where it is unreadable."""
+        skipped: list[tuple[str, str]] = []
+        while len(skipped) < MAX_REDRAWS:
+            sample = self.pipeline(self.get_data_info(idx) | dict(skipped=skipped))
+            if sample is not None:
+                return sample
+            if self.test_mode:
+                path, reason = skipped[-1]
+                raise ValueError(f'{path} cannot be read ({reason}); a score without it would not '
+                                 'be comparable: repair it.')
+            idx = self._rand_another()
+        path, reason = skipped[-1]
+        raise RuntimeError(f'{MAX_REDRAWS} samples drawn one after another could not be read, the '
+                           f'last for {path} ({reason}): check the data.')
+
+
+@TRANSFORMS.register_module()
+class LoadRGB(BaseTransform):
+    """Read ``img_path`` as 8-bit RGB, by the rule of pre-training (``datasets/reading.py``).
+
+    Adds ``img`` uint8 [H, W, 3], ``img_shape`` and ``ori_shape``. An unreadable file is appended
+    to ``skipped`` as (path, reason), and there is no sample.
+    """
+
+    def transform(self, results: dict) -> dict | None:
+        """Read; None where the file is unreadable."""
+        try:
+            image = read_image(results['img_path'])
+        except UnreadableImage as error:
+            results['skipped'].append((results['img_path'], str(error)))
+            return None
+        return dict(results, img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2])
+
+
+@TRANSFORMS.register_module()
+class LoadMask(BaseTransform):
+    """Read ``seg_map_path`` as class ids, 255 where not labelled.
+
+    Adds ``gt_seg_map`` uint8 [H, W]. With ``reduce_zero_label`` the file's 0 becomes 255 and its
+    1, 2 ... become 0, 1 ... An unreadable file is appended to ``skipped`` as (path, reason), and
+    there is no sample. Goes with :class:`SegmentationDataset`, which knows the classes.
+
+    Raises:
+        ValueError: a colour picture, a value that is no class, or another size than the image's.
+    """
+
+    def transform(self, results: dict) -> dict | None:
+        """Read; None where the file is unreadable."""
+        path, image = results['seg_map_path'], results['img_path']
+        try:
+            values = _read_values(path)
+        except UnreadableImage as error:
+            results['skipped'].append((path, str(error)))
+            return None
+        check_equal_sizes({image: results['ori_shape'][::-1], path: values.shape[::-1]})
+        results['gt_seg_map'] = self._classes(values, results)
+        results['seg_fields'].append('gt_seg_map')
+        return results
+
+    @staticmethod
+    def _classes(values: NDArray, sample: dict) -> NDArray[np.uint8]:
+        if sample['threshold'] is not None:
+            return (values > sample['threshold']).astype(np.uint8)
+        path, first = sample['seg_map_path'], int(sample['reduce_zero_label'])
+        last = sample['num_classes'] - 1 + first
+        unknown = np.unique(values[(values > last) & (values != UNLABELLED)])
+        if unknown.size:
+            zero = '0 for not labelled, ' if first else ''
+            raise ValueError(
+                f'{path} has the label {unknown[0]}; allowed are {zero}the classes {first} to '
+                f'{last}, and {UNLABELLED} for not labelled: correct the mask, or name its class '
+                'in metainfo.classes.')
+        mask = values.astype(np.uint8)
+        return np.where(mask == UNLABELLED, mask, mask - np.uint8(1)) if first else mask
+
+
+def _read_values(path: str) -> NDArray:
+    """One number per pixel, [H, W]."""
+    try:
+        with Image.open(path) as image:
+            mode, values = image.mode, np.asarray(image)
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's ways to say broken
+        raise UnreadableImage(f'{type(error).__name__}: {error}') from None
+    if mode not in MASK_MODES:
+        raise ValueError(f'{path} is a colour picture (mode {mode}), not a mask of class ids: '
+                         'convert it, for Potsdam with tools/data/prepare.py.')
+    return values
+
+
+def check_equal_sizes(sizes: Mapping[str, Sequence[int]]) -> None:
+    """Raise a ValueError if the files of one sample differ in size.
+
+    Args:
+        sizes: path: (width, height).
+    """
+    if len({tuple(size) for size in sizes.values()}) > 1:
+        found = ', '.join(f'{path} is {size[0]} x {size[1]}' for path, size in sizes.items())
+        raise ValueError(f'the files of a sample must have one size: {found} pixels; repair or '
+                         'remove it.')
+
+
+@MODELS.register_module()
+class UPerHead(MMSegUPerHead):
+    """MMSegmentation's UPerNet decoder with an output narrower than its inside.
+
+    Args:
+        channels: of the pyramid pooling and of the feature pyramid ("hidden").
+        output_channels: of the map that the fused pyramid becomes, from which every pixel is
+            classified.
+        kwargs: as for ``mmseg.UPerHead``.
+    """
+
+    def __init__(self, channels: int = 512, output_channels: int = 256, **kwargs: Any) -> None:
+        super().__init__(channels=channels, **kwargs)
+        self.fpn_bottleneck = ConvModule(
+            len(self.in_channels) * channels, output_channels, 3, padding=1,
+            conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
+        self.conv_seg = nn.Conv2d(output_channels, self.out_channels, 1)
+
+
+@METRICS.register_module()
+class LoveDASubmission(BaseMetric):
+    """Write what LoveDA's test server takes: one PNG per image and a flat zip of them.
+
+    A PNG has the image's name and holds the classes as 0 (background) to 6 (agriculture), the
+    mask files' labels minus one. (MMSegmentation's ``IoUMetric`` would write 1 to 7.) The zip lies
+    beside the folder, with its name. Reports ``submission/images``, how many are in it.
+
+    Args:
+        output_dir: folder of the PNGs; what an earlier run left there is overwritten or kept out
+            of the zip.
+
+    Raises:
+        ValueError: two images have the same name.
+    """
+
+    default_prefix = 'submission'
+
+    def __init__(self, output_dir: str, collect_device: str = 'cpu') -> None:
+        super().__init__(collect_device=collect_device)
+        self.output_dir = Path(output_dir)
+
+    def process(self, data_batch: object, data_samples: Sequence[dict]) -> None:
+        """Write the PNGs of a batch."""
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        for sample in data_samples:
+            classes = sample['pred_sem_seg']['data'].squeeze(0).cpu().numpy().astype(np.uint8)
+            name = f'{Path(sample["img_path"]).stem}.png'
+            # Two ranks may write the same image, which pads the shorter share.
+            temporary = self.output_dir / f'.{name}.{os.getpid()}'
+            Image.fromarray(classes).save(temporary, format='png')
+            os.replace(temporary, self.output_dir / name)
+            self.results.append(name)
+
+    def compute_metrics(self, results: list[str]) -> dict[str, int]:
+        """Zip them."""
+        twice = {name for name in results if results.count(name) > 1}
+        if twice:
+            raise ValueError(f'Two images are called {min(twice)}, the server takes one file of '
+                             'a name: give the test images of one folder only.')
+        archive = self.output_dir.with_name(f'{self.output_dir.name}.zip')
+        temporary = archive.with_name(f'{archive.name}.incomplete')
+        with ZipFile(temporary, 'w') as file:
+            for name in sorted(results):
+                file.write(self.output_dir / name, name)
+        os.replace(temporary, archive)
+        print_log(f'{len(results)} predictions are in {archive}: upload this file.', 'current')
+        return {'images': len(results)}
