@@ -13,6 +13,7 @@ from pera_mm.datasets.prepare.jobs import Progress, in_threads, quiet
 from pera_mm.datasets.reading import UnreadableImage, read_image
 
 WORKERS = 4
+LARGE = 4096  # images of more pixels a side are decoded one at a time, for the memory
 STRIP = 1 << 20  # pixels counted at once: bincount makes 8 bytes of each
 OK, FEWER, WRONG, OPEN = 'ok', 'fewer', 'WRONG', '-'
 NAMED = 5  # a sentence names this many files; verification.txt names all
@@ -143,7 +144,7 @@ def check_images(report: Report, what: str, paths: Sequence[Path], size: int,
         what: What the images are called in the report.
         slack: Sides may differ by so many pixels; such images are only counted.
     """
-    looks = in_threads(look_at_image, list(paths), WORKERS)
+    looks = in_threads(look_at_image, list(paths), _workers(size))
     seen = list(zip(paths, list(report.progress(looks, f'checking {what}', len(paths)))))
     _blame_unreadable(report, what, seen)
     _blame_sizes(report, what, seen, size, slack)
@@ -163,7 +164,7 @@ def check_masks(report: Report, folder: Path, size: int,
         Pixels of every label ``[256]``.
     """
     paths, what = files(folder), f'masks in {report.name(folder)}'
-    looks = in_threads(look_at_mask, paths, WORKERS)
+    looks = in_threads(look_at_mask, paths, _workers(size))
     seen = list(zip(paths, list(report.progress(looks, f'checking {what}', len(paths)))))
     _blame_unreadable(report, what, seen)
     _blame_sizes(report, what, seen, size, slack=0)
@@ -193,6 +194,10 @@ def check_pairs(report: Report, folders: Collection[Path]) -> None:
         missing = sorted(set().union(*names.values()) - there)
         others = ' and '.join(report.name(other) for other in names if other != folder)
         report.blame(f'files of {others} have no counterpart in {report.name(folder)}', missing)
+
+
+def _workers(size: int) -> int:
+    return 1 if size > LARGE else WORKERS
 
 
 def _blame_unreadable(report: Report, what: str, seen: list[tuple[Path, Look]]) -> None:
