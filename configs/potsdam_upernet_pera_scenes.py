@@ -40,7 +40,7 @@ train_cfg = dict(max_epochs=8, val_interval=4)
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-30, end=1, by_epoch=True, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', eta_min=5e-6, begin=1, by_epoch=True,
+    dict(type='CosineAnnealingLR', eta_min=5e-6, begin=1, end=8, by_epoch=True,
          convert_to_iter_based=True),
 ]
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=4, save_best='7-class/mF1'))
