@@ -16,12 +16,14 @@ import multiprocessing
 import os
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData, PixelData
@@ -69,6 +71,8 @@ def parse_args() -> argparse.Namespace:
 
 def build(task: Task, vit: str, with_cp: bool, device: str) -> tuple[Config, nn.Module]:
     """The config's model, its weights random."""
+    warnings.simplefilter('ignore')  # the toolboxes' advice would tear the table apart
+    MMLogger.get_instance('heads', log_level='WARNING')
     cfg = Config.fromfile(CONFIGS / f'{task.config}{VITS[vit]}.py')
     init_default_scope(cfg.default_scope)
     backbone = cfg.model.backbone
