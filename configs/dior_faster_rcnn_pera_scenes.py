@@ -14,6 +14,7 @@ classes = ('airplane', 'baseballfield', 'groundtrackfield', 'ship', 'storagetank
            'vehicle')
 model = dict(
     backbone=dict(
+        prior_channels=32,
         vit=dict(
             arch=dict(
                 _delete_=True, embed_dims=128, num_layers=4, num_heads=2, feedforward_channels=512),
@@ -26,9 +27,9 @@ model = dict(
         bbox_roi_extractor=dict(out_channels=64),
         bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=len(classes))),
     train_cfg=dict(
-        rpn_proposal=dict(nms_pre=500, max_per_img=500),
-        rcnn=dict(sampler=dict(num=128))),
-    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=500)))
+        rpn_proposal=dict(nms_pre=300, max_per_img=300),
+        rcnn=dict(sampler=dict(num=64))),
+    test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=300)))
 
 scale = (160, 160)
 train_pipeline = _base_.train_pipeline
@@ -42,6 +43,6 @@ val_dataloader = dict(
     batch_size=4, num_workers=1, dataset=dict(pipeline=test_pipeline, **here))
 test_dataloader = val_dataloader
 
-train_cfg = dict(max_epochs=8, val_interval=4)
+train_cfg = dict(max_epochs=6, val_interval=6)
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
 default_hooks = dict(logger=dict(interval=10))

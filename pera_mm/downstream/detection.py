@@ -180,8 +180,8 @@ class DIORDataset(BaseDetDataset):
             raise ValueError(
                 f'{len(problems)} of the {total} samples in the splits {", ".join(self.splits)} of '
                 f'{self.data_root} cannot be used ({_some(problems, "; ")}); mend these files or '
-                'take their names out of ImageSets/Main. Known classes: '
-                f'{", ".join(self.metainfo["classes"])}.')
+                'take their names out of ImageSets/Main (known classes, which '
+                f'metainfo=dict(classes=...) sets: {", ".join(self.metainfo["classes"])}).')
 
     def filter_data(self) -> list[dict]:
         """Leave out images without objects, if ``filter_cfg`` says so and not in testing."""

@@ -239,6 +239,18 @@ def test_test_pipeline_keeps_the_original_boxes(tmp_path):
     assert boxes.tensor.tolist() == [[2, 3, 20, 10]]
 
 
+def test_the_model_gets_red_first(tmp_path):
+    write_dior(tmp_path, xml(('ship', 1, 1, 5, 5)))
+    red = np.full((10, 20, 3), (0, 0, 255), np.uint8)  # OpenCV's order
+    assert cv2.imwrite(str(tmp_path / FOLDERS['img'] / 'a.jpg'), red)
+    cfg = Config.fromfile(CONFIGS / 'dior_faster_rcnn_pera.py')
+    sample = dataset(tmp_path, test_mode=True, pipeline=cfg.test_pipeline)[0]
+    batch = dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']])
+    pixels = MODELS.build(cfg.model.data_preprocessor)(batch)['inputs']
+    assert pixels.shape == (1, 3, 256, 512)
+    assert pixels[0, 0].mean() > 2 and pixels[0, 1:].mean() < -1.5
+
+
 def test_overlap_is_that_of_the_edges():
     """8 x 8 pixels, of which 4.1 are hit: IoU .5125; with sides longer by one, .567."""
     def score(predicted: list[float]) -> float:
