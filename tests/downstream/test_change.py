@@ -1,5 +1,6 @@
 """Two dates and a mask: found, read, moved alike, and through one backbone."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -271,8 +272,7 @@ def scenes_options(tmp_path: Path) -> list[str]:
           for part in ('train', 'val', 'test')],
         'train_dataloader.batch_size=4', 'model.backbone.vit.init_cfg=None',
         'train_cfg.max_epochs=2', 'train_cfg.val_interval=1',
-        'default_hooks.checkpoint.interval=1', 'default_hooks.logger.interval=1',
-        'param_scheduler.1.begin=1', 'param_scheduler.1.end=2']
+        'default_hooks.checkpoint.interval=1', 'default_hooks.logger.interval=1']
 
 
 def run(*command: str | Path) -> str:
@@ -283,6 +283,11 @@ def run(*command: str | Path) -> str:
     return said
 
 
+def epochs(said: str) -> set[int]:
+    """The epochs that a log tells of."""
+    return {int(number) for number in re.findall(r'Epoch\(train\) +\[(\d+)\]', said)}
+
+
 @pytest.mark.slow
 def test_it_trains_validates_resumes_and_tests_through_mim(tmp_path):
     mim = Path(sys.executable).with_name('mim')
@@ -291,8 +296,8 @@ def test_it_trains_validates_resumes_and_tests_through_mim(tmp_path):
     train = [mim, 'train', 'mmseg', config, '--work-dir', work_dir, '--cfg-options']
     said = run(*train, *options)
     assert 'change/F1' in said and (work_dir / 'epoch_2.pth').exists()
-    said = run(*train, *options, 'train_cfg.max_epochs=3', 'resume=True')
-    assert 'Epoch(train)  [3]' in said and 'Epoch(train)  [2]' not in said
+    said = run(*train, *options, 'train_cfg.max_epochs=3', '--resume')
+    assert epochs(said) == {3}
     said = run(sys.executable, 'tools/test.py', config, work_dir / 'epoch_3.pth', '--work-dir',
                tmp_path / 'test', '--cfg-options', *options)
     assert 'change/F1' in said

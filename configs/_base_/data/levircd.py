@@ -1,7 +1,7 @@
 # LEVIR-CD in its official layout, as tools/data/prepare.py levircd writes it: whole pairs of
 # 1024 px in {train,val,test}/{A,B,label}, and the training pairs cut into 512 px in train_512.
 # The paper names random flips and random resized crops; their range is ours: a crop of 1 to 1/4 of
-# a tile's area, enlarged to 512 px. No colour is changed.
+# a tile's area, enlarged to 512 px (`scale` is a tile's size). No colour is changed.
 data_root = 'data/levircd'
 crop_size = (512, 512)
 
