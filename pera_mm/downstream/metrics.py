@@ -114,12 +114,16 @@ class ConfusionMetric(BaseMetric):
                              f'{len(self.classes)} classes, 0 to {len(self.classes) - 1}.')
 
     def _table(self, scores: dict[str, dict[str, NDArray]]) -> str:
-        wide = max(map(len, self.classes))
-        lines = [' ' * wide + ''.join(f'{name:>{max(15, len(name) + 2)}}' for name in scores)]
+        wide = {name: max(15, len(name) + 2) for name in scores}
+        longest = max(map(len, self.classes))
+        lines = [' ' * longest + ''.join(f'{name:>{width}}' for name, width in wide.items())]
         for index, label in enumerate(self.classes):
-            cells = [f'{of["F1"][index]:.2f} / {of["IoU"][index]:.2f}' for of in scores.values()]
-            lines.append(f'{label:<{wide}}' + ''.join(
-                f'{cell:>{max(15, len(name) + 2)}}' for cell, name in zip(cells, scores)))
+            line = f'{label:<{longest}}'
+            for name, of in scores.items():
+                cell = f'{of["F1"][index]:.2f} / {of["IoU"][index]:.2f}'
+                counted = index not in self.protocols[name].ignore
+                line += f'{cell if counted else "ignored":>{wide[name]}}'
+            lines.append(line)
         return '\n'.join(lines)
 
 

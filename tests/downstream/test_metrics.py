@@ -149,9 +149,12 @@ def test_the_classes_scores_are_logged(tmp_path):
     log = tmp_path / 'log'
     MMLogger.get_instance('classes', log_file=str(log))
     truth = np.array([[0, 0, 1, 1]], np.uint8)
-    evaluate({'all': {}, 'a name that is long': {}}, [sample(truth, [[0, 0, 0, 1]])], classes=2)
-    row = next(line for line in log.read_text().splitlines() if line.startswith('class 0'))
-    assert row.split() == ['class', '0'] + 2 * ['80.00', '/', '66.67']
+    evaluate({'all': {}, 'a name that is long': dict(ignore=[1])},
+             [sample(truth, [[0, 0, 0, 1]])], classes=2)
+    rows = [line for line in log.read_text().splitlines() if line.startswith('class ')]
+    assert rows[0].split() == ['class', '0', '80.00', '/', '66.67', '100.00', '/', '100.00']
+    assert rows[1].split() == ['class', '1', '66.67', '/', '50.00', 'ignored']
+    assert len(rows[0]) == len(rows[1])
 
 
 @pytest.mark.parametrize(('protocols', 'message'), [
