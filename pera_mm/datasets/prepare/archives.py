@@ -16,12 +16,15 @@ from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
-ZIP, TAR = ('.zip',), ('.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tar.xz')
-FOREIGN = ('.rar', '.7z')  # the standard library cannot read these
+ZIP, TAR = '.zip', '.tar'
+# The standard library cannot read rar and 7z, and reads a compressed tar again from its beginning
+# for every member that is not the next one.
+FOREIGN = ('.rar', '.7z', '.tar.gz', '.tgz', '.tar.bz2', '.tar.xz')
 MAX_BYTES = 1 << 30  # files are read whole
-# What the standard library raises on a broken archive or member; RuntimeError: a password.
-_BROKEN = (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile,
-           tarfile.TarError, zlib.error, lzma.LZMAError)  # fmt: skip
+# What the standard library raises on a broken archive or member; RuntimeError: a password,
+# UnicodeDecodeError: a broken name.
+_BROKEN = (OSError, EOFError, RuntimeError, NotImplementedError, UnicodeDecodeError,
+           zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)  # fmt: skip
 
 
 class BadFile(Exception):
@@ -74,7 +77,7 @@ def list_source(source: Path) -> Source:
     unopened, problems = [], []
     for name, path in files:
         low = name.lower()
-        if not low.endswith(ZIP + TAR):
+        if not low.endswith((ZIP, TAR)):
             if low.endswith(FOREIGN):
                 unopened.append(name)
             else:
@@ -91,9 +94,11 @@ def list_source(source: Path) -> Source:
             problems.append(f'{path} holds {hostile[0]!r}, a link or a path that leads out of the '
                             'archive: it is refused; get the official file.')
         for member, size, load, _ in members:
-            if member.lower().endswith(ZIP + TAR + FOREIGN):
+            if _is_litter(member):
+                continue
+            if member.lower().endswith((ZIP, TAR, *FOREIGN)):
                 unopened.append(f'{name}/{member}')
-            elif not _is_litter(member):
+            else:
                 packed.append(Entry(f'{name}/{member}', size, load))
     if problems:
         raise ValueError('\n'.join(problems))
@@ -106,7 +111,7 @@ def pick(entries: list[Entry], pattern: str,
 
     Args:
         pattern: Searched for in the whole path, regardless of case.
-        target: The match → path below the prepared folder.
+        target: The match → path below the prepared folder; its suffix becomes lower case.
 
     Returns:
         target path → file, in the order of the source.
@@ -121,7 +126,8 @@ def pick(entries: list[Entry], pattern: str,
         match = matcher.search(entry.path)
         if not match:
             continue
-        name = target(match)
+        stem, suffix = os.path.splitext(target(match))
+        name = stem + suffix.lower()
         other = chosen.setdefault(name, entry)
         if other is not entry and not _same(other, entry):
             raise ValueError(f'{other.path} and {entry.path} differ, but both are {name}: '
@@ -154,8 +160,8 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _is_litter(name: str) -> bool:
     """Whether a file is hidden, or macOS left it there."""
-    parts = PurePosixPath(name).parts
-    return parts[-1].startswith('.') or '__MACOSX' in parts
+    path = PurePosixPath(name)
+    return path.name.startswith('.') or '__MACOSX' in path.parts
 
 
 def _points_away(name: str) -> bool:
@@ -171,7 +177,8 @@ def _zip_members(path: Path) -> Iterator[_Member]:
     for info in archive.infolist():
         if not info.is_dir():
             is_link = stat.S_ISLNK(info.external_attr >> 16)
-            yield info.filename, info.file_size, partial(archive.read, info), is_link
+            name = info.filename.replace('\\', '/')  # some programs on Windows write \
+            yield name, info.file_size, partial(archive.read, info), is_link
 
 
 def _tar_members(path: Path) -> Iterator[_Member]:

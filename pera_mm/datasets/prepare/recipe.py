@@ -74,8 +74,10 @@ def prepare(recipe: Recipe, source: Path, root: Path, partial: bool = False,
 def _nothing(source: Path, missing: Iterable[str], listing: Source, any_found: bool) -> str:
     sentences = [f'{source} holds nothing of {" nor of ".join(missing)}.']
     if listing.unopened:
-        sentences.append(f'Unpack {", ".join(listing.unopened[:3])} first: archives of this kind, '
-                         'or within archives, are not opened.')
+        rest = len(listing.unopened) - 3
+        sentences.append(f'Not opened, being of another kind or within an archive: '
+                         f'{", ".join(listing.unopened[:3])}'
+                         f'{f" and {rest} more" if rest > 0 else ""}; unpack what is needed first.')
     elif not any_found and listing.entries:
         sentences.append(f'It holds {len(listing.entries)} other files, e.g. '
                          f'{listing.entries[0].path}.')
