@@ -142,7 +142,8 @@ def test_bad_sources_are_one_sentence_and_nothing_is_written(source, root, run, 
     source.mkdir()
     assert 'holds nothing of AID.zip (folders Airport' in run('aid', source, root)[1]
     official.unpack(source, {'AID.rar': b'', 'readme.txt': b''})
-    assert 'Unpack AID.rar first' in run('aid', source, root)[1]
+    assert ('within an archive: AID.rar; unpack what is needed first'
+            in run('aid', source, root)[1])
     (source / 'half.zip').write_bytes(b'PK\x03\x04half')
     assert 'half.zip is not a whole zip file' in run('aid', source, root)[1]
     assert 'no such folder' in run('aid', tmp_path / 'nowhere', root)[1]
@@ -358,6 +359,31 @@ def test_levircd_pairs_and_labels(source, root):
     assert 'Val images are not 16 x 16 pixels (1): val/A/val_1.png (12 x 12)' in text
 
 
+def test_levircd_within_other_folders(source, root):
+    archives = {'LEVIR CD.zip': {
+        f'LEVIR CD/{name.removesuffix(".zip")}/{path}': data
+        for name, members in official.levircd(16).items() for path, data in members.items()}}
+    prepared(levircd.LevirCD(size=16, tile=8), source, root, archives)
+    assert len(official.tree(root / 'train_8')) == 3 * 2 * 4
+    assert official.tree(root / 'val') == ['A/val_1.png', 'B/val_1.png', 'label/val_1.png']
+
+
+def test_levircd_broken_and_odd_files_that_are_cut(source, root):
+    archives = official.levircd(512, train=3)
+    train = archives['train.zip']
+    noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    data = bytearray(official.encoded(noise, 'PNG'))
+    second = data.index(b'IDAT', data.index(b'IDAT') + 4)
+    data[second:second + 4] = b'\x1e\xec\xc5\xd1'  # Pillow raises a SyntaxError
+    train['A/train_1.png'] = bytes(data)
+    train['label/train_2.png'] = official.encoded(noise[..., 0] > 127, 'PNG')  # one bit a pixel
+    text = sentences(prepared(levircd.LevirCD(size=512, tile=256), source, root, archives))
+    assert 'could not be used (1): train.zip/A/train_1.png cannot be read (broken PNG' in text
+    assert 'train/label/train_2.png (a mask has one 8-bit channel, this is bool' in text
+    tile = np.asarray(Image.open(root / 'train_256/label/train_2_0256_0000.png'))
+    np.testing.assert_array_equal(tile, np.where(noise[:256, 256:, 0] > 127, 255, 0))
+
+
 def test_levircd_whole_and_cut_together_are_refused(source, root):
     archives = official.levircd(16)
     archives['train.zip']['A/train_1_0000_0000.png'] = b''
@@ -400,6 +426,16 @@ def test_potsdam_near_colours_count_and_others_are_refused(source, root, small_p
     assert report.ok, report.text()
 
 
+def test_potsdam_beside_the_labels_for_participants(source, root, small_potsdam):
+    recipe, archives = small_potsdam
+    restored = official.encoded(official.COLOURS[official.label_map(32, [0, 1], seed=9)], 'TIFF')
+    archives['5_Labels_for_participants_no_Boundary.zip'] = {
+        '5_Labels_for_participants_no_Boundary/top_potsdam_4_12_label_noBoundary.tif': restored}
+    report = prepared(recipe, source, root, archives)
+    assert report.ok, report.text()
+    assert official.tree(root / 'ann_dir/val_eroded') == ['top_potsdam_2_13.png']
+
+
 def test_potsdam_wrong_sizes_and_swapped_labels(source, root, small_potsdam):
     recipe, archives = small_potsdam
     full, eroded = archives['5_Labels_all.zip'], archives['5_Labels_all_noBoundary.zip']
@@ -416,6 +452,7 @@ def test_potsdam_wrong_sizes_and_swapped_labels(source, root, small_potsdam):
     assert 'Images in neither official split were left out (1): 9_9' in text
     assert 'Full labels have black borders (1): ann_dir/val (' in text
     assert 'Eroded labels have no border (1): ann_dir/val_eroded' in text
+    assert text.count('remove this folder, get 5_Labels_all') == 2  # or they would be kept
 
 
 def test_dior_lists_pairs_and_boxes(source, root):
@@ -447,6 +484,29 @@ def test_dior_lists_pairs_and_boxes(source, root):
     assert 'Names in' not in text
     text = sentences(prepare(dior.Dior(size=16), source, root))
     assert 'Names in train.txt lack their image or XML and were left out of it (1): 00004' in text
+
+
+def test_dior_xml_that_training_would_refuse(tmp_path):
+    whole = official.xml('1', 16, [('ship', 1, 1, 9, 9)])
+    for old, new, fault in (
+            (b'<width>16</width>', b'', 'says ? x 16 pixels'),
+            (b'<width>16', b'<width>1e999', 'says 1e999 x 16 pixels'),
+            (b'<xmin>1', b'<xmin>', "cannot be read: could not convert string to float: ''")):
+        (tmp_path / '1.xml').write_bytes(whole.replace(old, new))
+        assert dior.read_xml(tmp_path / '1.xml', 16).faults == [fault]
+
+
+def test_dior_by_other_archives(source, root):
+    archives = official.dior(16)
+    archives['Horizontal Bounding Boxes.zip'] = {
+        name.rpartition('/')[2]: data for name, data in archives.pop('Annotations.zip').items()
+        if 'Horizontal' in name}
+    archives['JPEGImages-test-001.zip'] = archives.pop('JPEGImages-test.zip')
+    main = archives['Main.zip']
+    main['Main/train.txt'] = b'\xef\xbb\xbf' + main['Main/train.txt'].replace(b'\n', b'\r\n')
+    report = prepared(dior.Dior(size=16), source, root, archives)
+    assert report.ok, report.text()
+    assert (root / 'ImageSets/Main/trainval.txt').read_text().split() == ['00001', '00002']
 
 
 def test_the_boxes_of_dior_match_the_paper_or_the_files(source, root, monkeypatch):

@@ -22,7 +22,7 @@ XML = 'Annotations/Horizontal Bounding Boxes'
 LISTS = 'ImageSets/Main'
 # The last folder may be the archive's name.
 IMAGE_FILES = r'(?:^|/)JPEGImages-(trainval|test)(?:\.\w+)*/([^/]+\.jpg)$'
-XML_FILES = r'(?:^|/)horizontal[ _-]bounding[ _-]boxes/([^/]+\.xml)$'
+XML_FILES = r'(?:^|/)horizontal[ _-]bounding[ _-]boxes(?:\.\w+)*/([^/]+\.xml)$'
 LIST_FILES = r'(?:^|/)Main(?:\.\w+)*/(train|val|test)\.txt$'
 
 
@@ -44,11 +44,10 @@ def read_xml(path: Path, size: int) -> Annotation:
     found = Annotation()
     try:
         tree = ElementTree.parse(path).getroot()
-        sides = [int(float(tree.findtext(f'size/{side}', str(size)))) for side in
-                 ('width', 'height')]
-        if sides != [size, size]:
-            found.faults.append(f'says {sides[0]} x {sides[1]} pixels')
-        for thing in tree.iter('object'):
+        width, height = (tree.findtext(f'size/{side}', '?') for side in ('width', 'height'))
+        if not width.strip() == height.strip() == str(size):
+            found.faults.append(f'says {width} x {height} pixels')
+        for thing in tree.findall('object'):
             found.classes[thing.findtext('name', '').strip()] += 1
             left, top, right, bottom = (float(thing.findtext(f'bndbox/{side}', 'nan'))
                                         for side in ('xmin', 'ymin', 'xmax', 'ymax'))
@@ -134,6 +133,6 @@ class Dior(Recipe):
         """The official lists: name → stems of images."""
         found = pick(source.entries, LIST_FILES, lambda match: match[1].lower())
         try:
-            return {name: entry.read().decode().split() for name, entry in found.items()}
+            return {name: entry.read().decode('utf-8-sig').split() for name, entry in found.items()}
         except (BadFile, UnicodeDecodeError) as error:
             raise ValueError(f'A list in ImageSets/Main {error}.') from error

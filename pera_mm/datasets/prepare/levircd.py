@@ -52,7 +52,8 @@ class LevirCD(Recipe):
             if split == 'train' and whole:
                 outputs = [root / f'train_{self.tile}' / part / tile_name(file[:-4], corner)
                            for corner in tile_corners(self.size, self.tile)]
-                jobs.append(Job(entry.path, outputs, partial(self._cut, entry)))
+                mode = 'L' if part == 'label' else 'RGB'
+                jobs.append(Job(entry.path, outputs, partial(self._cut, entry, mode)))
         found = {name.split('/')[0] for name in chosen}
         return Plan(jobs, [f'{split}.zip (A, B, label/{split}_*.png)' for split in PUBLISHED
                            if split not in found])
@@ -80,11 +81,12 @@ class LevirCD(Recipe):
         return pick(source.entries, pattern, lambda match: '/'.join(
             (match[3].lower(), folders[match[1].lower()], match[2])))
 
-    def _cut(self, entry: Entry) -> Iterator[bytes]:
+    def _cut(self, entry: Entry, mode: str) -> Iterator[bytes]:
+        data = entry.read()
         try:
-            with Image.open(io.BytesIO(entry.read())) as image:
-                pixels = np.asarray(image)
-        except OSError as error:
+            with Image.open(io.BytesIO(data)) as image:
+                pixels = np.asarray(image.convert(mode))
+        except Exception as error:  # Pillow raises anything on broken bytes
             raise BadFile(f'cannot be read ({error})') from error
         if pixels.shape[:2] != (self.size, self.size):
             raise BadFile(f'is {pixels.shape[1]} x {pixels.shape[0]} pixels, not '
