@@ -22,3 +22,4 @@ param_scheduler = [
     # From the start, where it is flat: a run of one epoch is possible, too.
     dict(type='CosineAnnealingLR', eta_min=0, by_epoch=True, convert_to_iter_based=True),
 ]
+visualizer = dict(type='DetLocalVisualizer')  # draws boxes for MMDetection's DetInferencer
