@@ -51,7 +51,8 @@ def labels_of(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
     distance = np.where(bright, 255 - colours, colours).max(axis=2)
     unknown = (distance > TOLERANCE) | (labels == UNKNOWN)
     if unknown.any():
-        codes = colours[unknown] @ np.array([1 << 16, 1 << 8, 1])
+        red, green, blue = colours[unknown].T.astype(np.int32)
+        codes = red << 16 | green << 8 | blue
         found, counts = np.unique(codes, return_counts=True)
         common = [f'({found[index] >> 16}, {found[index] >> 8 & 255}, {found[index] & 255}) '
                   f'{counts[index]:,} times' for index in np.argsort(-counts)[:3]]
