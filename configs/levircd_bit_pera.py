@@ -22,4 +22,12 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', eta_min=1e-6, begin=20, end=500, by_epoch=True,
          convert_to_iter_based=True),
 ]
+# Named ways to predict a test pair, for tools/analysis/protocols.py. 'tiles 512' is the paper's and
+# what model.test_cfg does.
+inference_modes = {
+    'whole 1024': dict(mode='whole'),
+    'sliding 512, stride 256': dict(mode='slide', crop_size=(512, 512), stride=(256, 256)),
+    'tiles 512': dict(mode='slide', crop_size=(512, 512), stride=(512, 512)),
+    'tiles 256': dict(mode='slide', crop_size=(256, 256), stride=(256, 256)),
+}
 default_hooks = dict(checkpoint=dict(interval=10, save_best='change/F1', rule='greater'))

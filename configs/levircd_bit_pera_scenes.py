@@ -43,4 +43,10 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', eta_min=1e-6, begin=1, by_epoch=True,
          convert_to_iter_based=True),
 ]
+inference_modes = {
+    '_delete_': True,
+    'whole 128': dict(mode='whole'),
+    'sliding 64, stride 32': dict(mode='slide', crop_size=(64, 64), stride=(32, 32)),
+    'tiles 64': dict(mode='slide', crop_size=(64, 64), stride=(64, 64)),
+}
 default_hooks = dict(logger=dict(interval=9), checkpoint=dict(interval=10))
