@@ -2,8 +2,8 @@
 
 It starts from the teacher that `make demo` leaves behind.
 
-Target:   see docs/measurements.md
-Hardware: two CPU cores, two minutes
+Target:   mAP50 around 0.1: seven classes, most objects of 8 pixels, few steps
+Hardware: two CPU cores, two to three minutes
 Command:  python tools/data/make_scenes.py data/scenes/detection detection 300 --size 160
           mim train mmdet configs/dior_faster_rcnn_pera_scenes.py
 """
@@ -14,12 +14,11 @@ classes = ('airplane', 'baseballfield', 'groundtrackfield', 'ship', 'storagetank
            'vehicle')
 model = dict(
     backbone=dict(
-        prior_channels=32,
         vit=dict(
             arch=dict(
                 _delete_=True, embed_dims=128, num_layers=4, num_heads=2, feedforward_channels=512),
             img_size=160,
-            drop_path_rate=0.1,
+            drop_path_rate=0.,
             init_cfg=dict(checkpoint='work_dirs/demo/iter_800.pth'))),
     neck=dict(in_channels=[128] * 4, out_channels=64),
     rpn_head=dict(in_channels=64, feat_channels=64),
@@ -27,9 +26,9 @@ model = dict(
         bbox_roi_extractor=dict(out_channels=64),
         bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=len(classes))),
     train_cfg=dict(
-        rpn_proposal=dict(nms_pre=300, max_per_img=300),
-        rcnn=dict(sampler=dict(num=64))),
-    test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=300)))
+        rpn_proposal=dict(nms_pre=500, max_per_img=500),
+        rcnn=dict(sampler=dict(num=128))),
+    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=500)))
 
 scale = (160, 160)
 train_pipeline = _base_.train_pipeline
@@ -38,7 +37,7 @@ test_pipeline = _base_.test_pipeline
 test_pipeline[1].scale = scale
 here = dict(data_root='data/scenes/detection', metainfo=dict(classes=classes))
 train_dataloader = dict(
-    batch_size=4, num_workers=1, dataset=dict(pipeline=train_pipeline, **here))
+    batch_size=2, num_workers=1, dataset=dict(pipeline=train_pipeline, **here))
 val_dataloader = dict(
     batch_size=4, num_workers=1, dataset=dict(pipeline=test_pipeline, **here))
 test_dataloader = val_dataloader
