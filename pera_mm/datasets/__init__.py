@@ -1,7 +1,8 @@
 """Pixels in: which image, read how, cropped where."""
 
 from pera_mm.datasets import transforms
+from pera_mm.datasets.labelled import LabelledImages
 from pera_mm.datasets.sampler import DrawSampler
 from pera_mm.datasets.unlabeled import UnlabeledImages
 
-__all__ = ['DrawSampler', 'UnlabeledImages', 'transforms']
+__all__ = ['DrawSampler', 'LabelledImages', 'UnlabeledImages', 'transforms']

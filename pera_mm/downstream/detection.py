@@ -14,17 +14,11 @@ from mmdet.evaluation.metrics.voc_metric import VOCMetric
 from mmengine.logging import print_log
 from torch.utils.data import get_worker_info
 
+from pera_mm.datasets.prepare.dior import CLASSES
 from pera_mm.datasets.unlabeled import MAX_REDRAWS
 from pera_mm.registry import DATASETS, METRICS
 
 SHOWN = 5  # problems that are spelled out; the rest is counted
-
-# DIOR's spelling, capitals included.
-CLASSES = (
-    'airplane', 'airport', 'baseballfield', 'basketballcourt', 'bridge', 'chimney', 'dam',
-    'Expressway-Service-area', 'Expressway-toll-station', 'golffield', 'groundtrackfield', 'harbor',
-    'overpass', 'ship', 'stadium', 'storagetank', 'tenniscourt', 'trainstation', 'vehicle',
-    'windmill')  # fmt: skip
 
 
 class Annotation(NamedTuple):

@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from pera_mm.datasets.reading import UnreadableImage, read_image
+from pera_mm.datasets.labelled import RedrawUnreadable
+from pera_mm.datasets.reading import UnreadableImage
 from pera_mm.downstream.metrics import UNLABELLED
 from pera_mm.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 
-MAX_REDRAWS = 100
 MASK_MODES = ('1', 'L', 'P', 'I', 'I;16')  # Pillow's, of one number per pixel
 
 
 @DATASETS.register_module()
-class SegmentationDataset(BaseSegDataset):
+class SegmentationDataset(RedrawUnreadable, BaseSegDataset):
     """A folder of images and a folder of masks with the same names.
 
     As ``mmseg.BaseSegDataset``, with any ``classes`` in ``metainfo``. In training, another sample
@@ -66,40 +66,6 @@ class SegmentationDataset(BaseSegDataset):
         for sample in samples:
             sample.update(num_classes=self.num_classes, threshold=self.threshold)
         return samples
-
-    def prepare_data(self, idx: int) -> Any:
-        """The sample ``idx``, or in training another where it is unreadable."""
-        skipped: list[tuple[str, str]] = []
-        while len(skipped) < MAX_REDRAWS:
-            sample = self.pipeline(self.get_data_info(idx) | dict(skipped=skipped))
-            if sample is not None:
-                return sample
-            if self.test_mode:
-                path, reason = skipped[-1]
-                raise ValueError(f'{path} cannot be read ({reason}); a score without it would not '
-                                 'be comparable: repair it.')
-            idx = self._rand_another()
-        path, reason = skipped[-1]
-        raise RuntimeError(f'{MAX_REDRAWS} samples drawn one after another could not be read, the '
-                           f'last for {path} ({reason}): check the data.')
-
-
-@TRANSFORMS.register_module()
-class LoadRGB(BaseTransform):
-    """Read ``img_path`` as 8-bit RGB, by the rule of pre-training (``datasets/reading.py``).
-
-    Adds ``img`` uint8 [H, W, 3], ``img_shape`` and ``ori_shape``. An unreadable file is appended
-    to ``skipped`` as (path, reason), and there is no sample.
-    """
-
-    def transform(self, results: dict) -> dict | None:
-        """Read; None where the file is unreadable."""
-        try:
-            image = read_image(results['img_path'])
-        except UnreadableImage as error:
-            results['skipped'].append((results['img_path'], str(error)))
-            return None
-        return dict(results, img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2])
 
 
 @TRANSFORMS.register_module()

@@ -13,7 +13,7 @@ from pera_mm.datasets.prepare.verify import WORKERS, Report, check_images, files
 PUBLISHED = dict(trainval=11_725, test=11_738)  # images (Li et al. 2020)
 # The paper counts 192,472 boxes; the files that are handed out hold 192,518.
 BOXES = (192_472, 192_518)
-CLASSES = (
+CLASSES = (  # DIOR's spelling, capitals included
     'airplane', 'airport', 'baseballfield', 'basketballcourt', 'bridge', 'chimney', 'dam',
     'Expressway-Service-area', 'Expressway-toll-station', 'golffield', 'groundtrackfield',
     'harbor', 'overpass', 'ship', 'stadium', 'storagetank', 'tenniscourt', 'trainstation',

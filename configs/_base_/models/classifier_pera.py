@@ -1,0 +1,21 @@
+# A linear classifier on [cls] (paper 4.2.1): after the final norm, as pre-training's projector.
+default_scope = 'mmpretrain'
+custom_imports = dict(imports=['pera_mm'], allow_failed_imports=False)
+custom_hooks = [dict(type='pera_mm.SkippedImagesHook')]
+model = dict(
+    type='ImageClassifier',
+    data_preprocessor=dict(
+        type='ClsDataPreprocessor',
+        num_classes=30,
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        to_rgb=False),  # pera_mm.LoadRGB reads RGB
+    backbone=dict(
+        type='pera_mm.PerAViT', arch='pera-g', img_size=512, patch_size=16, drop_path_rate=0.3,
+        out_type='cls_token',
+        frozen_stages=-1,
+        init_cfg=dict(type='pera_mm.PretrainedBackbone',
+                      checkpoint='checkpoints/pera_vitg_rsrsd.pth')),
+    head=dict(
+        type='LinearClsHead', num_classes=30, in_channels=1024, topk=(1, ),
+        loss=dict(type='CrossEntropyLoss')))

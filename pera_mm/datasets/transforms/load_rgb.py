@@ -1,0 +1,27 @@
+"""Reading in the pipelines of the toolboxes."""
+
+from mmcv.transforms import BaseTransform
+
+from pera_mm.datasets.reading import UnreadableImage, read_image
+from pera_mm.registry import TRANSFORMS
+
+
+@TRANSFORMS.register_module()
+class LoadRGB(BaseTransform):
+    """Read ``img_path`` as 8-bit RGB, by the rule of pre-training (``datasets/reading.py``).
+
+    An unreadable file is appended to ``skipped`` as (path, reason), and there is no sample; the
+    data set draws another (:class:`pera_mm.datasets.labelled.RedrawUnreadable`).
+
+    **Required Keys:** img_path, skipped. **Added Keys:** img (uint8 ``[H, W, 3]``), img_shape,
+    ori_shape.
+    """
+
+    def transform(self, results: dict) -> dict | None:
+        """Read; None where the file is unreadable."""
+        try:
+            image = read_image(results['img_path'])
+        except UnreadableImage as error:
+            results['skipped'].append((results['img_path'], str(error)))
+            return None
+        return dict(results, img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2])

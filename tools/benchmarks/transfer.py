@@ -1,0 +1,131 @@
+"""What pre-training is worth: every downstream task on drawn scenes, from the teacher and random.
+
+    make demo
+    python tools/benchmarks/transfer.py
+
+Draws the scenes that are missing, trains every task's scenes config from the demo's teacher and
+from random weights with several seeds, and prints the metric after the last epoch as a table. A
+training that is done already is not repeated, so it can be stopped and started again.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.progress import track
+
+from pera_mm.datasets.scenes import write_scenes
+from pera_mm.launch import errors_in_one_sentence
+
+ROOT = Path(__file__).resolve().parents[2]
+STARTS = ('random', 'teacher')
+
+
+class Task(NamedTuple):
+    """A scenes config, the metric that counts, and where its ViT is."""
+
+    config: str
+    metric: str
+    title: str
+    vit: str = 'model.backbone.vit'
+
+
+TASKS = {
+    'linear': Task('aid_pera_linear_scenes', 'accuracy/top1', 'classification, linear: OA',
+                   'model.backbone'),
+    'aid': Task('aid_pera_scenes', 'accuracy/top1', 'classification, fine-tuned: OA',
+                'model.backbone'),
+    'potsdam': Task('potsdam_upernet_pera_scenes', '7-class/mF1', 'segmentation, UPerNet: mF1'),
+    'levircd': Task('levircd_bit_pera_scenes', 'change/F1', 'change detection, BIT: F1'),
+    'dior': Task('dior_faster_rcnn_pera_scenes', 'pascal_voc/AP50',
+                 'detection, Faster R-CNN: AP50'),
+}
+# As the headers of the scenes configs say: kind, count, size.
+SCENES = (('classification', 1200, 128), ('segmentation', 250, 256), ('change', 250, 128),
+          ('detection', 300, 160))
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--tasks', nargs='+', choices=TASKS, default=list(TASKS))
+    parser.add_argument('--seeds', nargs='+', type=int, default=[10, 11, 12])
+    parser.add_argument('--jobs', type=int, default=2, help='trainings at a time, one core each')
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/transfer'))
+    parser.add_argument('--teacher', type=Path, default=Path('work_dirs/demo/iter_800.pth'))
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    if not args.teacher.is_file():
+        raise SystemExit(f'There is no teacher {args.teacher}: run make demo first.')
+    draw_scenes()
+    runs = [(name, start, seed) for name in args.tasks for seed in args.seeds for start in STARTS]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        futures = [pool.submit(score, args.work_dir / f'{name}_{start}_{seed}', TASKS[name], start,
+                               seed, args.teacher) for name, start, seed in runs]
+        for future in track(futures, description='training'):
+            future.result()
+    scores = {run: future.result() for run, future in zip(runs, futures)}
+    print(table(args.tasks, args.seeds, scores))
+
+
+def draw_scenes() -> None:
+    for kind, count, size in SCENES:
+        write_scenes(Path('data/scenes') / kind, kind, count, size)
+    splits = Path('data/scenes/classification/splits')
+    if not (splits / 'tr50_train.txt').exists():
+        subprocess.run([sys.executable, ROOT / 'tools/data/make_splits.py', splits.parent,
+                        splits / 'tr50', '--share', '0.5'], check=True, stdout=subprocess.DEVNULL)
+
+
+def score(work_dir: Path, task: Task, start: str, seed: int, teacher: Path) -> float:
+    """Train, unless it is done; the metric in percent after the last epoch."""
+    done = work_dir / 'score.json'
+    if not done.exists():
+        init = [f'{task.vit}.init_cfg=None'] if start == 'random' else [
+            f'{task.vit}.init_cfg.checkpoint={teacher}']
+        work_dir.mkdir(parents=True, exist_ok=True)
+        with open(work_dir / 'output.txt', 'w') as output:
+            result = subprocess.run(
+                [sys.executable, ROOT / 'tools/train.py', ROOT / f'configs/{task.config}.py',
+                 '--work-dir', work_dir, '--cfg-options', f'randomness.seed={seed}', *init],
+                stdout=output, stderr=subprocess.STDOUT, env=os.environ | {'OMP_NUM_THREADS': '1'})
+        if result.returncode:
+            raise SystemExit(f'{work_dir.name} failed: see {work_dir}/output.txt.')
+        done.write_text(json.dumps(last_value(work_dir, task.metric)))
+    return json.loads(done.read_text())
+
+
+def last_value(work_dir: Path, metric: str) -> float:
+    """The metric of the last validation, in percent."""
+    newest = max(work_dir.glob('*/vis_data/scalars.json'))
+    lines = map(json.loads, newest.read_text().splitlines())
+    value = [line[metric] for line in lines if metric in line][-1]
+    return value * 100 if metric.startswith('pascal_voc') else value
+
+
+def table(tasks: list[str], seeds: list[int], scores: dict[tuple[str, str, int], float]) -> str:
+    """Markdown: mean of the seeds and the single values."""
+    lines = [f'| task, metric in percent (seeds {", ".join(map(str, seeds))}) | random | teacher '
+             '| gain |', '|---|---|---|---|']
+    for name in tasks:
+        values = {start: [scores[name, start, seed] for seed in seeds] for start in STARTS}
+        means = {start: statistics.mean(values[start]) for start in STARTS}
+        cells = [f'{means[start]:.1f} ({", ".join(f"{v:.1f}" for v in values[start])})'
+                 for start in STARTS]
+        gain = means['teacher'] - means['random']
+        lines.append(f'| {TASKS[name].title} | {cells[0]} | {cells[1]} | {gain:+.1f} |')
+    return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+    with errors_in_one_sentence():
+        main()
