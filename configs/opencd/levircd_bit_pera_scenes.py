@@ -34,8 +34,8 @@ train_dataloader = dict(
 val_dataloader = dict(num_workers=1, dataset=dict(data_root=data_root))
 test_dataloader = dict(num_workers=1, dataset=dict(data_root=data_root))
 
-train_cfg = dict(max_epochs=20, val_interval=10)
-optim_wrapper = dict(optimizer=dict(lr=2e-3))
+train_cfg = dict(max_epochs=12, val_interval=6)
+optim_wrapper = dict(optimizer=dict(lr=2e-3), paramwise_cfg=dict(layer_decay_rate=0.65))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-30, end=1, by_epoch=True, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', eta_min=1e-6, begin=1, by_epoch=True,
@@ -43,5 +43,5 @@ param_scheduler = [
 ]
 default_hooks = dict(
     logger=dict(interval=9),
-    checkpoint=dict(interval=10),
+    checkpoint=dict(interval=6),
     visualization=dict(img_shape=(128, 128, 3)))
