@@ -50,11 +50,21 @@ def load_config(args: argparse.Namespace) -> Config:
         args: what :func:`parser` parsed.
 
     Raises:
-        ValueError: if there is no such file, or an option names a key the config does not have.
+        ValueError: if there is no such file, it needs a package that is not here, or an option
+            names a key the config does not have.
     """
     if not Path(args.config).is_file():
         raise ValueError(f'No config at {args.config}{_similar_config(args.config)}.')
-    cfg = Config.fromfile(args.config)
+    try:
+        cfg = Config.fromfile(args.config)
+    except ImportError as error:
+        cause: BaseException = error
+        while cause.__context__ is not None:
+            cause = cause.__context__
+        if not isinstance(cause, ModuleNotFoundError):
+            raise
+        raise ValueError(f'{args.config} needs {cause.name}, which is not installed here; its '
+                         'header or "make doctor" says how to get it.') from error
     if cfg.get('default_scope') == 'mmpretrain':
         _collate_as_mmpretrain(cfg)
     merge_options(cfg, args.cfg_options)

@@ -11,7 +11,7 @@ from mmengine.dataset import Compose
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import init_default_scope
+from mmengine.registry import VISUALIZERS, init_default_scope
 from torch import nn
 
 import pera_mm  # noqa: F401  activates the bridges
@@ -124,6 +124,7 @@ def test_pipelines_hooks_metrics_and_schedule_of_each_downstream_config_build(pa
     cfg = load(path)
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         Compose(cfg[name].dataset.pipeline)
+    VISUALIZERS.build(dict(cfg.visualizer, name=str(path)))  # hooks ask for it
     for hook in [*cfg.default_hooks.values(), *cfg.custom_hooks]:
         MMENGINE_HOOKS.build(hook)
     metrics = cfg.val_evaluator

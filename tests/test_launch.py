@@ -79,6 +79,12 @@ def test_missing_config_names_a_similar_one(config_file):
         load_config(args)
 
 
+def test_a_package_that_a_config_needs_is_named(config_file):
+    config_file.write_text("custom_imports = dict(imports=['no_such_toolbox.models'])\n")
+    with pytest.raises(ValueError, match='pera_tiny.py needs no_such_toolbox, which is not'):
+        load_config(parser('').parse_args([str(config_file)]))
+
+
 def test_option_without_value_is_a_usage_error(config_file, capsys):
     with pytest.raises(SystemExit):
         parser('').parse_args([str(config_file), '--cfg-options', 'lr'])
