@@ -229,8 +229,9 @@ def check_config(path: Path, name: str, broken: set[str]) -> Finding:
     data = data_of(cfg)
     if not problem and NOT_HERE in data:
         problem = (
-            f'{name} finds no images: put or link them where it looks, or change '
-            'train_dataloader.dataset.source.'
+            f'{name} finds no images: put or link them where it looks '
+            '(tools/data/prepare.py lays out the public data sets, tools/data/make_scenes.py '
+            'draws scenes), or change the path in train_dataloader.dataset.'
         )
         required = False
     return Finding(name, data, problem, required)
@@ -270,6 +271,21 @@ def show(console: Console, title: str, last_column: str, findings: list[Finding]
     console.print(table)
 
 
+def problems(findings: list[Finding]) -> list[str]:
+    """One sentence per problem, what is BROKEN first; the same one of many configs once."""
+    named: dict[tuple[bool, str], list[str]] = {}
+    for finding in findings:
+        if finding.problem:
+            same = finding.required, finding.problem.removeprefix(finding.name)
+            named.setdefault(same, []).append(finding.name)
+    sentences = []
+    for (required, problem), names in sorted(named.items(), key=lambda item: not item[0][0]):
+        more = f' (and {len(names) - 1} more, see the table)' if len(names) > 1 else ''
+        name = names[0] if problem.startswith(' ') else ''
+        sentences.append(f'{"BROKEN" if required else "note"}: {name}{more}{problem}')
+    return sentences
+
+
 def main() -> int:
     """Look at everything, print it, and say by the exit code whether pre-training can run."""
     warnings.filterwarnings('ignore')  # other packages' deprecations are not what is asked
@@ -287,10 +303,8 @@ def main() -> int:
     show(console, 'Configs', 'data', configs)
 
     findings = packages + configs
-    for finding in sorted(findings, key=lambda finding: not finding.required):
-        if finding.problem:
-            word = 'BROKEN' if finding.required else 'note'
-            console.print(f'{word}: {finding.problem}', markup=False, soft_wrap=True)
+    for sentence in problems(findings):
+        console.print(sentence, markup=False, soft_wrap=True)
     failed = any(finding.problem and finding.required for finding in findings)
     console.print(
         '[red]Pre-training cannot run here yet: see what is BROKEN.[/]'

@@ -176,3 +176,10 @@ def test_configs_are_found_in_the_repository_and_in_the_package(
     (tmp_path / 'configs' / 'a.py').write_text("_base_ = '_base_/runtime.py'")
     assert lone.config_folder() == tmp_path / 'configs'
     assert [found.name for found in lone.check_configs(set())] == ['a.py']
+
+
+def test_the_same_problem_of_many_configs_is_one_sentence(doctor: ModuleType):
+    findings = [doctor.Finding(name, '', f'{name} finds no images.') for name in ('a', 'b', 'c')]
+    findings += [doctor.Finding('d', '', 'd is missing.', True), doctor.Finding('e', 'fine')]
+    assert doctor.problems(findings) == [
+        'BROKEN: d is missing.', 'note: a (and 2 more, see the table) finds no images.']
