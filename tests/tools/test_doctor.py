@@ -44,7 +44,7 @@ def test_a_broken_mmengine_is_named_with_what_to_do(tmp_path: Path):
     assert result.returncode == 1, result.stdout + result.stderr
     sentence = r'^BROKEN: mmengine is installed but cannot be imported \(ImportError: wheel for '
     assert re.search(sentence + r'another Python\): install it anew.*make env', result.stdout, re.M)
-    sentence = r'^BROKEN: pera_mm \(and \d more, .*\) cannot be imported for the same reason as mmen'
+    sentence = r'^BROKEN: pera_mm \(and \d more, .*\) cannot be imported for the same reason as'
     assert re.search(sentence, result.stdout, re.M)
     assert re.search(r'^BROKEN: No config can be loaded', result.stdout, re.M)
     assert 'Pre-training cannot run here yet' in result.stdout
