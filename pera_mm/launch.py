@@ -206,10 +206,11 @@ def _check_gpus(launcher: str) -> None:
 
 
 def _distribute_on_cpu(cfg: Config) -> None:
-    """Gloo in place of NCCL, and DDP without device ids, on a machine without GPU."""
+    """Gloo in place of NCCL, DDP without device ids, plain BN: on a machine without GPU."""
     # MMEngine selects a CUDA device whatever the backend is; here there is none to select.
     torch.cuda.set_device = lambda device: None
-    changes: dict[str, Any] = {'env_cfg.dist_cfg.backend': 'gloo'}
+    # PyTorch's synchronised BN refuses CPU tensors.
+    changes: dict[str, Any] = {'env_cfg.dist_cfg.backend': 'gloo', 'sync_bn': None}
     strategy = cfg.get('strategy')
     where = 'strategy.model_wrapper' if strategy else 'model_wrapper_cfg'
     wrapper = (strategy or cfg).get(where.split('.')[-1])

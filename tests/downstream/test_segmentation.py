@@ -18,6 +18,10 @@ from PIL import Image
 import pera_mm  # noqa: F401
 from pera_mm.datasets.scenes import write_scenes
 from pera_mm.downstream.segmentation import LoveDASubmission, SegmentationDataset, UPerHead
+from pera_mm.launch import build_runner
+
+sys.path.insert(0, str(Path(__file__).parents[1] / 'engine'))
+from training_runs import on_ranks  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
@@ -290,6 +294,25 @@ def test_a_broken_mask_stops_a_run_before_its_first_step(tmp_path):
         'model.test_cfg.crop_size': (64, 64)})
     with pytest.raises(ValueError, match=rf'{path.name} has the label 9; allowed are 0 for not'):
         Runner.from_cfg(cfg).train()
+
+
+def _train(root: Path) -> None:
+    cfg = small('potsdam_upernet_pera_scenes.py', root / 'work', **{
+        f'{split}_dataloader.dataset.data_root': str(root / 'data')
+        for split in ('train', 'val')}, **{
+        'train_dataloader.batch_size': 1,
+        'train_dataloader.dataset.pipeline.3.crop_size': (64, 64),
+        'model.test_cfg.crop_size': (64, 64), 'launcher': 'pytorch'})
+    # One pixel would be left of a batch of one, which plain BN refuses.
+    cfg.model.decode_head.pool_scales = (2, 3)
+    build_runner(cfg).train()
+
+
+@pytest.mark.dist
+def test_two_processes_without_gpu_train_the_config(tmp_path):
+    write_scenes(tmp_path / 'data', 'segmentation', 5, size=64)
+    assert on_ranks(_train, tmp_path) == [0, 0]
+    assert (tmp_path / 'work/epoch_1.pth').exists()
 
 
 def mim(*arguments: str) -> str:
