@@ -1,4 +1,7 @@
-"""DIOR for MMDetection: boxes from Pascal VOC's XML, checked before the first step."""
+"""DIOR for MMDetection: boxes from Pascal VOC's XML, checked before the first step.
+
+And what keeps MMDetection's boxes in float32 under autocast.
+"""
 
 import logging
 import os
@@ -11,12 +14,15 @@ import numpy as np
 import torch
 from mmdet.datasets.base_det_dataset import BaseDetDataset
 from mmdet.evaluation.metrics.voc_metric import VOCMetric
+from mmdet.models.dense_heads.rpn_head import RPNHead
+from mmdet.models.roi_heads.roi_extractors.single_level_roi_extractor import SingleRoIExtractor
 from mmengine.logging import print_log
+from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from pera_mm.datasets.prepare.dior import CLASSES
 from pera_mm.datasets.unlabeled import MAX_REDRAWS
-from pera_mm.registry import DATASETS, METRICS
+from pera_mm.registry import DATASETS, METRICS, MODELS
 
 SHOWN = 5  # problems that are spelled out; the rest is counted
 
@@ -274,3 +280,27 @@ class EdgeVOCMetric(VOCMetric):
                 sample[key] = dict(sample[key], bboxes=boxes - boxes.new_tensor([0, 0, 1, 1]))
             moved.append(sample)
         super().process(data_batch, moved)
+
+
+@MODELS.register_module()
+class ExactRPNHead(RPNHead):
+    """MMDetection's ``RPNHead``, whose proposals stay exact under autocast.
+
+    The parent computes anchors and proposals in its maps' precision; in bfloat16 a coordinate
+    above 256 is a multiple of two pixels, and many objects of DIOR have eight.
+    """
+
+    def forward_single(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores and deltas of one level, in float32."""
+        scores, deltas = super().forward_single(x)
+        return scores.float(), deltas.float()
+
+
+@MODELS.register_module()
+class ExactRoIExtractor(SingleRoIExtractor):
+    """MMDetection's ``SingleRoIExtractor``, which rounds no box to its maps' precision."""
+
+    def forward(self, feats: tuple[Tensor, ...], rois: Tensor,
+                roi_scale_factor: float | None = None) -> Tensor:
+        """``[boxes, C, 7, 7]``, in float32."""
+        return super().forward(tuple(x.float() for x in feats), rois, roi_scale_factor)

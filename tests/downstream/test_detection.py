@@ -365,6 +365,20 @@ def test_every_parameter_gets_a_gradient(tiny):
     assert without == []
 
 
+def test_boxes_are_not_rounded_under_autocast(tiny):
+    model = MODELS.build(tiny.model).train()
+    model.init_weights()
+    seen = []
+    for layer in model.roi_head.bbox_roi_extractor.roi_layers:
+        layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+    data = model.data_preprocessor(batch(512), True)
+    with torch.autocast('cpu', torch.bfloat16):
+        model.parse_losses(model(**data, mode='loss'))[0].backward()
+    corners = torch.cat(seen)[:, 1:]
+    assert corners.dtype == torch.float32
+    assert (corners != corners.bfloat16()).float().mean() > .5
+
+
 def test_at_most_200_detections_above_a_hundredth(tiny):
     model = MODELS.build(tiny.model).eval()
     model.init_weights()

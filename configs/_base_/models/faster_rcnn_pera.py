@@ -28,7 +28,7 @@ model = dict(
     # largest anchors) is left out: see the anchors.
     neck=dict(type='FPN', in_channels=[1024] * 4, out_channels=256, num_outs=4),
     rpn_head=dict(
-        type='RPNHead',
+        type='pera_mm.ExactRPNHead',
         in_channels=256,
         feat_channels=256,
         # Paper: sizes 4 to 512, ratios (height / width) 0.2 to 5. Our reading: the eight powers of
@@ -46,7 +46,7 @@ model = dict(
     roi_head=dict(
         type='StandardRoIHead',
         bbox_roi_extractor=dict(
-            type='SingleRoIExtractor',
+            type='pera_mm.ExactRoIExtractor',
             # MMDetection: as many samples as a bin is wide, and shifted by half a pixel.
             roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=2, aligned=False),
             out_channels=256,
