@@ -15,6 +15,7 @@ from mmengine.registry import VISUALIZERS, init_default_scope
 from torch import nn
 
 import pera_mm  # noqa: F401  activates the bridges
+from pera_mm.launch import merge_options
 from pera_mm.registry import HOOKS, MODELS
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
@@ -133,6 +134,20 @@ def test_pipelines_hooks_metrics_and_schedule_of_each_downstream_config_build(pa
     epochs = cfg.train_cfg.max_epochs
     assert max(scheduler.get('end', epochs) for scheduler in cfg.param_scheduler
                if scheduler.get('by_epoch')) == epochs
+
+
+@pytest.mark.parametrize('path', DOWNSTREAM, ids=lambda path: path.stem)
+def test_options_that_docs_name_are_keys_of_each_downstream_config(path):
+    """mim knows no +key=value: there a new key would change nothing, in silence."""
+    cfg = load(path)
+    vit = 'model.backbone.vit' if 'vit' in cfg.model.backbone else 'model.backbone'
+    merge_options(cfg, {
+        'optim_wrapper.accumulative_counts': 4,
+        'optim_wrapper.paramwise_cfg.layer_decay_rate': .8,
+        'model.backbone.with_cp': True,
+        f'{vit}.drop_path_rate': .2,
+        f'{vit}.init_cfg.checkpoint': 'x.pth',
+        f'{vit}.init_cfg.network': 'student'})
 
 
 @pytest.mark.parametrize('name, batch, epochs, lr, decay, drop_path, size', [

@@ -27,5 +27,6 @@ visualizer = dict(
 # learns at lr * rate ** (L - i); 0.65 to 0.95 are usual for a ViT.
 optim_wrapper = dict(
     type='OptimWrapper',
+    accumulative_counts=1,
     constructor='pera_mm.LayerDecayConstructor',
     paramwise_cfg=dict(layer_decay_rate=1.0))

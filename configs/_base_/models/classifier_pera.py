@@ -14,8 +14,9 @@ model = dict(
         type='pera_mm.PerAViT', arch='pera-g', img_size=512, patch_size=16, drop_path_rate=0.3,
         out_type='cls_token',
         frozen_stages=-1,
+        with_cp=False,
         init_cfg=dict(type='pera_mm.PretrainedBackbone',
-                      checkpoint='checkpoints/pera_vitg_rsrsd.pth')),
+                      checkpoint='checkpoints/pera_vitg_rsrsd.pth', network='teacher')),
     head=dict(
         type='LinearClsHead', num_classes=30, in_channels=1024, topk=(1, ),
         loss=dict(type='CrossEntropyLoss')))

@@ -22,8 +22,11 @@ model = dict(
             patch_size=16,
             drop_path_rate=0.3,  # paper
             init_cfg=dict(
-                type='pera_mm.PretrainedBackbone', checkpoint='checkpoints/pera_vitg_rsrsd.pth')),
-        vit_feature='last'),
+                type='pera_mm.PretrainedBackbone', checkpoint='checkpoints/pera_vitg_rsrsd.pth',
+                network='teacher')),
+        vit_feature='last',
+        norm_cfg=dict(type='BN'),
+        with_cp=False),
     # torchvision's detectors have an FPN of 256 channels. Its fifth map (a pooled copy for the
     # largest anchors) is left out: see the anchors.
     neck=dict(type='FPN', in_channels=[1024] * 4, out_channels=256, num_outs=4),

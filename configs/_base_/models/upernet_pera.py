@@ -25,7 +25,7 @@ model = dict(
             type='pera_mm.PerAViT', arch='pera-g', img_size=512, patch_size=16,
             drop_path_rate=0.1,
             init_cfg=dict(type='pera_mm.PretrainedBackbone',
-                          checkpoint='checkpoints/pera_vitg_rsrsd.pth')),
+                          checkpoint='checkpoints/pera_vitg_rsrsd.pth', network='teacher')),
         vit_feature='stages',
         norm_cfg=dict(type='BN'),
         with_cp=False),
