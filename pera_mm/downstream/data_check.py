@@ -59,11 +59,13 @@ class DataCheckHook(Hook):
             raise ValueError(verdict[0]) from None
 
     def _check_all(self, runner: Runner) -> None:
-        self._check(runner, runner.train_dataloader.dataset, 'train', None)
+        for dataset in _parts(runner.train_dataloader.dataset):
+            self._check(runner, dataset, 'train', None)
         if runner.val_loop is not None:
             test_cfg = getattr(inner_model(runner), 'test_cfg', None) or {}
             window = test_cfg.get('crop_size') if test_cfg.get('mode') == 'slide' else None
-            self._check(runner, runner.val_dataloader.dataset, 'val', window)
+            for dataset in _parts(runner.val_dataloader.dataset):
+                self._check(runner, dataset, 'val', window)
 
     def _check(self, runner: Runner, dataset: Any, name: str,
                window: Sequence[int] | None) -> None:
@@ -92,6 +94,13 @@ class DataCheckHook(Hook):
         if len(unreadable) >= samples:
             raise ValueError(f'{found}: there is nothing to train on.')
         runner.logger.warning(f'{found}; other samples take their places.')
+
+
+def _parts(dataset: Any) -> list[Any]:
+    """The data sets with files, within any ConcatDataset, RepeatDataset ... around them."""
+    if hasattr(dataset, 'datasets'):
+        return [part for inner in dataset.datasets for part in _parts(inner)]
+    return _parts(dataset.dataset) if hasattr(dataset, 'dataset') else [dataset]
 
 
 def check_sizes(sample: dict, window: Sequence[int] | None) -> dict[str, str]:

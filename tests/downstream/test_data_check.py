@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from mmengine.dataset import ConcatDataset, RepeatDataset
 from PIL import Image
 
 import pera_mm  # noqa: F401
@@ -111,6 +112,17 @@ def test_an_image_smaller_than_the_sliding_window_is_named(root):
     check(root, root, mode='whole')
     with pytest.raises(ValueError, match='smaller than the window of 64 x 64'):
         check(root, root, mode='slide')
+
+
+def test_data_sets_within_others_are_looked_at(root):
+    write_pairs(root / 'more', 2)
+    runner = Runner(root)
+    runner.train_dataloader.dataset = RepeatDataset(
+        ConcatDataset([dataset(root, (16, 16)), dataset(root / 'more', (16, 16))]), times=3)
+    DataCheckHook().before_train(runner)
+    path = write(root / 'more/masks/1.png', np.full((24, 32), 9))
+    with pytest.raises(ValueError, match=f'{path} has the label 9'):
+        DataCheckHook().before_train(runner)
 
 
 def test_a_missing_mask_is_named(root):
