@@ -97,10 +97,8 @@ class DataCheckHook(Hook):
 
 
 def _parts(dataset: Any) -> list[Any]:
-    """The data sets with files, within any ConcatDataset, RepeatDataset ... around them."""
-    if hasattr(dataset, 'datasets'):
-        return [part for inner in dataset.datasets for part in _parts(inner)]
-    return _parts(dataset.dataset) if hasattr(dataset, 'dataset') else [dataset]
+    """The data sets with files: those in a ConcatDataset, that in a RepeatDataset, or itself."""
+    return getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', dataset)]
 
 
 def check_sizes(sample: dict, window: Sequence[int] | None) -> dict[str, str]:

@@ -114,11 +114,14 @@ def test_an_image_smaller_than_the_sliding_window_is_named(root):
         check(root, root, mode='slide')
 
 
-def test_data_sets_within_others_are_looked_at(root):
+@pytest.mark.parametrize('wrap', [
+    lambda first, second: ConcatDataset([first, second]),
+    lambda first, second: RepeatDataset(second, times=3)])
+def test_data_sets_within_others_are_looked_at(root, wrap):
     write_pairs(root / 'more', 2)
     runner = Runner(root)
-    runner.train_dataloader.dataset = RepeatDataset(
-        ConcatDataset([dataset(root, (16, 16)), dataset(root / 'more', (16, 16))]), times=3)
+    runner.train_dataloader.dataset = wrap(*(
+        dataset(folder, (16, 16)) for folder in (root, root / 'more')))
     DataCheckHook().before_train(runner)
     path = write(root / 'more/masks/1.png', np.full((24, 32), 9))
     with pytest.raises(ValueError, match=f'{path} has the label 9'):
