@@ -345,6 +345,7 @@ def test_sizes(arch, layers, count):
     (dict(arch=ARCH, pre_norm=True), ['pre_norm=True', 'leave pre_norm out']),
     (dict(arch=ARCH, drop_rate=0.1), ['drop_rate=0.1', 'no token dropout']),
     (dict(arch=ARCH, final_norm=False), ['final_norm=False', 'needs the final norm']),
+    (dict(arch='base', frozen_stages=40), ['frozen_stages=40', '12 freezes the whole']),
     (dict(arch=ARCH, with_cls_token=False, out_type='raw'), ['with_cls_token=False', '[cls]']),
 ])
 def test_bad_settings_fail_with_a_sentence(kwargs, words):

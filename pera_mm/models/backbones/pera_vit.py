@@ -136,8 +136,9 @@ class PerAViT(VisionTransformer):
 
     Raises:
         ValueError: unknown ``arch``, ``img_size`` no multiple of ``patch_size``,
-            ``drop_path_rate`` outside [0, 1), or one of the four arguments that the sparse forward
-            has no place for (:data:`FIXED`) with another value.
+            ``drop_path_rate`` outside [0, 1), more ``frozen_stages`` than layers, or one of the
+            four arguments that the sparse forward has no place for (:data:`FIXED`) with another
+            value.
     """
 
     arch_zoo = {
@@ -165,6 +166,10 @@ class PerAViT(VisionTransformer):
                     f'PerAViT: {name}={kwargs[name]} is not possible, because its sparse forward '
                     'embeds [cls], has no norm before the layers and no token dropout, and needs '
                     f'the final norm; leave {name} out.')
+        depth = (self.arch_zoo[arch] if isinstance(arch, str) else arch)['num_layers']
+        if kwargs.get('frozen_stages', -1) > depth:
+            raise ValueError(f'PerAViT: frozen_stages={kwargs["frozen_stages"]} of {depth} layers '
+                             f'is not possible; {depth} freezes the whole ViT.')
         super().__init__(arch, img_size, patch_size, **kwargs)
         self.patch_size = patch_size
         for layer in self.layers:
