@@ -8,7 +8,6 @@ Command:  python tools/train.py configs/opencd/levircd_bit_pera_scenes.py
 _base_ = 'levircd_bit_pera.py'
 
 model = dict(
-    data_preprocessor=dict(size=(64, 64)),
     backbone=dict(
         vit=dict(
             arch=dict(_delete_=True, embed_dims=128, num_layers=4, num_heads=2,

@@ -11,6 +11,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from mmengine.structures import PixelData
 
 import pera_mm  # noqa: F401  before mmseg: it supplies the operators of mmcv
 from pera_mm.datasets.scenes import write_scenes
@@ -246,6 +247,16 @@ def test_each_config_builds(config, width):
     with torch.device('meta'):
         model = MODELS.build(cfg.model)
     assert model.backbone.embed_dims == model.neck.laterals[0].in_channels == width
+
+
+def test_a_crop_of_another_size_is_not_filled_up():
+    from mmseg.structures import SegDataSample
+
+    cfg = Config.fromfile(ROOT / 'configs/levircd_bit_pera.py')
+    sample = SegDataSample(gt_sem_seg=PixelData(data=torch.ones(1, 32, 64, dtype=torch.long)))
+    batch = dict(inputs=[torch.zeros(6, 32, 64, dtype=torch.uint8)], data_samples=[sample])
+    data = MODELS.build(cfg.model.data_preprocessor)(batch, training=True)
+    assert data['inputs'].shape == (1, 6, 32, 64)
 
 
 # -- real data and real runs ---------------------------------------------------------------------
