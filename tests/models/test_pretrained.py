@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pera_mm.checkpoints import backbone_to_timm, pera_to_reference
 from pera_mm.models.backbones.pera_vit import PerAViT
+from pera_mm.models.backbones.pretrained import PretrainedBackbone
 from pera_mm.models.backbones.vit_adapter import ViTAdapter
 from pera_mm.registry import MODELS
 
@@ -51,6 +52,15 @@ def assert_same(vit: PerAViT, expected: dict[str, Tensor]) -> None:
 def test_the_teacher_by_default_the_student_on_request(checkpoint):
     assert_same(start(checkpoint), network(checkpoint, 'teacher'))
     assert_same(start(checkpoint, network='student'), network(checkpoint, 'student'))
+
+
+@pytest.mark.parametrize('spell', [
+    lambda cfg: dict(cfg, type=PretrainedBackbone),
+    lambda cfg: [dict(cfg, type='pera_mm.PretrainedBackbone')]])
+def test_however_it_is_spelled_nothing_is_drawn_over_it(checkpoint, spell):
+    vit = PerAViT(ARCH, 64, init_cfg=spell(dict(checkpoint=str(checkpoint))))
+    vit.init_weights()
+    assert_same(vit, network(checkpoint, 'teacher'))
 
 
 def test_the_authors_raw_file_and_exported_backbones(checkpoint, tmp_path):

@@ -185,13 +185,14 @@ class PerAViT(VisionTransformer):
 
         With ``PretrainedBackbone`` as ``init_cfg`` every tensor is the checkpoint's instead.
         """
-        kind = self.init_cfg['type'] if isinstance(self.init_cfg, dict) else None
-        if kind == 'pera_mm.PretrainedBackbone':
+        configs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg or {}]
+        kinds = {getattr(cfg.get('type'), '__name__', cfg.get('type')) for cfg in configs}
+        if kinds & {'pera_mm.PretrainedBackbone', 'PretrainedBackbone'}:
             initialize(self, self.init_cfg)
-            self._is_init = True
+            self._is_init = True  # MMEngine would now draw the layers anew
             return
         super().init_weights()
-        if kind != 'Pretrained':
+        if kinds != {'Pretrained'}:
             nn.init.normal_(self.cls_token, std=1e-6)
 
     def embed(self, images: Tensor, indices: Tensor) -> Tensor:
