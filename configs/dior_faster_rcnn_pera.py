@@ -22,4 +22,5 @@ param_scheduler = [
     # From the start, where it is flat: a run of one epoch is possible, too.
     dict(type='CosineAnnealingLR', eta_min=0, by_epoch=True, convert_to_iter_based=True),
 ]
+default_hooks = dict(checkpoint=dict(interval=10))
 visualizer = dict(type='DetLocalVisualizer')  # draws boxes for MMDetection's DetInferencer

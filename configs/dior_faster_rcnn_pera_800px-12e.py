@@ -26,3 +26,4 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, end=500, by_epoch=False),
     dict(type='MultiStepLR', milestones=[8, 11], gamma=0.1, by_epoch=True),
 ]
+default_hooks = dict(checkpoint=dict(interval=3))

@@ -44,4 +44,4 @@ test_dataloader = val_dataloader
 
 train_cfg = dict(max_epochs=6, val_interval=6)
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
-default_hooks = dict(logger=dict(interval=10))
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=6))

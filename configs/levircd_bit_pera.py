@@ -19,7 +19,7 @@ optim_wrapper = dict(
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-30, begin=0, end=20, by_epoch=True,
          convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', eta_min=1e-6, begin=20, end=500, by_epoch=True,
+    dict(type='CosineAnnealingLR', eta_min=1e-6, begin=20, by_epoch=True,
          convert_to_iter_based=True),
 ]
 # Named ways to predict a test pair, for tools/analysis/protocols.py. 'tiles 512' is the paper's and

@@ -18,7 +18,7 @@ optim_wrapper = dict(
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-30, begin=0, end=20, by_epoch=True,
          convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', eta_min=5e-6, begin=20, end=200, by_epoch=True,
+    dict(type='CosineAnnealingLR', eta_min=5e-6, begin=20, by_epoch=True,
          convert_to_iter_based=True),
 ]
 default_hooks = dict(checkpoint=dict(interval=10, save_best='7-class/mIoU', rule='greater'))

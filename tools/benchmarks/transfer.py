@@ -47,7 +47,7 @@ TASKS = {
                  'detection, Faster R-CNN: AP50'),
 }
 # As the headers of the scenes configs say: kind, count, size.
-SCENES = (('classification', 1200, 128), ('segmentation', 250, 256), ('change', 250, 128),
+SCENES = (('classification', 1200, 128), ('segmentation', 250, 256), ('change', 600, 128),
           ('detection', 300, 160))
 
 
@@ -57,7 +57,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--tasks', nargs='+', choices=TASKS, default=list(TASKS))
     parser.add_argument('--seeds', nargs='+', type=int, default=[10, 11, 12])
     parser.add_argument('--jobs', type=int, default=2, help='trainings at a time, one core each')
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/transfer'))
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/transfer'),
+                        help='another one for another teacher')
     parser.add_argument('--teacher', type=Path, default=Path('work_dirs/demo/iter_800.pth'))
     return parser.parse_args()
 
