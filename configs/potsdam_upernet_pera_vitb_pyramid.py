@@ -9,4 +9,4 @@ Command:  mim train mmseg configs/potsdam_upernet_pera_vitb_pyramid.py
 _base_ = 'potsdam_upernet_pera_vitb.py'
 model = dict(backbone=dict(
     _delete_=True, type='pera_mm.ViTPyramid', vit=_base_.model.backbone.vit,
-    norm_cfg=dict(type='BN')))
+    norm_cfg=dict(type='BN'), with_cp=False))

@@ -266,9 +266,10 @@ def test_recomputation_changes_no_gradient():
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
 
-def test_with_cp_reaches_the_vit():
-    assert all(layer.with_cp for layer in make(with_cp=True).vit.layers)
-    assert not any(layer.with_cp for layer in make().vit.layers)
+@pytest.mark.parametrize('kind', BACKBONES)
+def test_with_cp_reaches_the_vit(kind):
+    assert all(layer.with_cp for layer in make(kind, with_cp=True).vit.layers)
+    assert not any(layer.with_cp for layer in make(kind).vit.layers)
 
 
 def test_bfloat16_samples_in_float32():

@@ -37,16 +37,20 @@ class DenseViT(BaseModule):
 
     Args:
         vit: config of a :class:`PerAViT`.
+        with_cp: recompute activations in the backward pass: less memory, about a third more time.
         init_cfg: of the whole module; the ViT's own is in ``vit``.
     """
 
-    def __init__(self, vit: dict, init_cfg: dict | list[dict] | None = None) -> None:
+    def __init__(self, vit: dict, with_cp: bool = False,
+                 init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(init_cfg)
         self.vit: PerAViT = MODELS.build(vit)
         if not isinstance(self.vit, PerAViT):
             raise ValueError(f'{type(self).__name__}: vit must be a pera_mm.PerAViT, got '
                              f'{type(self.vit).__name__}.')
-        self.embed_dims = self.vit.embed_dims
+        self.embed_dims, self.with_cp = self.vit.embed_dims, with_cp
+        for layer in self.vit.layers if with_cp else ():
+            layer.with_cp = True
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Compute the maps.
@@ -125,13 +129,13 @@ class ViTAdapter(DenseViT):
                  norm_cfg: dict | None = None,
                  with_cp: bool = False,
                  init_cfg: dict | list[dict] | None = None) -> None:
-        super().__init__(vit, init_cfg)
+        super().__init__(vit, with_cp, init_cfg)
         if vit_feature not in ('stages', 'last'):
             raise ValueError("ViTAdapter: vit_feature must be 'stages' (segmentation) or 'last' "
                              f'(detection), got {vit_feature!r}.')
         dims, norm_cfg = self.embed_dims, norm_cfg or dict(type='BN')
         self.groups = check_groups(interaction_indexes, self.vit.num_layers)
-        self.vit_feature, self.with_cp = vit_feature, with_cp
+        self.vit_feature = vit_feature
         attention = dict(
             num_heads=deform_heads or self.vit.layers[0].attn.num_heads,
             num_points=deform_points, value_ratio=deform_ratio)
@@ -148,8 +152,6 @@ class ViTAdapter(DenseViT):
             nn.ModuleList(extractor() for _ in range(3 if i == 3 else 1)) for i in range(4))
         self.up = nn.ConvTranspose2d(dims, dims, 2, 2)
         self.norms = nn.ModuleList(build_norm_layer(norm_cfg, dims)[1] for _ in STRIDES)
-        for layer in self.vit.layers if with_cp else ():
-            layer.with_cp = True
 
     def init_weights(self) -> None:
         """The adapter's own parts from scratch, the ViT by its ``init_cfg``."""
@@ -235,12 +237,13 @@ class ViTPyramid(DenseViT):
     Args:
         vit: config of a :class:`PerAViT`.
         norm_cfg: norm of the maps.
+        with_cp: recompute the ViT's activations in the backward pass.
         init_cfg: of the whole module.
     """
 
-    def __init__(self, vit: dict, norm_cfg: dict | None = None,
+    def __init__(self, vit: dict, norm_cfg: dict | None = None, with_cp: bool = False,
                  init_cfg: dict | list[dict] | None = None) -> None:
-        super().__init__(vit, init_cfg)
+        super().__init__(vit, with_cp, init_cfg)
         dims, norm_cfg = self.embed_dims, norm_cfg or dict(type='BN')
 
         def up() -> nn.Module:
