@@ -43,6 +43,5 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 train_cfg = dict(max_epochs=6, val_interval=6)
-# Ten times the paper's rate, for a short run; the ViT keeps more of what it has learned.
-optim_wrapper = dict(optimizer=dict(lr=1e-3), paramwise_cfg=dict(layer_decay_rate=0.65))
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=6))
