@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
 from torch import Tensor
 
 from pera_mm.checkpoints import backbone_to_timm, pera_to_reference
@@ -107,6 +108,7 @@ def test_it_says_what_was_loaded(checkpoint):
 def test_the_toolboxes_initialisation_leaves_it_alone(checkpoint, toolbox, model):
     registry = pytest.importorskip(f'{toolbox}.registry')
     __import__(f'{toolbox}.models')
+    init_default_scope(toolbox)  # an earlier test may have left another
     init = dict(type='pera_mm.PretrainedBackbone', checkpoint=str(checkpoint))
     built = registry.MODELS.build(model(
         dict(type='pera_mm.PerAViT', arch=ARCH, img_size=64, init_cfg=init)))
