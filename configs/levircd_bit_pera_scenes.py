@@ -4,7 +4,7 @@ It starts from the teacher that `make demo` leaves. The scenes:
           python tools/data/make_scenes.py data/scenes/change change 600 --size 128
 
 Target:   a falling loss and an F1 of the changed class that rises; measured: docs/measurements.md
-Hardware: two CPU cores, about three minutes
+Hardware: two CPU cores, about four minutes
 Command:  mim train mmseg configs/levircd_bit_pera_scenes.py
 """
 

@@ -2,7 +2,7 @@
 
 Data:     python tools/data/make_scenes.py data/scenes/segmentation segmentation 250 --size 256
 Weights:  make demo leaves them in work_dirs/demo
-Hardware: two CPU cores, two minutes.
+Hardware: two CPU cores, about three minutes.
 Command:  mim train mmseg configs/potsdam_upernet_pera_scenes.py
 """
 

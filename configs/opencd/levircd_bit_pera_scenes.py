@@ -1,7 +1,7 @@
 """The real Open-CD's BIT on drawn change scenes: as configs/levircd_bit_pera_scenes.py.
 
 Target:   as there
-Hardware: two CPU cores, about two minutes
+Hardware: two CPU cores, about four minutes
 Command:  python tools/train.py configs/opencd/levircd_bit_pera_scenes.py
 """
 
