@@ -21,7 +21,7 @@ data_root = 'data/scenes/change'
 crop_size = (64, 64)
 train_pipeline = _base_.train_pipeline
 train_pipeline[2].scale = (128, 128)  # whole scenes, of which a crop shows 1/4 to 1/16
-# 5 % of the pixels change: in two minutes nothing is learned from crops without a change.
+# 5 % of the pixels change: in a few minutes nothing is learned from crops without a change.
 train_pipeline[3].update(crop_size=crop_size, cat_max_ratio=0.75)
 train_dataloader = dict(
     num_workers=1,

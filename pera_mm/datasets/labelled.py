@@ -1,5 +1,6 @@
 """Labelled data sets of the toolboxes, with pre-training's rule for files that cannot be read."""
 
+import os
 from typing import Any
 
 from mmpretrain.datasets import CustomDataset
@@ -44,4 +45,16 @@ class LabelledImages(RedrawUnreadable, CustomDataset):
     """Images with one class each: MMPretrain's ``CustomDataset``.
 
     Either a text file (``ann_file``) with lines ``path class-index``, or a folder per class.
+
+    Raises:
+        ValueError: if the list or the folder is missing.
     """
+
+    def load_data_list(self) -> list[dict]:
+        """As MMPretrain's."""
+        needed = self.ann_file or self.img_prefix
+        if not os.path.exists(needed):
+            raise ValueError(f'There is no {needed}: prepare the data with tools/data/prepare.py, '
+                             'deal a folder of your own with tools/data/make_splits.py, or correct '
+                             'data_root and ann_file of the dataset.')
+        return super().load_data_list()

@@ -61,3 +61,10 @@ def test_nothing_readable_stops_with_a_sentence(folder):
         (folder / name).write_bytes(b'')
     with pytest.raises(RuntimeError, match='100 samples drawn one after another'):
         build(folder, ann_file='split.txt')[0]
+
+
+def test_a_missing_list_or_folder_is_a_sentence(folder):
+    with pytest.raises(ValueError, match='no .*nowhere.txt: prepare the data'):
+        build(folder, ann_file='nowhere.txt')
+    with pytest.raises(ValueError, match='no .*/nowhere'):
+        build(folder / 'nowhere')
