@@ -14,7 +14,6 @@ _base_ = ['_base_/finetune.py', '_base_/models/bit_pera.py', '_base_/data/levirc
 
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=500, val_interval=10)
 optim_wrapper = dict(
-    type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-4))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-30, begin=0, end=20, by_epoch=True,

@@ -14,7 +14,6 @@ _base_ = ['_base_/finetune.py', '_base_/models/upernet_pera.py', '_base_/data/po
 
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=200, val_interval=20)
 optim_wrapper = dict(
-    type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-4, weight_decay=1e-4))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-30, begin=0, end=20, by_epoch=True,

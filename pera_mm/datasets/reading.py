@@ -87,9 +87,14 @@ def read_image(path: str | bytes, bands: tuple[int, ...] | None = None,
         raise
     except Exception as error:  # decoders raise anything on broken bytes
         cause = error.__cause__ or error  # GDAL hides its reason in the cause
-        # Pillow says 'cannot identify image file <_io.BytesIO object at 0x7f...>'.
-        reason = re.sub(' <_io.BytesIO[^>]*>', '', f'{type(cause).__name__}: {cause}')
-        raise UnreadableImage(' '.join(reason.split())) from error
+        raise UnreadableImage(reason_of(cause)) from error
+
+
+def reason_of(error: BaseException) -> str:
+    """What a decoder raised, in one line and without the address of a buffer in memory."""
+    # Pillow says 'cannot identify image file <_io.BytesIO object at 0x7f...>'.
+    text = re.sub(' <_io.BytesIO[^>]*>', '', f'{type(error).__name__}: {error}')
+    return ' '.join(text.split())
 
 
 def decode_image(data: bytes, bands: tuple[int, ...] | None = None,

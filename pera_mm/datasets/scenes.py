@@ -8,7 +8,6 @@ The mask's ids 1-5 are those of ISPRS Potsdam; 0 (no data) never occurs, so that
 """
 
 import json
-import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from math import pi
@@ -36,6 +35,7 @@ from pera_mm.datasets.scene_canvas import (
     fractal_noise,
     rectangle,
 )
+from pera_mm.datasets.writing import write_whole
 
 # What a mask's value means. Tanks count as buildings, ships and aircraft as vehicles, fields
 # (ploughed ones too) as low vegetation.
@@ -765,14 +765,6 @@ def _annotation(filename: str, canvas: Canvas) -> bytes:
     return ElementTree.tostring(top)
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all: a kill leaves a temporary file, which the next run replaces."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.part')
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-
-
 def _claim(root: Path, recipe: dict[str, object]) -> None:
     """Sign an empty folder with the recipe of its scenes, or find the same signature there.
 
@@ -783,7 +775,8 @@ def _claim(root: Path, recipe: dict[str, object]) -> None:
     if not signature.exists():
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
             raise ValueError(f'{root} is not an empty folder: choose another for the scenes')
-        return _write(signature, json.dumps(recipe).encode())
+        write_whole(signature, json.dumps(recipe).encode())
+        return
     try:
         found = json.loads(signature.read_text())
     except ValueError:
@@ -844,10 +837,10 @@ def write_scenes(
         if all(path.exists() for path in paths):
             continue
         for path, data in zip(paths, _contents(kind, place, size)):
-            _write(path, data)
+            write_whole(path, data)
         drawn += 1
     if kind == 'detection':
         for split in sorted(set(_SPLITS[kind])):
             names = [f'{place.number:05d}\n' for place in places if place.split == split]
-            _write(root / 'ImageSets' / 'Main' / f'{split}.txt', ''.join(names).encode())
+            write_whole(root / 'ImageSets' / 'Main' / f'{split}.txt', ''.join(names).encode())
     return drawn

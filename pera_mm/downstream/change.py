@@ -15,7 +15,7 @@ from mmseg.models.segmentors.encoder_decoder import EncoderDecoder
 from PIL import Image
 from torch import Tensor
 
-from pera_mm.datasets.reading import UnreadableImage, read_image
+from pera_mm.datasets.reading import UnreadableImage, read_image, reason_of
 from pera_mm.downstream.segmentation import SegmentationDataset, check_equal_sizes
 from pera_mm.registry import DATASETS, MODELS, TRANSFORMS
 
@@ -152,7 +152,7 @@ def read_mask(path: str) -> np.ndarray:
     except (MemoryError, ImportError):  # not the image's fault
         raise
     except Exception as error:  # decoders raise anything on broken bytes
-        raise UnreadableImage(' '.join(f'{type(error).__name__}: {error}'.split())) from error
+        raise UnreadableImage(reason_of(error)) from error
 
 
 def check_mask(mask: np.ndarray, path: str) -> np.ndarray:

@@ -5,7 +5,6 @@ And what keeps MMDetection's boxes in float32 under autocast.
 
 import logging
 import os
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -21,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from pera_mm.datasets.prepare.dior import CLASSES
+from pera_mm.datasets.reading import reason_of
 from pera_mm.datasets.unlabeled import MAX_REDRAWS
 from pera_mm.registry import DATASETS, METRICS, MODELS
 
@@ -235,9 +235,7 @@ def _load(transform: Any, sample: dict) -> dict:
     except MemoryError:  # not the image's fault
         raise
     except Exception as error:  # decoders raise anything on broken bytes
-        # Pillow says 'cannot identify image file <_io.BytesIO object at 0x7f...>'.
-        reason = re.sub(' <_io.BytesIO[^>]*>', '', f'{type(error).__name__}: {error}')
-        raise _UnreadableError(' '.join(reason.split())) from error
+        raise _UnreadableError(reason_of(error)) from error
     height, width = sample['img'].shape[:2]
     if (height, width) != (sample['height'], sample['width']):
         raise _UnreadableError(f'the image has {width} x {height} pixels, its XML says '

@@ -1,12 +1,12 @@
 """Writing the prepared files: each whole or not at all, those that are there are kept."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pera_mm.datasets.prepare.archives import BadFile, Entry
+from pera_mm.datasets.writing import write_whole
 
 T = TypeVar('T')
 R = TypeVar('R')
@@ -36,14 +36,6 @@ class Job(NamedTuple):
 def copy(entry: Entry, output: Path) -> Job:
     """Copy a file as it is. No links: the result must survive the source, and never alter it."""
     return Job(entry.path, [output], lambda: [entry.read()], entry.size)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file such that a kill leaves the old one or the new one, never a half one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.part')
-    part.write_bytes(data)
-    os.replace(part, path)
 
 
 def run_jobs(jobs: list[Job], workers: int, progress: Progress) -> dict[str, str]:
