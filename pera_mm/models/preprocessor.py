@@ -38,7 +38,8 @@ class CropPreprocessor(BaseDataPreprocessor):
                     'global': [dict(**base, blur=1.0), dict(**base, blur=0.1, solarize=0.2)],
                     'local': dict(**base, blur=0.5)}
 
-        teacher: colour recipe of the teacher view.
+        teacher: colour recipe of the teacher view; None: both networks see the very same view, as
+            in DINO and DINOv2, and it is made once.
         non_blocking: copy to the device without waiting (needs pinned memory).
 
     Raises:
@@ -52,7 +53,7 @@ class CropPreprocessor(BaseDataPreprocessor):
                  mean: Sequence[float] = (123.675, 116.28, 103.53),
                  std: Sequence[float] = (58.395, 57.12, 57.375),
                  student: Mapping[str, Any] = STUDENT_COLOURS,
-                 teacher: Mapping[str, Any] = TEACHER_COLOURS,
+                 teacher: Mapping[str, Any] | None = TEACHER_COLOURS,
                  non_blocking: bool = False) -> None:
         super().__init__(non_blocking)
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
@@ -61,8 +62,9 @@ class CropPreprocessor(BaseDataPreprocessor):
         # Not in the state dict: they belong to the config.
         self.register_buffer('mean', torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std).view(3, 1, 1), persistent=False)
-        self.recipes = {'student': _parse_recipes('student', student),
-                        'teacher': _parse_recipes('teacher', teacher)}
+        self.recipes = {'student': _parse_recipes('student', student)}
+        if teacher is not None:
+            self.recipes['teacher'] = _parse_recipes('teacher', teacher)
 
     @torch.no_grad()
     def forward(self, data: dict, training: bool = False) -> dict:
@@ -79,6 +81,8 @@ class CropPreprocessor(BaseDataPreprocessor):
 
         Raises:
             TypeError: if the batch does not hold collated crop groups.
+            ValueError: if the colours are shared but the geometry is not, or a list of recipes
+                does not fit the number of crops.
         """
         inputs = data.get('inputs')
         if not isinstance(inputs, Mapping) or not all(
@@ -97,15 +101,25 @@ class CropPreprocessor(BaseDataPreprocessor):
 
     def _views(self, name: str, group: CropGroup, training: bool) -> CropViews:
         pixels = group.pixels.transpose(0, 2)  # crop-major: [n, V, B, S, S, 3]
-        views = []
-        for role, view in (('student', 0), ('teacher', -1)):  # one view serves both when V = 1
-            crops = _to_unit_range(pixels[:, view])
-            if training:
-                num_crops, batch_size = crops.shape[:2]
-                recipes = _recipe_per_crop(role, name, self.recipes[role][name], num_crops)
-                recolour_(crops.flatten(0, 1), draw_colours(recipes, batch_size))
-            views.append(self._standardise(crops))
-        return CropViews(*views, *(part.transpose(0, 1) for part in group[1:]))
+        student = self._colour('student', name, pixels[:, 0], training)
+        if 'teacher' in self.recipes:  # one geometry serves both when V = 1
+            teacher = self._colour('teacher', name, pixels[:, -1], training)
+        elif pixels.shape[1] == 1:
+            teacher = student
+        else:
+            raise ValueError('teacher=None of CropPreprocessor shows both networks the same view, '
+                             'but AlignedCrops(aligned=False) cut two; set aligned=True, or give '
+                             'the teacher colours of its own.')
+        return CropViews(student, teacher, *(part.transpose(0, 1) for part in group[1:]))
+
+    def _colour(self, role: str, name: str, pixels: Tensor, training: bool) -> Tensor:
+        """One view of all crops of a group, uint8 ``[n, B, S, S, 3]``: coloured, normalised."""
+        crops = _to_unit_range(pixels)
+        if training:
+            num_crops, batch_size = crops.shape[:2]
+            recipes = _recipe_per_crop(role, name, self.recipes[role][name], num_crops)
+            recolour_(crops.flatten(0, 1), draw_colours(recipes, batch_size))
+        return self._standardise(crops)
 
     def _standardise(self, images: Tensor) -> Tensor:
         return images.sub_(self.mean / 255).div_(self.std / 255)

@@ -140,6 +140,25 @@ def test_recipes_per_crop_express_dinov2():
     assert changed_rows(out['local'])[0].all()
 
 
+def test_without_teacher_colours_both_networks_see_one_view():
+    """The student's colours are those of a run with teacher colours, at the same seed."""
+    data, views = batch(), []
+    for teacher in (None, PLAIN):
+        torch.manual_seed(3)
+        preprocessor = CropPreprocessor(student=dict(jitter=1), teacher=teacher)
+        views.append(preprocessor(dict(inputs={'global': data['inputs']['global']}),
+                                  training=True)['inputs']['global'])
+    shared, apart = views
+    assert shared.teacher_view is shared.student_view
+    assert torch.equal(shared.student_view, apart.student_view)
+    assert not torch.equal(shared.student_view, apart.teacher_view)
+
+
+def test_one_view_cannot_have_two_geometries():
+    with pytest.raises(ValueError, match='shows both networks the same view, but .* cut two'):
+        CropPreprocessor(teacher=None)(batch(views=2), training=True)
+
+
 def test_normalise_keeps_leading_axes():
     pixels = torch.randint(256, (2, 5, 8, 8, 3), dtype=torch.uint8)
     out = CropPreprocessor(mean=(0, 0, 0), std=(255, 255, 255)).normalise(pixels)
