@@ -41,10 +41,12 @@ class CosineHead(BaseModule):
         out_channels: number of outputs.
         hidden_channels: width of the two hidden layers.
         bottleneck_channels: width of the normalised embedding.
+        norm_last_layer: True keeps the rows of the last layer at length 1: ``weight_g`` is not
+            trained.
     """
 
     def __init__(self, in_channels: int, out_channels: int, hidden_channels: int = 2048,
-                 bottleneck_channels: int = 384) -> None:
+                 bottleneck_channels: int = 384, norm_last_layer: bool = False) -> None:
         super().__init__()
         self.mlp = nn.Sequential(
             nn.Linear(in_channels, hidden_channels), nn.GELU(),
@@ -54,6 +56,7 @@ class CosineHead(BaseModule):
             nn.init.trunc_normal_(layer.weight, std=.02)
             nn.init.zeros_(layer.bias)
         self.last_layer = WeightNormLinear(bottleneck_channels, out_channels)
+        self.last_layer.weight_g.requires_grad_(not norm_last_layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., D]`` to ``[..., out_channels]``."""

@@ -13,8 +13,11 @@ class PrototypeHead(CosineHead):
         num_prototypes: K.
         hidden_channels: width of the two hidden layers.
         bottleneck_channels: width in which features and prototypes are compared.
+        norm_last_layer: True keeps every prototype at length 1 (DINO); the reference's PerA
+            trains the lengths.
     """
 
     def __init__(self, in_channels: int, num_prototypes: int = 131072, hidden_channels: int = 2048,
-                 bottleneck_channels: int = 384) -> None:
-        super().__init__(in_channels, num_prototypes, hidden_channels, bottleneck_channels)
+                 bottleneck_channels: int = 384, norm_last_layer: bool = False) -> None:
+        super().__init__(in_channels, num_prototypes, hidden_channels, bottleneck_channels,
+                         norm_last_layer)

@@ -54,13 +54,17 @@ class DistillationLoss(nn.Module):
         """Scores ``[n_g, B, K]`` for each crop size g; returns the weighted scalar."""
         student_rows = torch.cat([x.flatten(0, 1) for x in student]).float()
         teacher_rows = torch.cat([x.flatten(0, 1) for x in teacher]).float().detach()
-        self._last_batch = F.pad(teacher_rows.sum(0), (0, 1), value=len(teacher_rows))
+        self.remember(teacher_rows)
         targets = self.targets(teacher_rows, teacher_temp)
         return self.loss_weight * F.cross_entropy(student_rows / self.student_temp, targets)
 
     def targets(self, teacher: Tensor, teacher_temp: float) -> Tensor:
         """The teacher's distribution over prototypes (eq. 6), same shape as ``teacher``."""
         return ((teacher - self.center) / teacher_temp).softmax(-1)
+
+    def remember(self, teacher: Tensor) -> None:
+        """Keep the sum of the teacher rows ``[R, K]`` of this batch for :meth:`accumulate`."""
+        self._last_batch = F.pad(teacher.sum(0), (0, 1), value=len(teacher))
 
     def accumulate(self) -> None:
         """Remember the last batch for the next :meth:`update_center`."""
