@@ -307,11 +307,15 @@ def backbone_to_timm(state: StateDict) -> dict[str, Tensor]:
 def teacher_backbone(state: Mapping[str, Any], network: str = 'teacher') -> dict[str, Tensor]:
     """The teacher's backbone, which is what downstream tasks use (paper, section 3.2.3).
 
+    A ViT whose queries, keys and values have no bias, as that of the reference's DINO, gets zeros
+    for it, which is the same function.
+
     Args:
-        state: A checkpoint of ours, the authors' raw training file, or a bare backbone under
-            our names or timm's.
-        network: ``'teacher'``, or ``'student'`` to take the other one; a bare backbone is taken
-            as it is.
+        state: A checkpoint of ours, the authors' raw training file, one of MMPretrain (MAE,
+            MoCo v3, a classifier: its ViT is ``backbone``), or a bare backbone under our names or
+            timm's.
+        network: ``'teacher'``, or ``'student'`` to take the other one; where there is only one
+            backbone it is taken as it is.
 
     Returns:
         The 12 x depth + 6 tensors of the backbone under our names.
@@ -322,20 +326,31 @@ def teacher_backbone(state: Mapping[str, Any], network: str = 'teacher') -> dict
     if network not in ('teacher', 'student'):
         raise ValueError(f"network must be 'teacher' or 'student', got {network!r}.")
     state = _weights(state)
-    prefix = f'{network}.backbone.'
-    found = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-    if not found and 'cls_token' in state:
-        found = dict(state)
-    if not found:
+    prefixes = (f'{network}.backbone.', 'backbone.', '')
+    prefix = next((prefix for prefix in prefixes if f'{prefix}cls_token' in state), None)
+    if prefix is None:
         groups = sorted({'.'.join(key.split('.')[:2]) for key in state})
         raise ValueError(
             f'There is no {network} backbone among the {len(state)} tensors of this checkpoint: '
-            f'expected keys {prefix}* or a bare ViT (cls_token, pos_embed, …), found '
-            f'{_listed(groups)}.'
+            f'expected keys {network}.backbone.*, backbone.* or a bare ViT (cls_token, '
+            f'pos_embed, …), found {_listed(groups)}.'
         )
+    found = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    found = _with_qkv_bias(found)
     if any(key.startswith(('blocks.', 'patch_embed.proj.')) for key in found):
         return timm_to_backbone(found)
     return _rename(found, {key: key for key in backbone_names(_depth(found))}, 'the backbone')
+
+
+def _with_qkv_bias(backbone: StateDict) -> dict[str, Tensor]:
+    """Zeros where no layer at all has the bias; where only some have it, a tensor is missing."""
+    weights = [key for key in backbone if key.endswith('.attn.qkv.weight')]
+    biases = {key: key.replace('weight', 'bias') for key in weights}
+    if any(bias in backbone for bias in biases.values()):
+        return dict(backbone)
+    zeros = {bias: backbone[key].new_zeros(backbone[key].shape[:1])
+             for key, bias in biases.items()}
+    return {**backbone, **zeros}
 
 
 def _weights(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
-from torch import Tensor
+from torch import Tensor, nn
 
 from pera_mm.checkpoints import backbone_to_timm, pera_to_reference
 from pera_mm.models.backbones.pera_vit import PerAViT
@@ -125,6 +125,57 @@ def test_the_adapter_is_initialised_around_it(checkpoint):
     assert not attention.sampling_offsets.weight.any() and attention.sampling_offsets.bias.any()
 
 
+def mae() -> nn.Module:
+    from mmpretrain.models import MAE
+    return MAE(
+        backbone=dict(type='MAEViT', arch=ARCH, img_size=64, patch_size=16, mask_ratio=.75),
+        neck=dict(type='MAEPretrainDecoder', num_patches=16, patch_size=16, embed_dim=32,
+                  decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2),
+        head=dict(type='MAEPretrainHead', patch_size=16, loss=dict(type='PixelReconstructionLoss',
+                                                                   criterion='L2')))
+
+
+def mocov3() -> nn.Module:
+    from mmpretrain.models import MoCoV3
+    neck = dict(type='NonLinearNeck', hid_channels=16, out_channels=8, num_layers=2)
+    return MoCoV3(
+        backbone=dict(type='MoCoV3ViT', arch=ARCH, img_size=64, patch_size=16),
+        neck=dict(neck, in_channels=32),
+        head=dict(type='MoCoV3Head', predictor=dict(neck, in_channels=8),
+                  loss=dict(type='CrossEntropyLoss')))
+
+
+@pytest.mark.parametrize('method', [mae, mocov3])
+def test_mmpretrains_self_supervised_checkpoints(tmp_path, method):
+    init_default_scope('mmpretrain')
+    model = method()
+    model.init_weights()
+    torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'theirs.pth')
+    vit = start(tmp_path / 'theirs.pth')
+    assert_same(vit, model.backbone.state_dict())
+    image = torch.randn(1, 3, 64, 64)
+    options = dict(mask=None) if method is mae else {}
+    tokens = model.eval().backbone(image, **options)[-1]
+    expected = tokens[:, 0] if method is mae else tokens
+    torch.testing.assert_close(vit(image)[-1], expected)
+
+
+def test_a_vit_without_qkv_bias_gets_zeros(tmp_path):
+    vit = PerAViT(ARCH, 64, qkv_bias=False)
+    torch.nn.init.normal_(vit.layers[0].attn.qkv.weight)
+    assert not any('qkv.bias' in name for name in vit.state_dict())
+    for name, state in dict(ours=vit.state_dict(), timm={
+            key: value for key, value in backbone_to_timm(
+                vit.state_dict() | {f'layers.{i}.attn.qkv.bias': torch.zeros(96)
+                                    for i in range(4)}).items() if 'qkv.bias' not in key}).items():
+        torch.save({f'teacher.backbone.{key}': value for key, value in state.items()},
+                   tmp_path / f'{name}.pth')
+        loaded = start(tmp_path / f'{name}.pth')
+        assert not any(layer.attn.qkv.bias.any() for layer in loaded.layers)
+        image = torch.randn(1, 3, 64, 64)
+        assert torch.equal(loaded(image)[-1], vit(image)[-1])
+
+
 # Refused ----------------------------------------------------------------------------------------
 
 
@@ -168,3 +219,11 @@ def test_it_belongs_on_the_vit(checkpoint):
     adapter = ViTAdapter(vit=dict(type='pera_mm.PerAViT', arch=ARCH, img_size=64), init_cfg=init)
     with pytest.raises(ValueError, match='in a ViTAdapter set it inside vit'):
         adapter.init_weights()
+
+
+def test_a_missing_qkv_bias_of_one_layer_is_an_error(checkpoint, tmp_path):
+    half = network(checkpoint, 'teacher')
+    del half['layers.2.attn.qkv.bias']
+    torch.save(half, tmp_path / 'half.pth')
+    with pytest.raises(ValueError, match=r'half.pth: .* missing layers.2.attn.qkv.bias; unknown'):
+        start(tmp_path / 'half.pth')

@@ -21,8 +21,9 @@ class PretrainedBackbone:
     embeddings of another image size are resized.
 
     Args:
-        checkpoint: path of a PerA checkpoint of ours, of the authors' raw training file, or of a
-            bare backbone under our names or timm's.
+        checkpoint: path of a PerA checkpoint of ours, of the authors' raw training file, of a
+            checkpoint of MMPretrain with a ViT (MAE, MoCo v3), or of a bare backbone under our
+            names or timm's.
         network: 'teacher', which the paper uses downstream, or 'student'.
     """
 
