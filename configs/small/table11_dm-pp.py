@@ -1,0 +1,13 @@
+"""Table 11 in small: disjoint mask and pixel prediction, without spatial alignment.
+
+Student and teacher each cut the crop of a pair anew (another box, other flips), so their patches
+are apart in the patch grid only, not on the ground.
+
+Target:   measured: docs/measurements.md.
+Command:  python tools/train.py configs/small/table11_dm-pp.py
+"""
+
+_base_ = 'pera.py'
+train_pipeline = _base_.train_pipeline
+train_pipeline[0].update(aligned=False)
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
