@@ -14,6 +14,7 @@ from pera_mm.structures import CropGroup, CropViews
 GROUPS = ('global', 'local')
 STUDENT_COLOURS = dict(jitter=0.72, gray=0.08)
 TEACHER_COLOURS = dict(jitter=0.10)
+NO_COLOURS: Mapping[str, Any] = {}
 
 
 @MODELS.register_module()
@@ -123,6 +124,53 @@ class CropPreprocessor(BaseDataPreprocessor):
 
     def _standardise(self, images: Tensor) -> Tensor:
         return images.sub_(self.mean / 255).div_(self.std / 255)
+
+
+@MODELS.register_module()
+class ViewsPreprocessor(CropPreprocessor):
+    """Give MMPretrain's self-supervised models the crops as the images they know.
+
+    One crop per image becomes one tensor (MAE), several become a list, one item per crop (MoCo
+    v3). Which patches a network sees is theirs to draw, so the split of ``DisjointMask`` is not
+    used.
+
+    Args:
+        mean, std, non_blocking: as :class:`CropPreprocessor`.
+        colours: colour recipe of all crops, or a list with one recipe per crop; none by default.
+
+    Raises:
+        ValueError: for a recipe or a mean / std that cannot be used.
+    """
+
+    def __init__(self,
+                 mean: Sequence[float] = (123.675, 116.28, 103.53),
+                 std: Sequence[float] = (58.395, 57.12, 57.375),
+                 colours: Mapping[str, Any] | Sequence[Mapping[str, Any]] = NO_COLOURS,
+                 non_blocking: bool = False) -> None:
+        super().__init__(mean, std, dict.fromkeys(GROUPS, colours), None, non_blocking)
+
+    @torch.no_grad()
+    def forward(self, data: dict, training: bool = False) -> dict:
+        """Make the images.
+
+        Args:
+            data: the collated batch, as :meth:`CropPreprocessor.forward`, of global crops only.
+            training: False leaves the colours alone.
+
+        Returns:
+            The batch with ``inputs`` a tensor ``[B, 3, S, S]`` for one crop per image, or a list
+            of one such tensor per crop.
+
+        Raises:
+            TypeError: if the batch does not hold collated crop groups.
+            ValueError: if there are local crops, or two geometries of a crop.
+        """
+        data = super().forward(data, training)
+        if set(data['inputs']) != {'global'}:
+            raise ValueError('ViewsPreprocessor takes crops of one size; set local_crops='
+                             'dict(number=0) of AlignedCrops.')
+        images = list(data['inputs']['global'].student_view)
+        return dict(data, inputs=images if len(images) > 1 else images[0])
 
 
 def _to_unit_range(pixels: Tensor) -> Tensor:

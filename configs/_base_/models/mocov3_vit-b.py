@@ -1,0 +1,28 @@
+# MoCo v3 with ViT-B/16 on two crops of 512 px: MMPretrain's classes, BYOL's colours. The loss is
+# weighted by twice the temperature, as everywhere; change both together.
+temperature = 0.2
+mlp = dict(
+    type='NonLinearNeck', hid_channels=4096, out_channels=256, with_bias=False,
+    with_last_bias=False, with_last_bn_affine=False, with_avg_pool=False,
+    norm_cfg=dict(type='BN1d'))  # sync_bn below makes it one over all GPUs
+jitter = dict(
+    jitter=0.8, gray=0.2, exclusive=False, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
+model = dict(
+    type='MoCoV3',
+    base_momentum=0.01,  # share of the NEW weights: .99 of the old ones stay, rising to 1
+    data_preprocessor=dict(
+        type='pera_mm.ViewsPreprocessor',
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        non_blocking=True,
+        colours=[dict(**jitter, blur=1.0), dict(**jitter, blur=0.1, solarize=0.2)]),
+    backbone=dict(
+        type='MoCoV3ViT', arch='base', img_size=512, patch_size=16, stop_grad_conv1=True),
+    neck=dict(**mlp, in_channels=768, num_layers=3),
+    head=dict(
+        type='MoCoV3Head',
+        predictor=dict(**mlp, in_channels=256, num_layers=2),
+        loss=dict(type='CrossEntropyLoss', loss_weight=2 * temperature),
+        temperature=temperature))
+sync_bn = 'torch'
+find_unused_parameters = True  # MoCoV3ViT freezes its position embedding after DDP has seen it

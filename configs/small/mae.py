@@ -1,0 +1,29 @@
+"""MAE in small: its row of Tables 8 and 9. Data, optimizer, schedule and budget as small/pera.py.
+
+One crop of 128 px (112/128 = the paper's 448/512), a decoder of two narrow layers.
+
+Target:   measured: docs/measurements.md.
+Hardware: one CPU core, minutes.
+Command:  python tools/train.py configs/small/mae.py
+"""
+
+_base_ = ['../_base_/models/mae_vit-b.py', '../_base_/small.py', '../_base_/runtime_common.py']
+model = dict(
+    backbone=dict(arch=dict(_delete_=True, **_base_.small_arch), img_size=128),
+    neck=dict(
+        num_patches=8 * 8, embed_dim=128, decoder_embed_dim=64, decoder_depth=2,
+        decoder_num_heads=4))
+
+train_pipeline = _base_.train_pipeline
+train_pipeline[0].update(
+    global_crops=dict(number=1, size=128, scale=(0.4, 1.0)),
+    local_crops=dict(number=0),
+    ratio=(3 / 4, 4 / 3),
+    vertical_flip=0.0,
+    interpolation='bicubic')
+train_pipeline[1].update(disjoint=False)
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+
+default_hooks = dict(
+    checkpoint=dict(interval=86, max_keep_ckpts=1),  # two epochs; and at the end
+    logger=dict(interval=10))
