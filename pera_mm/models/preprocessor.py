@@ -11,7 +11,8 @@ from pera_mm.models.colour import ColourRecipe, draw_colours, recolour_
 from pera_mm.registry import MODELS
 from pera_mm.structures import CropGroup, CropViews
 
-GROUPS = ('global', 'local')
+# MMEngine cannot write a config whose keys are Python's keywords, as 'global' is.
+GROUPS = {'global_crops': 'global', 'local_crops': 'local'}
 STUDENT_COLOURS = dict(jitter=0.72, gray=0.08)
 TEACHER_COLOURS = dict(jitter=0.10)
 NO_COLOURS: Mapping[str, Any] = {}
@@ -31,13 +32,14 @@ class CropPreprocessor(BaseDataPreprocessor):
         std: RGB standard deviation in 0-255 units.
         student: colour recipe of the student view: the arguments of
             :class:`~pera_mm.models.colour.ColourRecipe`, for all crops; or a dict with keys
-            ``'global'`` and ``'local'``, each a recipe, or a list with one recipe per crop.
+            ``global_crops`` and ``local_crops``, each a recipe, or a list with one recipe per
+            crop.
             DINOv2's own::
 
                 base = dict(jitter=0.8, gray=0.2, exclusive=False)
-                student = {
-                    'global': [dict(**base, blur=1.0), dict(**base, blur=0.1, solarize=0.2)],
-                    'local': dict(**base, blur=0.5)}
+                student = dict(
+                    global_crops=[dict(**base, blur=1.0), dict(**base, blur=0.1, solarize=0.2)],
+                    local_crops=dict(**base, blur=0.5))
 
         teacher: colour recipe of the teacher view; None: both networks see the very same view, as
             in DINO and DINOv2, and it is made once.
@@ -185,7 +187,8 @@ def _parse_recipes(role: str, spec: Mapping[str, Any]) -> dict[str, list[ColourR
         raise ValueError(f"the {role}'s colours per group need exactly the keys "
                          f'{list(GROUPS)}, got {sorted(per_group)}.')
     recipes = {}
-    for name, given in per_group.items():
+    for key, name in GROUPS.items():
+        given = per_group[key]
         listed = [given] if isinstance(given, Mapping) else given
         try:
             recipes[name] = [ColourRecipe(**recipe) for recipe in listed]

@@ -127,8 +127,8 @@ def test_colours_follow_the_torch_seed():
 
 def test_recipes_per_crop_express_dinov2():
     """Only global crop 2 is solarised here; only local crops are gray."""
-    colours = {'global': [dict(blur=1.0), dict(solarize=1.0)],
-               'local': dict(gray=1.0, exclusive=False)}
+    colours = dict(global_crops=[dict(blur=1.0), dict(solarize=1.0)],
+                   local_crops=dict(gray=1.0, exclusive=False))
     data = batch()
     out = CropPreprocessor(student=colours, teacher=PLAIN)(data, training=True)['inputs']
     raw = data['inputs']['global'].pixels[:, 0, 1].permute(0, 3, 1, 2).float()
@@ -189,7 +189,7 @@ def test_other_batches_are_refused(inputs):
     (dict(std=(0, 1, 1)), 'std above 0'),
     (dict(student=dict(jitter=2)), 'jitter must be in'),
     (dict(student=dict(sharpness=1)), "the student's global colours must be .* keys among jitter"),
-    (dict(teacher={'global': PLAIN}), r"the teacher's colours per group need exactly the keys"),
+    (dict(teacher=dict(global_crops=PLAIN)), r"the teacher's colours per group need exactly the keys"),
 ])
 def test_bad_arguments_fail_at_build(kwargs, message):
     with pytest.raises(ValueError, match=message):
@@ -197,6 +197,6 @@ def test_bad_arguments_fail_at_build(kwargs, message):
 
 
 def test_a_recipe_list_must_fit_the_crops():
-    preprocessor = CropPreprocessor(student={'global': [PLAIN] * 3, 'local': PLAIN})
+    preprocessor = CropPreprocessor(student=dict(global_crops=[PLAIN] * 3, local_crops=PLAIN))
     with pytest.raises(ValueError, match='list 3 recipes, but there are 2 global crops'):
         preprocessor(batch(), training=True)
