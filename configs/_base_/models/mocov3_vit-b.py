@@ -1,6 +1,5 @@
-# MoCo v3 with ViT-B/16 on two crops of 512 px: MMPretrain's classes, BYOL's colours. The loss is
-# weighted by twice the temperature, as everywhere; change both together.
-temperature = 0.2
+# MoCo v3 with ViT-B/16 on two crops of 512 px: MMPretrain's classes, BYOL's colours. The loss has
+# twice the temperature as its weight, in the original too: change both together.
 mlp = dict(
     type='NonLinearNeck', hid_channels=4096, out_channels=256, with_bias=False,
     with_last_bias=False, with_last_bn_affine=False, with_avg_pool=False,
@@ -22,7 +21,7 @@ model = dict(
     head=dict(
         type='MoCoV3Head',
         predictor=dict(**mlp, in_channels=256, num_layers=2),
-        loss=dict(type='CrossEntropyLoss', loss_weight=2 * temperature),
-        temperature=temperature))
+        loss=dict(type='CrossEntropyLoss', loss_weight=2 * 0.2),
+        temperature=0.2))
 sync_bn = 'torch'
 find_unused_parameters = True  # MoCoV3ViT freezes its position embedding after DDP has seen it
