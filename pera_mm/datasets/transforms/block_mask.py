@@ -1,0 +1,101 @@
+"""Which patches DINOv2's student does not see: rectangles in some of the global crops."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+
+from pera_mm.patches import PatchSplit, patch_grid, whole_crop
+from pera_mm.registry import TRANSFORMS
+
+LEAST_PATCHES = 4  # of a rectangle, where so many are still to be hidden
+ASPECT = 0.3  # height / width of a rectangle, to 1 / 0.3
+ATTEMPTS = 10  # to place a rectangle
+
+
+@TRANSFORMS.register_module()
+class BlockMask(BaseTransform):
+    """Show every patch to both networks and mark those that iBOT hides from the student.
+
+    Half of the global crops of an image (rounded up) are masked; the others and the local crops
+    are not. The share of a crop to hide is uniform in ``ratio``; it is the most that is hidden,
+    made of rectangles that may overlap. Source: DINOv2's data/masking.py and data/collate.py,
+    which draws the half among the crops of a whole batch and spreads the shares evenly over it.
+
+    Required Keys:
+    - crops (from :class:`AlignedCrops`)
+    - rng (numpy Generator)
+
+    Added Keys:
+    - split: dict of group name to :class:`~pera_mm.patches.PatchSplit`: ``student`` and
+      ``teacher`` name all N patches, int64 ``[n, N]``; ``learnable`` is a bool mask ``[n, N]``,
+      True where a patch is hidden.
+
+    Args:
+        patch_size: side of a patch in pixels; must divide the crop sizes.
+        ratio: smallest and largest share of a masked crop to hide, in (0, 1).
+
+    Raises:
+        ValueError: at build for a ratio out of range; at the first sample if ``patch_size`` does
+            not divide a crop.
+    """
+
+    def __init__(self, patch_size: int = 16, ratio: Sequence[float] = (0.1, 0.5)) -> None:
+        if patch_size < 1:
+            raise ValueError(f'patch_size must be >= 1 pixel, got {patch_size}.')
+        if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1] < 1:
+            raise ValueError('BlockMask: ratio must be two shares, 0 < smallest <= largest < 1, '
+                             f'got {tuple(ratio)}.')
+        self.patch_size = patch_size
+        self.ratio = ratio
+
+    def transform(self, results: dict) -> dict:
+        """Add ``split``."""
+        results['split'] = {name: self._split(name, crops.shape[1], crops.shape[2], results['rng'])
+                            for name, crops in results['crops'].items()}
+        return results
+
+    def _split(self, name: str, num_crops: int, size: int, rng: np.random.Generator) -> PatchSplit:
+        try:
+            grid = patch_grid(size, size, self.patch_size)
+        except ValueError as error:
+            raise ValueError(f'{name} crops of {size} pixels: {error}') from None
+        mask = np.zeros((num_crops, *grid), bool)
+        if name == 'global':
+            for crop in rng.permutation(num_crops)[:(num_crops + 1) // 2]:
+                budget = max(int(rng.uniform(*self.ratio) * mask[crop].size), 1)
+                hide_rectangles(mask[crop], budget, rng)
+        return whole_crop(num_crops, grid[0] * grid[1])._replace(
+            learnable=torch.from_numpy(mask.reshape(num_crops, -1)))
+
+
+def hide_rectangles(mask: np.ndarray, budget: int, rng: np.random.Generator) -> None:
+    """Set rectangles of the bool grid ``mask`` True, in place, at most ``budget`` patches in all.
+
+    It stops short of the budget when no rectangle can be placed any more; one patch at least is
+    hidden.
+    """
+    left = budget
+    while left and (hidden := _hide_one(mask, left, rng)):
+        left -= hidden
+    if left == budget:
+        mask.flat[rng.integers(mask.size)] = True
+
+
+def _hide_one(mask: np.ndarray, most: int, rng: np.random.Generator) -> int:
+    """Place one rectangle that hides 1 to ``most`` more patches; how many, 0 if none was found."""
+    rows, columns = mask.shape
+    for _ in range(ATTEMPTS):
+        area = rng.uniform(min(LEAST_PATCHES, most), most)
+        aspect = math.exp(rng.uniform(math.log(ASPECT), -math.log(ASPECT)))
+        height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if not (0 < height < rows and 0 < width < columns):
+            continue
+        top, side = rng.integers(rows - height + 1), rng.integers(columns - width + 1)
+        block = mask[top:top + height, side:side + width]
+        if 0 < (hidden := block.size - int(block.sum())) <= most:
+            block[...] = True
+            return hidden
+    return 0

@@ -1,0 +1,59 @@
+"""DINO's agreement on prototypes across crops (Caron et al. 2021, algorithm 1).
+
+Shapes: G global crops, n crops of one size, B images, K prototypes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pera_mm.models.losses.distillation_loss import DistillationLoss
+from pera_mm.registry import MODELS
+
+
+@MODELS.register_module()
+class CrossCropLoss(DistillationLoss):
+    """Cross-entropy of every student crop with every OTHER global crop of the teacher.
+
+    ``L = mean over pairs of mean_b H(t_b, s_b)``::
+
+        for t in teacher's global crops:
+            for s in student's crops:
+                if s is not t:          # 18 pairs of 2 global and 8 local crops
+                    loss -= sum(q[t] * log(p[s])) / (pairs * B)
+
+    Cross-entropy is linear in its targets, so the pairs of a student crop are one cross-entropy
+    with the sum of their targets: each softmax is taken once.
+
+    Arguments, centre and temperatures as :class:`DistillationLoss`; of it this class uses
+    ``student_temp``, ``loss_weight``, ``targets`` and ``remember``.
+    """
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor],
+                teacher_temp: float) -> Tensor:
+        """The weighted scalar.
+
+        Args:
+            student: scores ``[n, B, K]`` of each crop size, the global crops first.
+            teacher: one item, the scores ``[G, B, K]`` of the same global crops.
+            teacher_temp: temperature of the teacher.
+
+        Raises:
+            ValueError: for a single crop: it has no other.
+        """
+        scores, = teacher
+        num_crops, batch_size = len(scores), scores.shape[1]
+        pairs = num_crops * (sum(len(group) for group in student) - 1)
+        if pairs == 0:
+            raise ValueError('DINO compares different crops of an image, but there is only one; '
+                             'raise the number of global or local crops in AlignedCrops.')
+        self.remember(scores.detach().float().flatten(0, 1))
+        targets = self.targets(scores.detach().float(), teacher_temp)
+        others = [torch.cat([targets[:i], targets[i + 1:]]).sum(0) for i in range(num_crops)]
+        locals_ = [targets.sum(0)] * sum(len(group) for group in student[1:])
+        rows = torch.cat([group.flatten(0, 1) for group in student]).float()
+        loss = F.cross_entropy(rows / self.student_temp, torch.cat(others + locals_),
+                               reduction='sum')
+        return self.loss_weight * loss / (pairs * batch_size)
