@@ -8,6 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
@@ -16,12 +17,23 @@ from torch import nn
 
 import pera_mm  # noqa: F401  activates the bridges
 from pera_mm.launch import merge_options
+from pera_mm.models.selfsup.self_distillation import SelfDistillation
 from pera_mm.registry import HOOKS, MODELS
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
 LEAVES = sorted(path for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts)
-PRETRAINING = [path for path in LEAVES if path.is_relative_to(CONFIGS / 'pera')]
+PRETRAINING = [path for path in LEAVES
+               if path.relative_to(CONFIGS).parts[0] in ('pera', 'baselines', 'small')]
 DOWNSTREAM = [path for path in LEAVES if path not in PRETRAINING]
+
+
+def load(path: Path) -> Config:
+    """A config, its scope made the default; Open-CD is not on the package index."""
+    if 'opencd' in path.parts:
+        pytest.importorskip('opencd', reason='Open-CD is not installed')
+    cfg = Config.fromfile(path)
+    init_default_scope(cfg.default_scope)
+    return cfg
 
 
 def pack(cfg: Config) -> dict:
@@ -36,13 +48,30 @@ def counts(group) -> list[int]:
     return [part.shape[-1] for part in (group.student, group.learnable, group.teacher)]
 
 
-@pytest.mark.parametrize('path', PRETRAINING, ids=lambda path: path.stem)
+def forward_views(model: nn.Module, pixels: torch.Tensor) -> None:
+    """MMPretrain's MAE or MoCo v3 on meta images as the pipeline packs them."""
+    number, size = pixels.shape[1:3]
+    images = torch.empty(2, 3, size, size, device='meta')
+    if hasattr(model, 'momentum_encoder'):
+        assert number == 2
+        model.head.predictor(model.neck(model.backbone(images)))
+    else:
+        assert number == 1
+        model.loss(images, [])
+
+
+@pytest.mark.parametrize('path', PRETRAINING, ids=lambda path: f'{path.parent.name}/{path.stem}')
 def test_model_and_pipeline_of_each_config_fit(path):
-    cfg = Config.fromfile(path)
+    cfg = load(path)
     with torch.device('meta'):
         model = MODELS.build(cfg.model)
-    for group in pack(cfg).values():
-        model.check_split(*group.pixels.shape[-3:-1], counts(group))
+    crops = pack(cfg)
+    if isinstance(model, SelfDistillation):
+        for group in crops.values():
+            model.check_split(*group.pixels.shape[-3:-1], counts(group))
+    else:
+        forward_views(model, crops.pop('global').pixels)
+        assert not crops
     for hook in cfg.default_hooks.values():
         HOOKS.build(hook)
 
@@ -91,16 +120,105 @@ def test_the_paper_text_weighs_losses_as_equations_4_8_and_9_say():
     torch.testing.assert_close(koleo, torch.tensor(-0.01 * 0.5 * np.log(2), dtype=torch.float32))
 
 
+# Baselines --------------------------------------------------------------------------------------
+
+
+def recipe(cfg: Config) -> dict:
+    """The settings that docs/baselines.md and pera_reference.md §7 list for every method."""
+    optimizer, clip = cfg.optim_wrapper.optimizer, cfg.optim_wrapper.clip_grad
+    warmup, cosine, *decay = cfg.param_scheduler
+    end = optimizer.weight_decay
+    if decay:
+        ratio = decay[0].get('eta_min_ratio')
+        end = decay[0].eta_min if ratio is None else ratio * optimizer.weight_decay
+    return dict(
+        optimizer=optimizer.type, lr=optimizer.lr, warmup=warmup.end, final_lr=cosine.eta_min,
+        decay=(optimizer.weight_decay, pytest.approx(end)), clip=clip and clip.max_norm,
+        epochs=cfg.train_cfg.max_epochs, batch=cfg.train_dataloader.batch_size)
+
+
+def crop_sizes(cfg: Config) -> list[tuple]:
+    crops = cfg.train_dataloader.dataset.pipeline[0]
+    return [tuple(group.values()) for group in (crops.global_crops, crops.local_crops)
+            if group.number]
+
+
+def baseline(name: str) -> Config:
+    method, *original = name.split('_')
+    return load(CONFIGS / 'baselines' / ('_'.join([method, 'vitb_tov-100k', *original]) + '.py'))
+
+
+@pytest.mark.parametrize('name, optimizer, lr, warmup, final_lr, decay, clip, crops', [
+    ('mae', 'AdamW', 1e-3, 20, 1e-6, (.04, .05), None, [(1, 512, (.4, 1.))]),
+    ('mae_original', 'AdamW', 1.5e-4 / 16, 40, 0, (.05, .05), None, [(1, 512, (.2, 1.))]),
+    ('mocov3', 'LARS', 1e-3, 10, 1e-6, (.04, 1e-6), None, [(2, 512, (.08, 1.))]),
+    ('mocov3_original', 'AdamW', 1.5e-4 / 16, 40, 0, (.1, .1), None, [(2, 512, (.08, 1.))]),
+])
+def test_baseline_settings_are_the_sources(name, optimizer, lr, warmup, final_lr, decay, clip,
+                                           crops):
+    cfg = baseline(name)
+    assert recipe(cfg) == dict(
+        optimizer=optimizer, lr=pytest.approx(lr), warmup=warmup, final_lr=final_lr, decay=decay,
+        clip=clip, epochs=200, batch=16)
+    assert crop_sizes(cfg) == crops
+    assert cfg.train_dataloader.dataset.source == 'data/tov-rs-100k.txt'
+
+
+@pytest.mark.parametrize('name, eps, norm_pix', [('mae', 1e-5, False),
+                                                 ('mae_original', 1e-6, True)])
+def test_mae_is_the_sources(name, eps, norm_pix):
+    cfg = baseline(name)
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+    assert len(norms) == 2 * 12 + 1 + 2 * 8 + 1 and {norm.eps for norm in norms} == {eps}
+    assert model.head.norm_pix == norm_pix and model.backbone.mask_ratio == 0.75
+    assert model.neck.decoder_pos_embed.shape == (1, 32 * 32 + 1, 512)
+    assert cfg.optim_wrapper.optimizer.betas == (0.9, 0.95)
+    crops = cfg.train_pipeline[0]
+    assert (crops.interpolation, crops.vertical_flip) == ('bicubic', 0)
+
+
+@pytest.mark.parametrize('name, temperature, conv1_is_trained', [
+    ('mocov3', 1.0, True), ('mocov3_original', 0.2, False)])
+def test_mocov3_is_the_sources(name, temperature, conv1_is_trained):
+    cfg = baseline(name)
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    assert model.head.temperature == temperature
+    assert model.head.loss_module.loss_weight == 2 * temperature
+    assert model.backbone.patch_embed.projection.weight.requires_grad == conv1_is_trained
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
+    assert [(norm.num_features, norm.affine) for norm in norms] == [
+        *[(4096, True), (4096, True), (256, False)],  # the projector,
+        *[(4096, True), (256, False)],  # the predictor,
+        *[(4096, True), (4096, True), (256, False)]]  # and the momentum projector
+    assert model.momentum_encoder.momentum == pytest.approx(1 - 0.99)
+    first, second = model.data_preprocessor.recipes['student']['global']
+    assert (first.jitter, first.gray, first.exclusive) == (0.8, 0.2, False)
+    assert (first.blur, first.solarize, second.blur, second.solarize) == (1, 0, 0.1, 0.2)
+    assert cfg.sync_bn == 'torch'
+
+
+@pytest.mark.parametrize('name, exempt', [
+    ('mae', False), ('mae_original', True), ('mocov3', True), ('mocov3_original', False)])
+def test_which_parameters_decay(name, exempt):
+    """Biases and norms are exempt in MAE's code and in the authors' LARS."""
+    cfg = baseline(name)
+    model = MODELS.build(load(CONFIGS / 'small' / f'{name.split("_")[0]}.py').model)
+    model.backbone.patch_embed.projection.requires_grad_(True)  # MoCo v3's own code freezes it
+    groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+    seen = 0
+    for group in groups:
+        for parameter in group['params']:
+            is_exempt = exempt and parameter.ndim <= 1
+            assert group['weight_decay'] == (0 if is_exempt else recipe(cfg)['decay'][0])
+            assert group.get('lars_exclude', False) == (is_exempt and name == 'mocov3')
+            seen += 1
+    assert seen == sum(parameter.requires_grad for parameter in model.parameters())
+
+
 # Downstream -------------------------------------------------------------------------------------
-
-
-def load(path: Path) -> Config:
-    """A downstream config; Open-CD is not on the package index."""
-    if 'opencd' in path.parts:
-        pytest.importorskip('opencd', reason='Open-CD is not installed')
-    cfg = Config.fromfile(path)
-    init_default_scope(cfg.default_scope)
-    return cfg
 
 
 def forward(model: nn.Module, images: torch.Tensor) -> object:

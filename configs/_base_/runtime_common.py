@@ -1,5 +1,5 @@
-# What every pre-training shares, with a teacher (runtime.py) or without. `default_hooks` is keyed by
-# name, so that a config changes one hook without repeating the others.
+# What every pre-training shares, with a teacher (runtime.py) or without. `default_hooks` is keyed
+# by name, so that a config changes one hook without repeating the others.
 default_scope = 'mmpretrain'
 custom_imports = dict(imports=['pera_mm'], allow_failed_imports=False)
 
