@@ -167,10 +167,10 @@ class ViewsPreprocessor(CropPreprocessor):
             TypeError: if the batch does not hold collated crop groups.
             ValueError: if there are local crops, or two geometries of a crop.
         """
-        data = super().forward(data, training)
-        if set(data['inputs']) != {'global'}:
+        if isinstance(data.get('inputs'), Mapping) and 'local' in data['inputs']:
             raise ValueError('ViewsPreprocessor takes crops of one size; set local_crops='
                              'dict(number=0) of AlignedCrops.')
+        data = super().forward(data, training)
         images = list(data['inputs']['global'].student_view)
         return dict(data, inputs=images if len(images) > 1 else images[0])
 

@@ -125,13 +125,16 @@ def test_where_no_box_fits_the_central_one_is_torchvisions(shape):
     assert tuple(box) == tuple(expected)
 
 
-@pytest.mark.parametrize('height, width, size', [
+SHAPES = pytest.mark.parametrize('height, width, size', [
     (500, 480, 448),  # both sides shrink a little: a usual global crop
     (340, 360, 448),  # both grow
     (320, 260, 96),  # both shrink threefold: a usual local crop
     (120, 90, 96),  # one shrinks, one grows
     (96, 300, 96),  # one stays
 ])
+
+
+@SHAPES
 def test_resize_is_within_one_grey_level_of_pillow(height, width, size):
     image = textured(512, 512)
     resized = resize_box(image, Box(5, 9, height, width), size)
@@ -144,6 +147,35 @@ def test_resize_is_within_one_grey_level_of_pillow(height, width, size):
     if min(height, width) > 2 * size:
         aliased = cv2.resize(image[5:5 + height, 9:9 + width], (size, size)).astype(int)
         assert np.abs(aliased - expected).max() > 30
+
+
+@SHAPES
+@pytest.mark.parametrize('sharp', [True, False])
+def test_bicubic_is_pillows(height, width, size, sharp):
+    """Between its two passes bicubic is cut to 0-255, which loses up to ten levels at hard edges.
+
+    Pillow and PyTorch lose the same, but for a few pixels where one side shrinks and one grows.
+    """
+    image = textured(512, 512)
+    if not sharp:
+        image = cv2.GaussianBlur(image, (0, 0), 1.5)
+    resized = resize_box(image, Box(5, 9, height, width), size, 'bicubic')
+    window = Image.fromarray(image[5:5 + height, 9:9 + width])
+    expected = np.asarray(window.resize((size, size), Image.BICUBIC), int)
+    difference = np.abs(resized.astype(int) - expected)
+    mixed = (height < size) != (width < size)
+    assert difference.max() <= (6 if sharp and mixed else 2)
+    assert (difference > 1).mean() < 0.002 and difference.mean() < 0.3
+
+
+def test_crops_are_resized_as_asked():
+    image = textured(64, 64)
+    spec = dict(global_crops=dict(number=1, size=32, scale=(1, 1)), local_crops=dict(number=0),
+                ratio=(1, 1), horizontal_flip=0, vertical_flip=0)
+    for interpolation in ('bilinear', 'bicubic'):
+        crop = cut(image, interpolation=interpolation, **spec)['global'][0, 0]
+        assert np.array_equal(crop, resize_box(image, Box(0, 0, 64, 64), 32, interpolation))
+    assert np.abs(crop.astype(int) - cut(image, **spec)['global'][0, 0]).max() > 10
 
 
 @pytest.mark.parametrize('flip_x', [False, True])
@@ -180,6 +212,7 @@ def test_flips_come_with_the_asked_probability():
     (dict(ratio=(1.33, 0.75)), 'ratio must be two numbers, 0 < smallest <= largest, got'),
     (dict(local_crops=dict(amount=8)), 'unknown key.* amount; it takes number, size, scale'),
     (dict(vertical_flip=1.5), 'probabilities in .* got 0.5 and 1.5'),
+    (dict(interpolation='nearest'), "'bilinear' or 'bicubic', got 'nearest'"),
 ])
 def test_bad_arguments_fail_at_build(kwargs, message):
     with pytest.raises(ValueError, match=message):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmpretrain.structures import DataSample
 
-from pera_mm.models.preprocessor import CropPreprocessor
+from pera_mm.models.preprocessor import CropPreprocessor, ViewsPreprocessor
 from pera_mm.registry import MODELS
 from pera_mm.structures import CropGroup, CropViews
 
@@ -182,6 +182,8 @@ def test_moves_with_the_model():
 def test_other_batches_are_refused(inputs):
     with pytest.raises(TypeError, match="'inputs' are collated CropGroups; end the pipeline with"):
         CropPreprocessor()(dict(inputs=inputs))
+    with pytest.raises(TypeError, match="'inputs' are collated CropGroups"):
+        ViewsPreprocessor()(dict(inputs=inputs))
 
 
 @pytest.mark.parametrize('kwargs, message', [
@@ -189,7 +191,7 @@ def test_other_batches_are_refused(inputs):
     (dict(std=(0, 1, 1)), 'std above 0'),
     (dict(student=dict(jitter=2)), 'jitter must be in'),
     (dict(student=dict(sharpness=1)), "the student's global colours must be .* keys among jitter"),
-    (dict(teacher=dict(global_crops=PLAIN)), r"the teacher's colours per group need exactly the keys"),
+    (dict(teacher=dict(global_crops=PLAIN)), "the teacher's colours per group need exactly the"),
 ])
 def test_bad_arguments_fail_at_build(kwargs, message):
     with pytest.raises(ValueError, match=message):
@@ -200,3 +202,47 @@ def test_a_recipe_list_must_fit_the_crops():
     preprocessor = CropPreprocessor(student=dict(global_crops=[PLAIN] * 3, local_crops=PLAIN))
     with pytest.raises(ValueError, match='list 3 recipes, but there are 2 global crops'):
         preprocessor(batch(), training=True)
+
+
+def views_batch(crops: int, views: int = 1) -> dict:
+    return dict(batch(), inputs={'global': group(3, crops, 16, views)})
+
+
+def test_one_crop_becomes_one_tensor():
+    data = views_batch(1)
+    out = ViewsPreprocessor()(data, training=True)
+    expected = (data['inputs']['global'].pixels[:, 0, 0].float().permute(0, 3, 1, 2) - MEAN) / STD
+    torch.testing.assert_close(out['inputs'], expected, atol=1e-5, rtol=1e-5)
+    assert [sample.sample_idx for sample in out['data_samples']] == [0, 1, 2]
+
+
+def test_two_crops_become_a_list_each_with_its_colours():
+    data = views_batch(2)
+    out = ViewsPreprocessor(colours=[{}, dict(gray=1)])(data, training=True)['inputs']
+    assert isinstance(out, list) and [view.shape for view in out] == [(3, 3, 16, 16)] * 2
+    raw = data['inputs']['global'].pixels[:, 0].float().permute(1, 0, 4, 2, 3)
+    torch.testing.assert_close(out[0], (raw[0] - MEAN) / STD, atol=1e-5, rtol=1e-5)
+    luma = (raw[1] * torch.tensor([.2989, .587, .114]).view(3, 1, 1)).sum(1, keepdim=True)
+    torch.testing.assert_close(out[1], (luma.expand(3, 3, 16, 16) - MEAN) / STD,
+                               atol=1e-4, rtol=1e-4)
+
+
+def test_views_are_coloured_in_training_only():
+    data = views_batch(2)
+    preprocessor = ViewsPreprocessor(colours=dict(gray=1))
+    plain, gray = (preprocessor(data, training=training)['inputs'] for training in (False, True))
+    for index in (0, 1):
+        raw = data['inputs']['global'].pixels[:, 0, index].float().permute(0, 3, 1, 2)
+        torch.testing.assert_close(plain[index], (raw - MEAN) / STD, atol=1e-5, rtol=1e-5)
+        assert not torch.equal(plain[index], gray[index])
+
+
+@pytest.mark.parametrize('make, message', [
+    (lambda: batch(), r'crops of one size; set local_crops=dict\(number=0\) of AlignedCrops'),
+    (lambda: views_batch(2, views=2), 'cut two; set aligned=True'),
+    (lambda: views_batch(3), 'list 2 recipes, but there are 3 global crops'),
+])
+def test_batches_that_are_no_views_are_refused(make, message):
+    preprocessor = ViewsPreprocessor(colours=[PLAIN] * 2)
+    with pytest.raises(ValueError, match=message):
+        preprocessor(make(), training=True)
