@@ -73,6 +73,9 @@ def _find_vit(model: nn.Module) -> tuple[str, Any]:
 class AutocastOptimWrapper(OptimWrapper):
     """bfloat16 autocast on an accelerator, float32 on a CPU: one config for every machine.
 
+    A CPU with AVX512-BF16 or AMX trains about 1.5 times as fast in bfloat16, but not to the same
+    numbers as another machine; hence only when asked for.
+
     Before each optimizer step the L2 norm of all gradients (of all shards under FSDP) must be
     finite; else the run stops while the weights are still good. DDP averages the gradients and
     FSDP sums the norm over ranks, so every rank stops in the same iteration and none hangs.
@@ -80,6 +83,7 @@ class AutocastOptimWrapper(OptimWrapper):
     Args:
         dtype: ``'bfloat16'``, or None for float32 everywhere. For float16, which needs a gradient
             scaler, take MMEngine's ``AmpOptimWrapper``.
+        on_cpu: autocast to ``dtype`` on a CPU too (``tools/train.py --amp bf16`` sets it).
         clip_grad: ``dict(max_norm=...)``, the largest L2 norm of all gradients (the reference: 3),
             or None.
         **kwargs: as :class:`mmengine.optim.OptimWrapper`: optimizer, accumulative_counts.
@@ -90,7 +94,7 @@ class AutocastOptimWrapper(OptimWrapper):
     """
 
     def __init__(self, dtype: str | None = 'bfloat16', clip_grad: dict | None = None,
-                 **kwargs: Any) -> None:
+                 on_cpu: bool = False, **kwargs: Any) -> None:
         if dtype not in ('bfloat16', None):
             raise ValueError("AutocastOptimWrapper: dtype must be 'bfloat16' or None (float32), "
                              f"got {dtype!r}; for float16 use type='AmpOptimWrapper'.")
@@ -99,6 +103,7 @@ class AutocastOptimWrapper(OptimWrapper):
                              f'got {dict(clip_grad)}.')
         super().__init__(clip_grad=clip_grad, **kwargs)
         self.dtype = torch.bfloat16 if dtype else None
+        self.on_cpu = on_cpu
         self._shards: dist.ProcessGroup | None = None  # the ranks that hold one copy together
 
     @contextmanager
@@ -108,7 +113,7 @@ class AutocastOptimWrapper(OptimWrapper):
                    and model.sharding_strategy != ShardingStrategy.NO_SHARD)
         self._shards = model.process_group if sharded else None
         device = get_device()
-        autocast = self.dtype is not None and device != 'cpu'
+        autocast = self.dtype is not None and (device != 'cpu' or self.on_cpu)
         with super().optim_context(model), torch.autocast(device, self.dtype, enabled=autocast):
             yield
 

@@ -191,6 +191,15 @@ def test_a_broken_loss_stops_the_run_with_a_sentence(cfg):
     assert all(p.isfinite().all() for p in runner.model.teacher.parameters())
 
 
+def test_the_autocast_wrapper_stops_a_broken_step_itself(cfg):
+    made = dict(cfg(), param_scheduler=[])
+    assert made['optim_wrapper']['type'] == 'pera_mm.AutocastOptimWrapper'
+    runner = build_runner(made, (Poison(0, 4),))
+    with pytest.raises(FloatingPointError, match='the gradient norm is nan'):
+        runner.train()
+    assert all(p.isfinite().all() for p in runner.model.parameters())
+
+
 def meet_poison(cfg: dict, folder: str) -> None:
     """On one rank of several; writes down how the run ended."""
     try:

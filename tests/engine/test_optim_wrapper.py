@@ -29,6 +29,17 @@ def test_clips_to_the_norm_over_all_gradients():
         norm.item())
 
 
+@pytest.mark.parametrize(('arguments', 'expected'), [
+    (dict(), torch.float32),
+    (dict(on_cpu=True), torch.bfloat16),
+    (dict(on_cpu=True, dtype=None), torch.float32),
+])
+def test_a_cpu_computes_in_bfloat16_only_when_asked(arguments, expected):
+    model, wrapper = make(**arguments)
+    with wrapper.optim_context(model):
+        assert model(torch.ones(4, 3)).dtype == expected
+
+
 def test_small_gradients_are_left_alone():
     model, wrapper = make(dict(max_norm=1e6))
     plain, _ = make()

@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from pera_mm.engine.hooks.teacher import inner_model
+from pera_mm.engine.optim_wrapper import AutocastOptimWrapper
 from pera_mm.evaluation.collapse import (
     effective_rank,
     feature_std,
@@ -75,10 +76,10 @@ class HealthHook(Hook):
     - ``nearest_distance``, in [0, 2]: from the student's answer to the nearest of another image
       (what KoLeo pushes up).
 
-    The loss is looked at in every iteration, on all ranks together (one number is exchanged):
-    ``AutocastOptimWrapper`` already stops a broken gradient, but with another optimizer wrapper,
-    or an fp16 scaler that skips such steps for ever, nothing else does, and a rank that stops
-    alone leaves the others waiting.
+    The loss is looked at in every iteration, on all ranks together (one number is exchanged),
+    unless an ``AutocastOptimWrapper`` does so itself: with another optimizer wrapper, or an fp16
+    scaler that skips broken steps for ever, nothing else stops, and a rank that stops alone
+    leaves the others waiting.
 
     Args:
         interval: iterations between two checks.
@@ -118,7 +119,8 @@ class HealthHook(Hook):
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
                          outputs: Any = None) -> None:
         """Stop on a broken loss; check the signs when it is time."""
-        _stop_unless_finite(outputs, runner.iter + 1)
+        if not isinstance(runner.optim_wrapper, AutocastOptimWrapper):
+            _stop_unless_finite(outputs, runner.iter + 1)
         if not self._is_due(runner):
             return
         model = inner_model(runner)

@@ -6,6 +6,7 @@ in attention.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,10 +49,14 @@ class PackedEncoderLayer(TransformerEncoderLayer):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-        """One tensor ``[R, L, D]`` or a list of groups; returns the same form."""
+    def forward(self, x: Tensor | list[Tensor],
+                outputs: Sequence[int | None] | None = None) -> Tensor | list[Tensor]:
+        """One tensor ``[R, L, D]`` or a list of groups; returns the same form.
+
+        ``outputs`` as :meth:`PerAViT.encode`'s, for groups.
+        """
         dense = isinstance(x, Tensor)
-        layer, groups = (self._dense, [x]) if dense else (self._sparse, x)
+        layer, groups = (self._dense, [x]) if dense else (partial(self._sparse, outputs), x)
         if self.with_cp and self.training and torch.is_grad_enabled():
             groups = checkpoint(layer, *groups, use_reentrant=False)
         else:
@@ -64,37 +69,60 @@ class PackedEncoderLayer(TransformerEncoderLayer):
             x = x + drop_path(update, self.drop_path_rate, self.training)
         return [x]
 
-    def _sparse(self, *groups: Tensor) -> list[Tensor]:
-        return self._residual(self._residual(groups, self._attention), self._mlp)
+    def _sparse(self, outputs: Sequence[int | None] | None, *groups: Tensor) -> list[Tensor]:
+        if outputs is None:
+            updated = self._residual(groups, groups, self._attention)
+        else:
+            ends = [_ends(x, number) for x, number in zip(groups, outputs)]
+            updated = self._residual(ends, groups, partial(self._attention_of_ends, outputs))
+        return self._residual(updated, updated, self._mlp)
 
-    def _residual(self, groups: Sequence[Tensor],
-                  branch: Callable[[list[Tensor]], list[Tensor]]) -> list[Tensor]:
-        """Add ``branch`` to the rows that stochastic depth keeps, scaled by rows / kept rows."""
+    def _residual(self, bases: Sequence[Tensor], groups: Sequence[Tensor],
+                  branch: Callable[[Sequence[Tensor]], list[Tensor]]) -> list[Tensor]:
+        """Add the ``branch`` of ``groups`` to ``bases``, their rows or the tokens that count.
+
+        Only in the rows that stochastic depth keeps, scaled by rows / kept rows.
+        """
         if not (self.training and self.drop_path_rate > 0):
-            return [x + update for x, update in zip(groups, branch(list(groups)))]
+            return [base + update for base, update in zip(bases, branch(groups))]
         kept = [self._kept_rows(x) for x in groups]
         updates = branch([x[rows] for x, rows in zip(groups, kept)])
         return [
-            x.index_add(0, rows, update.to(x.dtype), alpha=len(x) / len(rows))
-            for x, rows, update in zip(groups, kept, updates)
+            base.index_add(0, rows, update.to(base.dtype), alpha=len(base) / len(rows))
+            for base, rows, update in zip(bases, kept, updates)
         ]
 
     def _kept_rows(self, x: Tensor) -> Tensor:
         kept = max(int(len(x) * (1 - self.drop_path_rate)), 1)
         return torch.randperm(len(x), device=x.device)[:kept]
 
-    def _attention(self, groups: list[Tensor]) -> list[Tensor]:
-        attn = self.attn
-        qkv = attn.qkv(self.ln1(_pack(groups)))
-        mixed = []
-        for part in _unpack(qkv, groups):  # [R, L, 3D]
-            q, k, v = part.unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
-            dropout = attn.attn_drop if self.training else 0.
-            heads = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)  # [R, heads, L, d]
-            mixed.append(heads.transpose(1, 2).flatten(2))
-        return _unpack(attn.gamma1(attn.proj_drop(attn.proj(_pack(mixed)))), groups)
+    def _attention(self, groups: Sequence[Tensor]) -> list[Tensor]:
+        qkv = self.attn.qkv(self.ln1(_pack(groups)))
+        return self._mix([part.chunk(3, dim=2) for part in _unpack(qkv, groups)])
 
-    def _mlp(self, groups: list[Tensor]) -> list[Tensor]:
+    def _attention_of_ends(self, outputs: Sequence[int | None],
+                           groups: Sequence[Tensor]) -> list[Tensor]:
+        """:meth:`_attention` with queries of the ends alone; keys and values are of all tokens."""
+        tokens = self.ln1(_pack(groups))
+        ends = [_ends(x, number) for x, number in zip(_unpack(tokens, groups), outputs)]
+        weight, bias, width = self.attn.qkv.weight, self.attn.qkv.bias, tokens.shape[-1]
+        biases = (None, None) if bias is None else (bias[:width], bias[width:])
+        queries = _unpack(F.linear(_pack(ends), weight[:width], biases[0]), ends)
+        pairs = _unpack(F.linear(tokens, weight[width:], biases[1]), groups)
+        return self._mix([(q, *kv.chunk(2, dim=2)) for q, kv in zip(queries, pairs)])
+
+    def _mix(self, triples: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """Attention and projection of each group's queries ``[R, Q, D]``, keys and values."""
+        attn = self.attn
+        dropout = attn.attn_drop if self.training else 0.
+        mixed = []
+        for triple in triples:
+            q, k, v = (x.unflatten(2, (attn.num_heads, -1)).transpose(1, 2) for x in triple)
+            heads = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)  # [R, heads, Q, d]
+            mixed.append(heads.transpose(1, 2).flatten(2))
+        return _unpack(attn.gamma1(attn.proj_drop(attn.proj(_pack(mixed)))), mixed)
+
+    def _mlp(self, groups: Sequence[Tensor]) -> list[Tensor]:
         tokens = self.ln2(_pack(groups))
         return _unpack(self.ffn(tokens), groups)
 
@@ -110,6 +138,13 @@ def _unpack(tokens: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     sizes = [x.shape[:2] for x in like]
     parts = tokens.split([rows * length for rows, length in sizes])
     return [part.unflatten(0, size) for part, size in zip(parts, sizes)]
+
+
+def _ends(x: Tensor, number: int | None) -> Tensor:
+    """[cls] and the last ``number`` tokens of ``[R, L, D]``; None: all tokens."""
+    if number is None:
+        return x
+    return torch.cat([x[:, :1], x[:, x.shape[1] - number:]], dim=1) if number else x[:, :1]
 
 
 # What the sparse forward does, in the words of MMPretrain's ViT.
@@ -247,10 +282,22 @@ class PerAViT(VisionTransformer):
         planes = F.interpolate(planes, scale_factor=scale, mode='bicubic')
         return planes[0].flatten(1).t().to(table.dtype)
 
-    def encode(self, groups: list[Tensor], start: int = 0, stop: int | None = None) -> list[Tensor]:
-        """Run layers ``start`` to ``stop - 1`` on all groups together."""
-        for layer in self.layers[start:stop]:
-            groups = layer(groups)
+    def encode(self, groups: list[Tensor], start: int = 0, stop: int | None = None,
+               outputs: Sequence[int | None] | None = None) -> list[Tensor]:
+        """Run layers ``start`` to ``stop - 1`` on all groups together.
+
+        Args:
+            groups: tokens ``[R, L, D]`` of each.
+            outputs: for each group how many of its last tokens are wanted beside [cls] (None:
+                all). The last of the layers computes no others, which changes no wanted value:
+                there a token is read by the others only through its key and value.
+
+        Returns:
+            ``[R, L, D]`` of each group, or ``[R, 1 + outputs, D]``.
+        """
+        layers = self.layers[start:stop]
+        for number, layer in enumerate(layers, 1):
+            groups = layer(groups, outputs if number == len(layers) else None)
         return groups
 
     def final(self, groups: list[Tensor]) -> list[Tensor]:

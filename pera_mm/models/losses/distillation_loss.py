@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
+from pera_mm.models.losses.soft_cross_entropy import soft_cross_entropy
 from pera_mm.registry import MODELS
 
 
@@ -52,19 +53,21 @@ class DistillationLoss(nn.Module):
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor],
                 teacher_temp: float) -> Tensor:
         """Scores ``[n_g, B, K]`` for each crop size g; returns the weighted scalar."""
-        student_rows = torch.cat([x.flatten(0, 1) for x in student]).float()
-        teacher_rows = torch.cat([x.flatten(0, 1) for x in teacher]).float().detach()
-        self.remember(teacher_rows)
-        targets = self.targets(teacher_rows, teacher_temp)
-        return self.loss_weight * F.cross_entropy(student_rows / self.student_temp, targets)
+        pairs = [(s.flatten(0, 1), t.flatten(0, 1).detach()) for s, t in zip(student, teacher)]
+        self.remember(*(t for _, t in pairs))
+        total = sum(soft_cross_entropy(
+            s, lambda part, t=t: self.targets(t[part], teacher_temp), self.student_temp)
+            for s, t in pairs)
+        return self.loss_weight / sum(len(s) for s, _ in pairs) * total
 
     def targets(self, teacher: Tensor, teacher_temp: float) -> Tensor:
-        """The teacher's distribution over prototypes (eq. 6), same shape as ``teacher``."""
-        return ((teacher - self.center) / teacher_temp).softmax(-1)
+        """The teacher's distribution over prototypes (eq. 6), float32, shape of ``teacher``."""
+        return (teacher.float() - self.center).div_(teacher_temp).softmax(-1)
 
-    def remember(self, teacher: Tensor) -> None:
-        """Keep the sum of the teacher rows ``[R, K]`` of this batch for :meth:`accumulate`."""
-        self._last_batch = F.pad(teacher.sum(0), (0, 1), value=len(teacher))
+    def remember(self, *teacher: Tensor) -> None:
+        """Keep the sum of this batch's teacher rows, parts ``[R, K]``, for :meth:`accumulate`."""
+        sums = torch.stack([rows.sum(0, dtype=torch.float) for rows in teacher]).sum(0)
+        self._last_batch = F.pad(sums, (0, 1), value=sum(len(rows) for rows in teacher))
 
     def accumulate(self) -> None:
         """Remember the last batch for the next :meth:`update_center`."""

@@ -89,7 +89,8 @@ class PerA(SelfDistillation):
             backbone.embed(views.teacher_view.flatten(0, 1), views.teacher.flatten(0, 1))
             for views in crops
         ]
-        return self._answer(self.teacher, backbone.final(backbone.encode(groups)), crops)
+        groups = backbone.encode(groups, outputs=[0] * len(groups))  # [cls] alone
+        return self._answer(self.teacher, backbone.final(groups), crops)
 
     def study(self, crops: list[CropViews]) -> Answer:
         """The student's answer, from part s; the mask tokens of part l join at L/2 (eq. 1)."""
@@ -100,13 +101,15 @@ class PerA(SelfDistillation):
             for views in crops
         ]
         groups = backbone.encode(groups, stop=middle)
+        hidden = 0
         if self.predictor is not None:
             groups = [torch.cat([groups[0], self._mask_tokens(crops[0])], dim=1), *groups[1:]]
-        groups = backbone.final(backbone.encode(groups, start=middle))
+            hidden = crops[0].learnable.shape[-1]
+        wanted = [hidden] + [0] * (len(groups) - 1)
+        groups = backbone.final(backbone.encode(groups, start=middle, outputs=wanted))
         answer = self._answer(self.student, groups, crops)
         if self.predictor is None:
             return answer
-        hidden = crops[0].learnable.shape[-1]
         return answer._replace(pixels=self.predictor(groups[0][:, -hidden:]))
 
     def _mask_tokens(self, views: CropViews) -> Tensor:

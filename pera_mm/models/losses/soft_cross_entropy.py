@@ -1,0 +1,54 @@
+"""Cross-entropy with soft targets over very many prototypes, without needless copies.
+
+Shapes: R rows (crops x images), K prototypes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+ROWS = 32  # rows at a time: bounds the temporary memory (16 MiB each for 131,072 prototypes)
+
+
+def soft_cross_entropy(logits: Tensor, targets: Callable[[slice], Tensor],
+                       temperature: float) -> Tensor:
+    """``-sum_r sum_k targets[r, k] * log softmax(logits[r] / temperature)[k]``, in float32.
+
+    The gradient is known in the forward pass, so it alone is kept for the backward pass: besides
+    it nothing of size R x K is made, neither targets nor log-probabilities.
+
+    Args:
+        logits: ``[R, K]``.
+        targets: gives the float32 targets ``[r, K]`` of a slice of rows. They need not sum to
+            one, and get no gradient.
+        temperature: above 0.
+    """
+    return _SoftCrossEntropy.apply(logits, targets, temperature)
+
+
+class _SoftCrossEntropy(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Callable[[slice], Tensor],
+                temperature: float) -> Tensor:
+        total = torch.zeros((), device=logits.device)
+        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(logits), ROWS):
+            rows = slice(start, start + ROWS)
+            target = targets(rows)
+            logs = (logits[rows].float() / temperature).log_softmax(1)
+            total -= torch.dot(target.flatten(), logs.flatten())
+            if gradient is not None:
+                probability = logs.exp_().mul_(target.sum(1, keepdim=True))
+                gradient[rows] = probability.sub_(target).div_(temperature)
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        gradient, = ctx.saved_tensors
+        return gradient * upstream, None, None
