@@ -4,12 +4,13 @@ Shapes: G global crops, n crops of one size, B images, K prototypes.
 """
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pera_mm.models.losses.distillation_loss import DistillationLoss
+from pera_mm.models.losses.soft_cross_entropy import soft_cross_entropy
 from pera_mm.registry import MODELS
 
 
@@ -53,7 +54,6 @@ class CrossCropLoss(DistillationLoss):
         targets = self.targets(scores.detach().float(), teacher_temp)
         others = [torch.cat([targets[:i], targets[i + 1:]]).sum(0) for i in range(num_crops)]
         locals_ = [targets.sum(0)] * sum(len(group) for group in student[1:])
-        rows = torch.cat([group.flatten(0, 1) for group in student]).float()
-        loss = F.cross_entropy(rows / self.student_temp, torch.cat(others + locals_),
-                               reduction='sum')
-        return self.loss_weight * loss / (pairs * batch_size)
+        loss = sum(soft_cross_entropy(crop, target.__getitem__, self.student_temp)
+                   for crop, target in zip(chain(*student), others + locals_))
+        return self.loss_weight / (pairs * batch_size) * loss

@@ -4,10 +4,10 @@ Shapes: M masked patches of all crops, K prototypes.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pera_mm.models.losses.distillation_loss import DistillationLoss
+from pera_mm.models.losses.soft_cross_entropy import soft_cross_entropy
 from pera_mm.registry import MODELS
 
 
@@ -34,9 +34,11 @@ class IBOTLoss(DistillationLoss):
             crop: the crop that each patch belongs to, int64 ``[M]``.
             num_crops: number of global crops of all images, with and without a mask.
         """
-        teacher = teacher.detach().float()
+        teacher = teacher.detach()
         self.remember(teacher)
-        loss = F.cross_entropy(student.float() / self.student_temp,
-                               self.targets(teacher, teacher_temp), reduction='none')  # [M]
         masked = crop.new_zeros(num_crops).index_add(0, crop, torch.ones_like(crop))
-        return self.loss_weight * (loss / masked[crop]).sum() / num_crops
+        share = 1 / masked[crop].unsqueeze(1)  # [M, 1]: cross-entropy is linear in its targets
+        loss = soft_cross_entropy(
+            student, lambda part: share[part] * self.targets(teacher[part], teacher_temp),
+            self.student_temp)
+        return self.loss_weight / num_crops * loss

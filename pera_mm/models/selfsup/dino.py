@@ -20,7 +20,7 @@ class Answer(NamedTuple):
 
     scores: list[Tensor]  # prototype scores [n_g, B, K] of each crop size g
     features: Tensor  # [cls] of the global crops, [n, B, D]
-    tokens: Tensor  # all tokens of the global crops before the final norm, [n * B, 1 + N, D]
+    tokens: Tensor  # of the global crops before the final norm, [n * B, 1 (iBOT: 1 + N), D]
 
 
 @MODELS.register_module()
@@ -35,6 +35,8 @@ class DINO(SelfDistillation):
         backbone, projector, data_preprocessor: as :class:`SelfDistillation`.
         distillation: config of the :class:`CrossCropLoss`.
     """
+
+    global_outputs: int | None = 0  # tokens of a global crop that are read beside [cls]; None: all
 
     def loss(self, inputs: dict[str, CropViews],
              data_samples: list | None = None) -> dict[str, Tensor]:
@@ -78,10 +80,11 @@ class DINO(SelfDistillation):
         """Hide patches of the student's embedded global crops; DINO hides none."""
         return tokens
 
-    @staticmethod
-    def _answer(network: nn.Module, groups: list[Tensor], crops: list[CropViews]) -> Answer:
+    def _answer(self, network: nn.Module, groups: list[Tensor],
+                crops: list[CropViews]) -> Answer:
         shapes = [tuple(views.student_view.shape[:2]) for views in crops]
-        groups = network.backbone.encode(groups)
+        outputs = [self.global_outputs] + [0] * (len(groups) - 1)
+        groups = network.backbone.encode(groups, outputs=outputs)
         cls = network.backbone.final([tokens[:, :1] for tokens in groups])
         features = cls[0][:, 0].unflatten(0, shapes[0])
         return Answer(network.project(cls, shapes), features, groups[0])

@@ -54,6 +54,7 @@ class DINOv2(DINO):
         self.koleo_on = koleo_on
         self.ibot: nn.Module | None = None
         if ibot is not None:
+            self.global_outputs = None
             width = self.student.backbone.embed_dims
             self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
             if patch_projector is not None:
