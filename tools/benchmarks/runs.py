@@ -1,0 +1,132 @@
+"""Many trainings, a few at a time, that can be stopped and started again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pera_mm.datasets.writing import write_whole
+
+ROOT = Path(__file__).resolve().parents[2]
+POLL = 0.5  # seconds between two looks at the processes
+GRACE = 10.  # seconds that a stopped process has to end
+
+
+class Step(NamedTuple):
+    """A command and the JSON file whose presence says that it is done."""
+
+    command: tuple[str, ...]
+    result: Path
+    summary: Callable[[], Any] | None = None  # what to write there; None: the command writes it
+
+
+class Job(NamedTuple):
+    """Steps that run one after the other; all that they print goes to one log."""
+
+    name: str
+    log: Path
+    steps: tuple[Step, ...]
+
+    def next_step(self) -> Step | None:
+        return next((step for step in self.steps if not step.result.exists()), None)
+
+
+def train_command(config: Path, work_dir: Path, *options: str) -> tuple[str, ...]:
+    """tools/train.py; it continues from the latest checkpoint in ``work_dir``, if there is one."""
+    return (sys.executable, str(ROOT / 'tools/train.py'), str(config), '--work-dir', str(work_dir),
+            '--resume', '--cfg-options', *options)
+
+
+def run_all(jobs: Sequence[Job], at_a_time: int,
+            show: Callable[[list[Job], list[Job]], None] = lambda running, ended: None,
+            ) -> list[Job]:
+    """Run what is not done yet, each command on one thread; the jobs that failed.
+
+    A job that fails does not stop the others. On Ctrl-C and SIGTERM all commands are ended.
+
+    Args:
+        jobs: to start in this order.
+        at_a_time: how many run at once.
+        show: called often with the jobs that run and those that ended since the last call.
+    """
+    waiting = deque(jobs)
+    running: dict[Job, tuple[Step, subprocess.Popen]] = {}
+    failed = []
+    try:
+        with sigterm_as_interrupt():
+            while waiting or running:
+                ended = []
+                while waiting and len(running) < at_a_time:
+                    job = waiting.popleft()
+                    if not _go_on(job, running):
+                        ended.append(job)
+                for job, (step, process) in list(running.items()):
+                    if process.poll() is None:
+                        continue
+                    del running[job]
+                    if not _succeeded(step, process):
+                        failed.append(job)
+                        ended.append(job)
+                    elif not _go_on(job, running):
+                        ended.append(job)
+                show(list(running), ended)
+                time.sleep(POLL if running else 0)
+    finally:
+        _stop([process for _, process in running.values()])
+    return failed
+
+
+def _go_on(job: Job, running: dict[Job, tuple[Step, subprocess.Popen]]) -> bool:
+    """Start the job's next step; False if there is none."""
+    step = job.next_step()
+    if step is None:
+        return False
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    with open(job.log, 'a') as output:
+        # A session of its own: Ctrl-C reaches us alone, and we end the workers with their parent.
+        process = subprocess.Popen(
+            step.command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            env=os.environ | {'OMP_NUM_THREADS': '1'})
+    running[job] = step, process
+    return True
+
+
+def _succeeded(step: Step, process: subprocess.Popen) -> bool:
+    if process.returncode:
+        return False
+    if step.summary is not None:
+        write_whole(step.result, json.dumps(step.summary()).encode())
+    return step.result.exists()
+
+
+def _stop(processes: list[subprocess.Popen]) -> None:
+    for signum in (signal.SIGTERM, signal.SIGKILL):
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signum)
+        end = time.monotonic() + GRACE
+        while any(process.poll() is None for process in processes) and time.monotonic() < end:
+            time.sleep(POLL)
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Within, SIGTERM raises KeyboardInterrupt as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def scalars(work_dir: Path) -> list[dict]:
+    """What a training logged, also in several attempts: lines of later attempts last."""
+    return [json.loads(line) for file in sorted(work_dir.glob('*/vis_data/scalars.json'))
+            for line in file.read_text().splitlines() if line.endswith('}')]
