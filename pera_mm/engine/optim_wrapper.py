@@ -35,6 +35,12 @@ class TrainedOnlyConstructor(DefaultOptimWrapperConstructor):
         trained = [p for p in model.parameters() if p.requires_grad]
         return super().__call__(SimpleNamespace(parameters=lambda: trained))
 
+    def add_params(self, params: list[dict], module: nn.Module, prefix: str = '',
+                   **kwargs: Any) -> None:
+        """As MMEngine's, which warns of every single tensor of a frozen teacher."""
+        if any(p.requires_grad for p in module.parameters()):
+            super().add_params(params, module, prefix, **kwargs)
+
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayConstructor(LearningRateDecayOptimWrapperConstructor):
@@ -46,7 +52,9 @@ class LayerDecayConstructor(LearningRateDecayOptimWrapperConstructor):
     answer, so here the ViT does.
 
     ``paramwise_cfg`` as MMPretrain's: ``layer_decay_rate`` (default 1: no decay),
-    ``norm_decay_mult``, ``bias_decay_mult``, ``flat_decay_mult``, ``custom_keys`` (decay only).
+    ``norm_decay_mult``, ``bias_decay_mult``, ``flat_decay_mult``, ``custom_keys`` with
+    ``decay_mult`` and, what MMPretrain's has not, ``lr_mult``: a factor on top of the layer's.
+    Of a self-distillation model it is the student's ViT that counts; the teacher is left out.
 
     Raises:
         ValueError: if the model has no ViT.
@@ -57,8 +65,12 @@ class LayerDecayConstructor(LearningRateDecayOptimWrapperConstructor):
         """As MMPretrain's, for the whole model."""
         if get_layer_depth is None:
             path, vit = _find_vit(module)
-            get_layer_depth = partial(vit.get_layer_depth, prefix=f'{path}.' if path else '')
-        super().add_params(params, module, prefix, get_layer_depth)
+            depth = partial(vit.get_layer_depth, prefix=f'{path}.' if path else '')
+            super().add_params(params, module, prefix, depth)
+            for group in params:
+                group['lr'] *= group.pop('lr_mult', 1.)
+        else:
+            super().add_params(params, module, prefix, get_layer_depth)
 
 
 def _find_vit(model: nn.Module) -> tuple[str, Any]:

@@ -44,7 +44,7 @@ def test_one_image_per_device_without_koleo_trains(start):
 
 def test_patch_sizes_of_pipeline_and_backbone_differ(start):
     with pytest.raises(ValueError, match='64 x 64 crop has 64 patches of 8 px, but the pipeline '
-                                         'splits 16; give DisjointMask the patch_size'):
+                                         r'splits 16; give DisjointMask \(or BlockMask\) the '):
         start(lambda model, pipeline: model['backbone'].update(patch_size=8))
 
 

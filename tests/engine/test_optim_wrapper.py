@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from mmengine.optim import build_optim_wrapper
+from mmengine.logging import MMLogger
+from mmengine.optim import CosineAnnealingParamScheduler, build_optim_wrapper
 from torch import nn
 
 from pera_mm.engine.optim_wrapper import AutocastOptimWrapper
@@ -164,3 +165,42 @@ def test_layer_decay_of_one_changes_nothing_and_norms_may_keep_their_weight():
 def test_layer_decay_without_a_vit_says_so():
     with pytest.raises(ValueError, match='found no ViT in Linear'):
         layer_decay(nn.Linear(2, 2), layer_decay_rate=0.5)
+
+
+def test_layer_decay_of_a_pretraining_is_the_students(tiny_cfg):
+    """DINOv2's groups: .9 per layer, patch embedding x .2 on top, no decay of 1-D tensors."""
+    model = MODELS.build(tiny_cfg)
+    groups = layer_decay(model, layer_decay_rate=0.9, flat_decay_mult=0., custom_keys={
+        'patch_embed.projection.weight': dict(lr_mult=0.2),
+        'patch_embed.projection.bias': dict(lr_mult=0.2, decay_mult=0.)})
+    assert set(groups) == {name for name, p in model.named_parameters() if p.requires_grad}
+    vit = 'student.backbone'
+    for name, rate, decay in [(f'{vit}.patch_embed.projection.weight', 0.2 * 0.9**5, 0.1),
+                              (f'{vit}.patch_embed.projection.bias', 0.2 * 0.9**5, 0.),
+                              (f'{vit}.pos_embed', 0.9**5, 0.1),
+                              (f'{vit}.layers.3.ln1.weight', 0.9, 0.),
+                              ('student.projector.mlp.0.weight', 1., 0.1),
+                              ('student.projector.mlp.0.bias', 1., 0.), ('mask_token', 1., 0.1)]:
+        assert groups[name]['lr'] == pytest.approx(1e-2 * rate), name
+        assert groups[name]['weight_decay'] == pytest.approx(decay), name
+
+
+def test_a_weight_decay_schedule_by_ratio_lifts_no_group_without_decay():
+    wrapper = build_optim_wrapper(nn.Linear(2, 2), dict(
+        paramwise_cfg=dict(bias_decay_mult=0.),
+        optimizer=dict(type='AdamW', lr=1., weight_decay=0.04)))
+    schedule = CosineAnnealingParamScheduler(wrapper, 'weight_decay', T_max=5, eta_min_ratio=10)
+    for _ in range(5):
+        wrapper.optimizer.step()
+        schedule.step()
+    assert [group['weight_decay'] for group in wrapper.optimizer.param_groups] == [
+        pytest.approx(0.4), 0.]
+
+
+def test_a_frozen_teacher_is_left_out_without_a_warning_for_each_tensor(tiny_cfg, caplog):
+    model = MODELS.build(tiny_cfg)
+    MMLogger.get_current_instance().addHandler(caplog.handler)
+    build_optim_wrapper(model, dict(
+        constructor='pera_mm.TrainedOnlyConstructor', paramwise_cfg=dict(flat_decay_mult=0.),
+        optimizer=dict(type='AdamW', lr=1., weight_decay=0.04)))
+    assert not [record for record in caplog.records if 'requires_grad' in record.getMessage()]

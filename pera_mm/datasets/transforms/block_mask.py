@@ -49,7 +49,7 @@ class BlockMask(BaseTransform):
             raise ValueError('BlockMask: ratio must be two shares, 0 < smallest <= largest < 1, '
                              f'got {tuple(ratio)}.')
         self.patch_size = patch_size
-        self.ratio = ratio
+        self.least, self.most = ratio
 
     def transform(self, results: dict) -> dict:
         """Add ``split``."""
@@ -65,7 +65,7 @@ class BlockMask(BaseTransform):
         mask = np.zeros((num_crops, *grid), bool)
         if name == 'global':
             for crop in rng.permutation(num_crops)[:(num_crops + 1) // 2]:
-                budget = max(int(rng.uniform(*self.ratio) * mask[crop].size), 1)
+                budget = max(int(rng.uniform(self.least, self.most) * mask[crop].size), 1)
                 hide_rectangles(mask[crop], budget, rng)
         return whole_crop(num_crops, grid[0] * grid[1])._replace(
             learnable=torch.from_numpy(mask.reshape(num_crops, -1)))

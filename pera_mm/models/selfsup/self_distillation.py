@@ -113,7 +113,8 @@ class SelfDistillation(BaseModel):
         if h * w not in split:
             raise ValueError(
                 f'a {height} x {width} crop has {h * w} patches of {self.patch_size} px, but the '
-                f'pipeline splits {split[-1]}; give DisjointMask the patch_size of the backbone.')
+                f'pipeline splits {split[-1]}; give DisjointMask (or BlockMask) the patch_size of '
+                'the backbone.')
 
     def _clocked(self, name: str) -> float:
         value = getattr(self, name)
