@@ -4,26 +4,25 @@
     python tools/benchmarks/transfer.py
 
 Draws the scenes that are missing, trains every task's scenes config from the demo's teacher and
-from random weights with several seeds, and prints the metric after the last epoch as a table. A
-training that is done already is not repeated, so it can be stopped and started again.
+from random weights with several seeds, and prints the metric after the last epoch as a table. Stop
+it at any time: a later start repeats nothing that is done and continues what was interrupted.
 """
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.progress import track
+from rich.progress import Progress
+from runs import ROOT, Job, Step, run_all, scalars, train_command
 
 from pera_mm.datasets.scenes import write_scenes
 from pera_mm.launch import errors_in_one_sentence
 
-ROOT = Path(__file__).resolve().parents[2]
 STARTS = ('random', 'teacher')
 
 
@@ -68,13 +67,15 @@ def main() -> None:
     if not args.teacher.is_file():
         raise SystemExit(f'There is no teacher {args.teacher}: run make demo first.')
     draw_scenes()
-    runs = [(name, start, seed) for name in args.tasks for seed in args.seeds for start in STARTS]
-    with ThreadPoolExecutor(args.jobs) as pool:
-        futures = [pool.submit(score, args.work_dir / f'{name}_{start}_{seed}', TASKS[name], start,
-                               seed, args.teacher) for name, start, seed in runs]
-        for future in track(futures, description='training'):
-            future.result()
-    scores = {run: future.result() for run, future in zip(runs, futures)}
+    jobs = {(name, start, seed): job(args, name, start, seed)
+            for name in args.tasks for seed in args.seeds for start in STARTS}
+    with Progress() as progress:
+        bar = progress.add_task('training', total=len(jobs))
+        failed = run_all(list(jobs.values()), args.jobs,
+                         lambda running, ended: progress.advance(bar, len(ended)))
+    if failed:
+        raise SystemExit('Failed, see ' + ', '.join(str(job.log) for job in failed) + '.')
+    scores = {run: json.loads(job.steps[0].result.read_text()) for run, job in jobs.items()}
     print(table(args.tasks, args.seeds, scores))
 
 
@@ -87,29 +88,21 @@ def draw_scenes() -> None:
                         splits / 'tr50', '--share', '0.5'], check=True, stdout=subprocess.DEVNULL)
 
 
-def score(work_dir: Path, task: Task, start: str, seed: int, teacher: Path) -> float:
-    """Train, unless it is done; the metric in percent after the last epoch."""
-    done = work_dir / 'score.json'
-    if not done.exists():
-        init = [f'{task.vit}.init_cfg=None'] if start == 'random' else [
-            f'{task.vit}.init_cfg.checkpoint={teacher}']
-        work_dir.mkdir(parents=True, exist_ok=True)
-        with open(work_dir / 'output.txt', 'w') as output:
-            result = subprocess.run(
-                [sys.executable, ROOT / 'tools/train.py', ROOT / f'configs/{task.config}.py',
-                 '--work-dir', work_dir, '--cfg-options', f'randomness.seed={seed}', *init],
-                stdout=output, stderr=subprocess.STDOUT, env=os.environ | {'OMP_NUM_THREADS': '1'})
-        if result.returncode:
-            raise SystemExit(f'{work_dir.name} failed: see {work_dir}/output.txt.')
-        done.write_text(json.dumps(last_value(work_dir, task.metric)))
-    return json.loads(done.read_text())
+def job(args: argparse.Namespace, name: str, start: str, seed: int) -> Job:
+    """Train, unless it is done, and keep the metric after the last epoch."""
+    task, work_dir = TASKS[name], args.work_dir / f'{name}_{start}_{seed}'
+    init = f'{task.vit}.init_cfg=None' if start == 'random' else (
+        f'{task.vit}.init_cfg.checkpoint={args.teacher}')
+    command = train_command(ROOT / f'configs/{task.config}.py', work_dir,
+                            f'randomness.seed={seed}', init)
+    return Job(work_dir.name, work_dir / 'output.txt',
+               (Step(command, work_dir / 'score.json',
+                     partial(last_value, work_dir, task.metric)), ))
 
 
 def last_value(work_dir: Path, metric: str) -> float:
     """The metric of the last validation, in percent."""
-    newest = max(work_dir.glob('*/vis_data/scalars.json'))
-    lines = map(json.loads, newest.read_text().splitlines())
-    value = [line[metric] for line in lines if metric in line][-1]
+    value = [line[metric] for line in scalars(work_dir) if metric in line][-1]
     return value * 100 if metric.startswith('pascal_voc') else value
 
 
