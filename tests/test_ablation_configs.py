@@ -1,0 +1,85 @@
+"""Table 11's switches do what their rows say, at the paper's size and in small."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+
+from pera_mm.registry import MODELS
+
+CONFIGS = Path(__file__).parent.parent / 'configs'
+PERA = {'paper': CONFIGS / 'pera/ablations', 'small': CONFIGS / 'small'}
+
+
+def crops_of(cfg: Config) -> dict:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    return Compose(cfg.train_dataloader.dataset.pipeline)(dict(
+        img=image, rng=rng, img_path='random', sample_idx=0, skipped=[]))['inputs']
+
+
+@pytest.mark.parametrize('size', ['paper', 'small'])
+@pytest.mark.parametrize('row, aligned, disjoint, predicts', [
+    ('sa', True, False, False), ('sa-dm', True, True, False), ('dm-pp', False, True, True)])
+def test_rows_of_pera(size, row, aligned, disjoint, predicts):
+    cfg = Config.fromfile(PERA[size] / f'table11_{row}.py')
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    assert (model.predictor is not None) == predicts == hasattr(model, 'mask_token')
+    for group in crops_of(cfg).values():
+        assert len(group.pixels) == (1 if aligned else 2)  # views: one geometry serves both
+        student, learnable, teacher = (part[0].tolist() for part in group[1:])
+        number = (group.pixels.shape[2] // 16)**2
+        if disjoint:
+            assert sorted(student + learnable + teacher) == list(range(number))
+            assert len(student) == round(.2 * number)
+        else:
+            assert student == teacher == list(range(number)) and not learnable
+
+
+def test_nothing_else_changes():
+    """The rows differ from PerA in their switches alone."""
+    for size, base in (('paper', CONFIGS / 'pera/pera_vitb_tov-100k.py'),
+                       ('small', CONFIGS / 'small/pera.py')):
+        for row in ('sa', 'sa-dm', 'dm-pp'):
+            pera, changed = (Config.fromfile(path).to_dict() for path in (
+                base, PERA[size] / f'table11_{row}.py'))
+            for cfg in (pera, changed):
+                for key in ('predictor', 'pixel'):
+                    cfg['model'].pop(key)
+                for pipeline in (cfg['train_pipeline'],
+                                 cfg['train_dataloader']['dataset']['pipeline']):
+                    pipeline[0].pop('aligned', None)
+                    pipeline[1].pop('disjoint', None)
+            assert pera == changed, (size, row)
+
+
+def test_the_last_row_is_pera_and_the_first_loses_its_masks_with_ibot():
+    last = Config.fromfile(PERA['paper'] / 'table11_sa-dm-pp.py')
+    assert last.to_dict() == Config.fromfile(CONFIGS / 'pera/pera_vitb_tov-100k.py').to_dict()
+    cfg = Config.fromfile(CONFIGS / 'baselines/dinov2_vitb_tov-100k.py')
+    cfg.merge_from_dict({'model.ibot': None})
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    assert model.ibot is None and not hasattr(model, 'mask_token')
+    for group in crops_of(cfg).values():
+        model.check_split(*group.pixels.shape[-3:-1], [part.shape[-1] for part in group[1:]])
+
+
+def test_small_configs_share_budget_optimizer_and_schedule():
+    """Comparisons of configs/small are between methods."""
+    shared = ('train_cfg', 'param_scheduler', 'randomness')
+    cfgs = {name: Config.fromfile(CONFIGS / f'small/{name}.py')
+            for name in ('pera', 'dino', 'dinov2', 'mae', 'mocov3')}
+    for name, cfg in cfgs.items():
+        for key in shared:
+            assert cfg[key] == cfgs['pera'][key], (name, key)
+        assert cfg.optim_wrapper.optimizer == cfgs['pera'].optim_wrapper.optimizer, name
+        assert cfg.train_dataloader.batch_size == 32
+        assert cfg.train_dataloader.dataset.source == 'data/rsscn7'
+    for name in ('dino', 'dinov2'):
+        assert cfgs[name].train_pipeline[0] == cfgs['pera'].train_pipeline[0]
+        assert cfgs[name].default_hooks.schedule.momentum == dict(start=.98, end=1.)
