@@ -1,5 +1,7 @@
 """DINO and DINOv2 against the oracle: losses, gradients and whole training steps."""
 
+import copy
+
 import pytest
 import torch
 from reference import dino, paper
@@ -292,3 +294,41 @@ def test_unknown_place_of_koleo(dinov2_cfg):
     with pytest.raises(ValueError, match=r"koleo_on must be 'scores' .* or 'features' .* 'cls'"):
         DINOv2(**{**{key: value for key, value in dinov2_cfg.items() if key != 'type'},
                   'koleo_on': 'cls'})
+
+
+def test_bfloat16_stays_close_and_losses_are_float32(dinov2_cfg):
+    model, crops = build(dinov2_cfg), make_crops(4, masked=True)
+    exact = model.loss(crops)
+    with torch.autocast('cpu', torch.bfloat16):
+        rounded = model.loss(crops)
+        sum(rounded.values()).backward()
+    for name, value in exact.items():
+        assert rounded[name].dtype == torch.float32
+        torch.testing.assert_close(rounded[name], value, rtol=0.02, atol=0.02)
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+def test_deepcopy_and_recomputed_activations_change_nothing(dinov2_cfg):
+    model, crops = build(dinov2_cfg), make_crops(masked=True)
+    copied = copy.deepcopy(model)
+    for module in copied.student.modules():
+        if hasattr(module, 'with_cp'):
+            module.with_cp = True
+    losses = [sum(each.loss(crops).values()) for each in (model, copied)]
+    assert torch.equal(*losses)
+    for loss in losses:
+        loss.backward()
+    for one, two in zip(model.parameters(), copied.parameters()):
+        assert one.grad is None or torch.equal(one.grad, two.grad)
+
+
+def test_an_empty_mask_costs_and_moves_nothing(dinov2_cfg):
+    """It happens where no crop is masked, as with a pipeline of one's own."""
+    model, crops = build(dinov2_cfg), make_crops(masked=True)
+    crops['global'].learnable.zero_()
+    loss = model.loss(crops)
+    sum(loss.values()).backward()
+    assert loss['loss_ibot'] == 0
+    model.accumulate()
+    model.advance()
+    assert model.ibot.center.isfinite().all()

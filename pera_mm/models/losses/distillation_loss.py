@@ -81,6 +81,8 @@ class DistillationLoss(nn.Module):
         if self._pending is None:
             return
         all_reduce(self._pending)
-        mean = self._pending[:-1] / self._pending[-1]
-        self.center.lerp_(mean.unsqueeze(0), 1 - self.center_momentum)
+        number = self._pending[-1]
+        mean = self._pending[:-1] / number.clamp(min=1)
+        # no rows, as of a batch without a masked patch: the centre stays
+        self.center.lerp_(mean.unsqueeze(0), (1 - self.center_momentum) * (number > 0))
         self._pending = None
