@@ -9,7 +9,7 @@ else by name.
 import pickle
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, TypeAlias
@@ -20,6 +20,8 @@ from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 MMAP_FROM = 2**30  # bytes: larger files are mapped, so that eight ranks share one copy in memory
@@ -127,10 +129,10 @@ _PICKLE = SimpleNamespace(__name__='pera_mm.checkpoints', Unpickler=_Unpickler, 
 def load_checkpoint(
     path: str | Path, map_location: MapLocation = 'cpu', mmap: bool | None = None
 ) -> Any:
-    """Read a ``torch.save`` file without running anything that it brings.
+    """Read a ``torch.save`` or safetensors file without running anything that it brings.
 
     Args:
-        path: A local file, in torch's zip format or the older one.
+        path: A local file: safetensors, or torch's zip format or the older one.
         map_location: As in ``torch.load``.
         mmap: Map the tensors into memory instead of reading them (zip format only). By default
             for files of 1 GiB and more.
@@ -143,6 +145,8 @@ def load_checkpoint(
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f'There is no checkpoint {path}: check the path.')
+    if _is_safetensors(path):
+        return _load_safetensors(path, map_location)
     is_zip = _is_zip(path)
     if mmap is None:
         mmap = path.stat().st_size >= MMAP_FROM
@@ -198,10 +202,42 @@ def _is_zip(path: Path) -> bool:
     return False
 
 
-def _unreadable(path: Path, reason: str) -> ValueError:
+def _is_safetensors(path: Path) -> bool:
+    """A safetensors file starts with the length of its header and the brace of a JSON object."""
+    with path.open('rb') as file:
+        return file.read(9)[8:] == b'{'
+
+
+def _load_safetensors(path: Path, map_location: MapLocation) -> dict[str, Tensor]:
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise _unreadable(path, str(error), 'safetensors file') from None
+    if isinstance(map_location, str | torch.device):
+        return {key: value.to(map_location) for key, value in state.items()}
+    return state
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """What a safetensors file says of itself; nothing for another kind of file.
+
+    Raises:
+        ValueError: If the file is a safetensors file, but not a whole one.
+    """
+    path = Path(path).expanduser()
+    if not _is_safetensors(path):
+        return {}
+    try:
+        with safe_open(path, 'pt') as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise _unreadable(path, str(error), 'safetensors file') from None
+
+
+def _unreadable(path: Path, reason: str, kind: str = 'torch checkpoint') -> ValueError:
     size = path.stat().st_size
     return ValueError(
-        f'{path} ({size:,} bytes) is not a whole torch checkpoint '
+        f'{path} ({size:,} bytes) is not a whole {kind} '
         f'({reason.splitlines()[0] if reason else "it ends too early"}): it was cut off while '
         'being written or copied, or is something else; compare its size with the original and '
         'copy it again, or go back to the checkpoint before it.'
@@ -217,6 +253,8 @@ def activate() -> None:
     """Make :func:`load_from_local` what MMEngine's runners and initialisers load files with."""
     CheckpointLoader.register_scheme('', load_from_local, force=True)
 
+
+CENTER = 'distillation.center'  # of the prototype scores; the authors' files do not have it
 
 # -- key names ------------------------------------------------------------------------------
 
@@ -243,7 +281,7 @@ def backbone_names(depth: int) -> dict[str, str]:
 
 
 def pera_names(depth: int) -> dict[str, str]:
-    """Our key → the PerA authors' key of a whole model: 24 x depth + 37 of them."""
+    """Our key → the PerA authors' key of a whole model, in their order: 24 x depth + 37."""
     head = [f'mlp.{i}.{kind}' for i in (0, 2, 4) for kind in ('weight', 'bias')]
     last = ['last_layer.weight_v', 'last_layer.weight_g']
     names = {'mask_token': 's_mask_token'}
@@ -273,7 +311,7 @@ def reference_to_pera(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def pera_to_reference(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Our weights under the PerA authors' names; the centre is left out, as they do.
+    """Our weights under the PerA authors' names, in their order; they do not keep the centre.
 
     Args:
         state: A checkpoint of ours, or its ``'state_dict'`` part.
@@ -281,8 +319,27 @@ def pera_to_reference(state: Mapping[str, Any]) -> dict[str, Tensor]:
     Raises:
         ValueError: If a key is missing or unknown.
     """
-    state = {k: v for k, v in _weights(state).items() if k != 'distillation.center'}
+    state = {k: v for k, v in _weights(state).items() if k != CENTER}
     return _rename(state, pera_names(_depth(state)), 'the PerA state dict')
+
+
+def pera_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The whole PerA model of a checkpoint under our names, every tensor accounted for.
+
+    Args:
+        state: A checkpoint of ours or the authors' raw training file.
+
+    Returns:
+        The 24 x depth + 37 tensors, and ``distillation.center`` where the file has it.
+
+    Raises:
+        ValueError: If a key is missing or unknown.
+    """
+    state = _weights(state)
+    if 's_mask_token' in state or any('cls_head.' in key for key in state):
+        return reference_to_pera(state)
+    known = [*pera_names(_depth(state)), CENTER] if CENTER in state else pera_names(_depth(state))
+    return _rename(state, {key: key for key in known}, 'the PerA model')
 
 
 def timm_to_backbone(state: StateDict) -> dict[str, Tensor]:
@@ -304,6 +361,64 @@ def backbone_to_timm(state: StateDict) -> dict[str, Tensor]:
     return _rename(state, backbone_names(_depth(state)), 'the backbone')
 
 
+_HF_BLOCK = {
+    'ln1': 'layernorm_before',
+    'attn.proj': 'attention.output.dense',
+    'ln2': 'layernorm_after',
+    'ffn.layers.0.0': 'intermediate.dense',
+    'ffn.layers.1': 'output.dense',
+}
+
+
+def hf_names(depth: int) -> dict[str, str | tuple[str, str, str]]:
+    """Our key → the key of Hugging Face's ``ViTModel``; three for queries, keys and values.
+
+    These are the names of the files on their hub, which every version of transformers reads.
+    """
+    modules = {
+        'patch_embed.projection': 'embeddings.patch_embeddings.projection', 'ln1': 'layernorm'}
+    for i in range(depth):
+        there = f'encoder.layer.{i}'
+        modules |= {f'layers.{i}.{ours}': f'{there}.{hf}' for ours, hf in _HF_BLOCK.items()}
+    names: dict[str, str | tuple[str, str, str]] = {
+        'cls_token': 'embeddings.cls_token', 'pos_embed': 'embeddings.position_embeddings'}
+    for kind in ('weight', 'bias'):
+        names |= {f'{ours}.{kind}': f'{hf}.{kind}' for ours, hf in modules.items()}
+        for i in range(depth):
+            there = f'encoder.layer.{i}.attention.attention'
+            names[f'layers.{i}.attn.qkv.{kind}'] = (
+                f'{there}.query.{kind}', f'{there}.key.{kind}', f'{there}.value.{kind}')
+    return names
+
+
+def backbone_to_hf(state: StateDict) -> dict[str, Tensor]:
+    """Our backbone under the names of Hugging Face's ``ViTModel``: 16 x depth + 6 tensors.
+
+    Raises:
+        ValueError: If a key is missing or unknown.
+    """
+    names = hf_names(_depth(state))
+    _account(state, names, 'the backbone')
+    out = {}
+    for ours, hf in names.items():
+        out.update({hf: state[ours]} if isinstance(hf, str) else zip(hf, state[ours].chunk(3)))
+    return out
+
+
+def hf_to_backbone(state: StateDict) -> dict[str, Tensor]:
+    """A Hugging Face ``ViTModel`` under the names of our backbone; its pooler is left out.
+
+    Raises:
+        ValueError: If a key is missing or unknown.
+    """
+    state = {key: value for key, value in state.items() if not key.startswith('pooler.')}
+    names = hf_names(_depth(state))
+    flat = [key for hf in names.values() for key in ([hf] if isinstance(hf, str) else hf)]
+    _account(state, flat, 'the Hugging Face ViT')
+    return {ours: state[hf] if isinstance(hf, str) else torch.cat([state[key] for key in hf])
+            for ours, hf in names.items()}
+
+
 def teacher_backbone(state: Mapping[str, Any], network: str = 'teacher') -> dict[str, Tensor]:
     """The teacher's backbone, which is what downstream tasks use (paper, section 3.2.3).
 
@@ -312,8 +427,8 @@ def teacher_backbone(state: Mapping[str, Any], network: str = 'teacher') -> dict
 
     Args:
         state: A checkpoint of ours, the authors' raw training file, one of MMPretrain (MAE,
-            MoCo v3, a classifier: its ViT is ``backbone``), or a bare backbone under our names or
-            timm's.
+            MoCo v3, a classifier: its ViT is ``backbone``), or a bare backbone under our names,
+            timm's or Hugging Face's.
         network: ``'teacher'``, or ``'student'`` to take the other one; where there is only one
             backbone it is taken as it is.
 
@@ -326,14 +441,18 @@ def teacher_backbone(state: Mapping[str, Any], network: str = 'teacher') -> dict
     if network not in ('teacher', 'student'):
         raise ValueError(f"network must be 'teacher' or 'student', got {network!r}.")
     state = _weights(state)
+    if 'embeddings.cls_token' in state:
+        return hf_to_backbone(state)
     prefixes = (f'{network}.backbone.', 'backbone.', '')
     prefix = next((prefix for prefix in prefixes if f'{prefix}cls_token' in state), None)
     if prefix is None:
         groups = sorted({'.'.join(key.split('.')[:2]) for key in state})
+        other = {'teacher': 'student', 'student': 'teacher'}[network]
+        hint = f' (network={other!r} is there)' if f'{other}.backbone.cls_token' in state else ''
         raise ValueError(
             f'There is no {network} backbone among the {len(state)} tensors of this checkpoint: '
             f'expected keys {network}.backbone.*, backbone.* or a bare ViT (cls_token, '
-            f'pos_embed, …), found {_listed(groups)}.'
+            f'pos_embed, …), found {_listed(groups)}{hint}.'
         )
     found = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     found = _with_qkv_bias(found)
@@ -362,18 +481,24 @@ def _weights(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _depth(state: StateDict) -> int:
-    matches = (re.search(r'(?:^|\.)(?:layers|blocks)\.(\d+)\.', key) for key in state)
+    matches = (re.search(r'(?:^|\.)(?:layers?|blocks)\.(\d+)\.', key) for key in state)
     return len({match.group(1) for match in matches if match})
 
 
-def _rename(state: StateDict, names: Mapping[str, str], what: str) -> dict[str, Tensor]:
-    missing, unknown = sorted(names.keys() - state.keys()), sorted(state.keys() - names.keys())
-    if missing or unknown:
+def _account(state: StateDict, names: Iterable[str], what: str) -> None:
+    expected, found = set(names), set(state)
+    if expected != found:
         raise ValueError(
-            f'Not every tensor of {what} is accounted for: missing {_listed(missing)}; '
-            f'unknown {_listed(unknown)}.'
+            f'Not every tensor of {what} is accounted for: '
+            f'missing {_listed(sorted(expected - found))}; '
+            f'unknown {_listed(sorted(found - expected))}.'
         )
-    return {names[key]: value for key, value in state.items()}
+
+
+def _rename(state: StateDict, names: Mapping[str, str], what: str) -> dict[str, Tensor]:
+    """The tensors under their new names, in the order of ``names``."""
+    _account(state, names, what)
+    return {new: state[old] for old, new in names.items()}
 
 
 def _listed(keys: list[str], limit: int = 12) -> str:
