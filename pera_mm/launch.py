@@ -165,7 +165,10 @@ def set_checkpoint(cfg: Config, checkpoint: str, *, resume: bool = False) -> Non
     """
     cfg.resume = resume
     if resume and checkpoint == 'auto':
-        cfg.load_from = None
+        if cfg.get('load_from') and not Path(cfg.work_dir, 'last_checkpoint').exists():
+            cfg.resume = False  # the first start, from the config's weights
+        else:
+            cfg.load_from = None
         return
     if '://' not in checkpoint and not Path(checkpoint).exists():
         raise ValueError(f'No checkpoint at {checkpoint}.')

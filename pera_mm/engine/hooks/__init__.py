@@ -2,6 +2,7 @@
 
 from pera_mm.engine.hooks.checkpoint import AtomicCheckpointHook
 from pera_mm.engine.hooks.config_check import ConfigCheckHook
+from pera_mm.engine.hooks.continue_from import ContinueHook
 from pera_mm.engine.hooks.freeze_last_layer import FreezeLastLayerHook
 from pera_mm.engine.hooks.health import HealthHook
 from pera_mm.engine.hooks.probe import ProbeHook
@@ -13,6 +14,7 @@ from pera_mm.engine.hooks.teacher import TeacherHook
 __all__ = [
     'AtomicCheckpointHook',
     'ConfigCheckHook',
+    'ContinueHook',
     'FreezeLastLayerHook',
     'HealthHook',
     'ProbeHook',

@@ -1,0 +1,36 @@
+"""Continued pre-training of the released ViT-G on tiles of one's own, 20 epochs.
+
+Source:   ours; the authors published no such run. The teacher goes on where the release stands
+          (epoch 42 of 200: temperature .03, momentum .998), the learning rate is a fifth of the
+          peak, with a short warm-up because optimizer and centre start anew.
+Weights:  load_from: the authors' raw file as downloaded, or one of tools/weights/convert.py
+          (docs/weights.md). A whole model restores student, teacher, heads and mask token (and the
+          centre, which the authors' file does not have); a backbone restores the backbones alone.
+          The start of the log says which. --resume continues this run and reads no weights anew.
+Target:   none; compare by a probe of your own scenes before and after.
+Hardware: as pera_vitg_rsrsd.py. For fewer images or GPUs keep the 192 images a step by
+          optim_wrapper.accumulative_counts, or lower lr with them.
+Command:  tools/dist_train.sh configs/pera/pera_vitg_continue.py 8 --cfg-options \
+              load_from=checkpoints/pera_ViTG161024.params \
+              train_dataloader.dataset.source=data/my_tiles
+"""
+
+_base_ = 'pera_vitg_rsrsd.py'
+
+load_from = 'checkpoints/pera_ViTG161024.params'
+train_dataloader = dict(dataset=dict(source='data/my_tiles'))
+
+optim_wrapper = dict(optimizer=dict(lr=2e-4))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-30, end=2, by_epoch=True, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', eta_min=1e-6, begin=2, by_epoch=True,
+         convert_to_iter_based=True),
+    dict(type='CosineAnnealingParamScheduler', param_name='weight_decay', eta_min=0.2,
+         by_epoch=True, convert_to_iter_based=True),
+]
+train_cfg = dict(max_epochs=20)
+default_hooks = dict(
+    weights=dict(type='pera_mm.ContinueHook'),
+    schedule=dict(
+        teacher_temp=dict(start=0.03, end=0.03, warmup_epochs=0),
+        momentum=dict(start=0.998, end=1.0)))

@@ -1,0 +1,159 @@
+"""Continued pre-training: everything of the file arrives, and a resume goes on from its own."""
+
+import logging
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from safetensors.torch import save_file
+from training_runs import build_runner, draw_images, last_checkpoint, training_cfg
+
+from pera_mm.checkpoints import CENTER, backbone_to_timm, pera_to_reference
+from pera_mm.launch import set_checkpoint
+from pera_mm.registry import MODELS
+
+
+class Start(Hook):
+    """Keeps the weights and the iteration that training starts with."""
+
+    def before_train(self, runner):
+        self.iter = runner.iter
+        self.state = {key: value.clone() for key, value in runner.model.state_dict().items()}
+
+
+@pytest.fixture
+def weights(tiny_cfg):
+    """Of a PerA that differs from a new one in every tensor."""
+    model = MODELS.build(tiny_cfg)
+    return {key: torch.randn_like(value) for key, value in model.state_dict().items()}
+
+
+@pytest.fixture
+def run(tmp_path, tiny_cfg, tiny_pipeline):
+    """Trains two epochs of two iterations; returns what the run started with, and the runner."""
+    images = draw_images(tmp_path / 'images', 4)
+
+    def train(load_from, model=tiny_cfg, **options):
+        start = Start()
+        cfg = training_cfg(tmp_path / 'run', images, model, tiny_pipeline, interval=2,
+                           load_from=load_from and str(load_from), **options)
+        cfg['log_level'] = 'INFO'
+        cfg['custom_hooks'].append(dict(type='pera_mm.ContinueHook'))
+        runner = build_runner(cfg, (start,))
+        runner.train()
+        return start, runner
+
+    return train
+
+
+def save(path, content):
+    torch.save(content, path)
+    return path
+
+
+def said(caplog) -> str:
+    return next(record.getMessage() for record in caplog.records
+                if record.getMessage().startswith('This run starts from'))
+
+
+@pytest.fixture
+def listening(caplog, monkeypatch):
+    """MMEngine's loggers keep to themselves; here INFO reaches pytest."""
+    from mmengine.logging import MMLogger
+    handle = MMLogger.callHandlers
+
+    def both(self, record):
+        caplog.handler.handle(record)
+        handle(self, record)
+
+    monkeypatch.setattr(MMLogger, 'callHandlers', both)
+    caplog.set_level(logging.INFO)
+    return caplog
+
+
+@pytest.mark.parametrize('centre', [True, False])
+def test_a_whole_model_arrives_whole(tmp_path, run, weights, listening, centre):
+    if not centre:
+        del weights[CENTER]
+    start, runner = run(save(tmp_path / 'ours.pth', dict(state_dict=weights, meta={})))
+    for key, value in weights.items():
+        assert torch.equal(start.state[key], value), key
+    student = 'student.backbone.layers.0.ffn.layers.1.weight'
+    assert not torch.equal(weights[student], weights[student.replace('student', 'teacher')])
+    assert runner.iter == 4 and torch.isfinite(runner.model.state_dict()[student]).all()
+    words = said(listening)
+    restored, anew = words.split('Starting anew: ')
+    assert f'all {len(weights)} tensors: student and teacher' in restored
+    assert 'optimizer, schedules' in anew
+    assert ('centre' in restored, 'centre' in anew) == (centre, not centre)
+    if not centre:
+        assert not start.state[CENTER].any()
+
+
+def test_the_authors_file_arrives_whole(tmp_path, run, weights):
+    theirs = dict(model=pera_to_reference(weights), optimizer=dict(state={}), epoch=42)
+    start, _ = run(save(tmp_path / 'pera_ep42_auto.params', theirs))
+    del weights[CENTER]
+    assert all(torch.equal(start.state[key], value) for key, value in weights.items())
+    assert start.iter == 0
+
+
+def test_a_slim_backbone_starts_both_networks(tmp_path, run, weights, listening):
+    prefix = 'teacher.backbone.'
+    teacher = {key.removeprefix(prefix): value for key, value in weights.items()
+               if key.startswith(prefix)}
+    save_file(teacher, tmp_path / 'slim.safetensors')
+    start, _ = run(tmp_path / 'slim.safetensors')
+    for network in ('student', 'teacher'):
+        for key, value in teacher.items():
+            assert torch.equal(start.state[f'{network}.backbone.{key}'], value)
+    assert torch.equal(start.state['student.projector.mlp.0.weight'],
+                       start.state['teacher.projector.mlp.0.weight'])
+    assert 'projectors, predictor, mask token, centre' in said(listening)
+    start, _ = run(save(tmp_path / 'timm.pth', backbone_to_timm(teacher)))
+    assert torch.equal(start.state['student.backbone.cls_token'], teacher['cls_token'])
+
+
+def test_a_resumed_run_reads_no_weights_anew(tmp_path, run, weights):
+    """As tools/train.py --resume has it: the file may even be gone."""
+    file = save(tmp_path / 'ours.pth', dict(state_dict=weights, meta={}))
+    cfg = Config(dict(load_from=str(file), work_dir=str(tmp_path / 'run')))
+    set_checkpoint(cfg, 'auto', resume=True)
+    assert (cfg.resume, cfg.load_from) == (False, str(file))  # nothing to resume: a first start
+    run(cfg.load_from, resume=cfg.resume)
+    file.unlink()
+    end = last_checkpoint(tmp_path / 'run')
+    set_checkpoint(cfg, 'auto', resume=True)
+    assert (cfg.resume, cfg.load_from) == (True, None)
+    start, runner = run(cfg.load_from, resume=True, max_epochs=3)
+    assert (start.iter, runner.iter) == (4, 6)
+    assert all(torch.equal(start.state[key], value) for key, value in end['state_dict'].items())
+
+
+@pytest.mark.parametrize('spoil, words', [
+    (lambda state: state.pop('mask_token'), 'missing mask_token; unknown none'),
+    (lambda state: state.update(surplus=torch.zeros(1)), 'unknown surplus'),
+    (lambda state: state.update({'predictor.mlp.0.bias': torch.zeros(3)}),
+     r'does not fit the model .*1 of another shape \(first predictor.mlp.0.bias\), '
+     r'there \[3\], in the model \[64\]; nothing was loaded'),
+])
+def test_a_file_that_does_not_match_is_an_error(tmp_path, run, weights, spoil, words):
+    spoil(weights)
+    with pytest.raises(ValueError, match=words) as error:
+        run(save(tmp_path / 'ours.pth', dict(state_dict=weights)))
+    assert 'ours.pth' in str(error.value) and '\n' not in str(error.value)
+
+
+def test_another_depth_or_crop_size_is_an_error(tmp_path, run, weights, tiny_cfg):
+    file = save(tmp_path / 'ours.pth', dict(state_dict=weights))
+    arch = dict(tiny_cfg['backbone']['arch'], num_layers=5)
+    with pytest.raises(ValueError, match=r'24 missing \(first student.backbone.layers.4'):
+        run(file, dict(tiny_cfg, backbone=dict(tiny_cfg['backbone'], arch=arch)))
+    with pytest.raises(ValueError, match=r'2 of another shape \(first student.backbone.pos_embed'):
+        run(file, dict(tiny_cfg, backbone=dict(tiny_cfg['backbone'], img_size=128)))
+
+
+def test_nothing_to_start_from_is_an_error(run):
+    with pytest.raises(ValueError, match='nothing to start from: set load_from'):
+        run(None)
