@@ -7,7 +7,10 @@ Command:  python tools/train.py configs/small/dino.py
 
 _base_ = ['../_base_/models/dino_vit-b.py', '../_base_/small.py', '../_base_/small_teacher.py']
 model = dict(
-    backbone=dict(arch=dict(_delete_=True, **_base_.small_arch), img_size=112),
+    backbone=dict(
+        arch=dict(_delete_=True, **_base_.small_arch),
+        img_size=112,
+        drop_path_uniform=True),  # as the other methods of this comparison
     projector=dict(num_prototypes=2048, **_base_.small_head))
 
 train_pipeline = _base_.train_pipeline

@@ -177,6 +177,14 @@ def test_no_qkv_bias_and_another_epsilon_as_in_the_authors_repository(dino_cfg):
     assert loss.isfinite()
 
 
+def test_stochastic_depth_can_grow_with_depth(dino_cfg):
+    dino_cfg['backbone'].update(drop_path_rate=0.3, drop_path_uniform=False)
+    model = build(dino_cfg)
+    rates = [layer.drop_path_rate for layer in model.student.backbone.layers]
+    assert rates == pytest.approx([0., 0.1, 0.2, 0.3])
+    assert not any(layer.drop_path_rate for layer in model.teacher.backbone.layers)
+
+
 # DINOv2 -----------------------------------------------------------------------------------------
 
 

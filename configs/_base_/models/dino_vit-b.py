@@ -21,8 +21,8 @@ model = dict(
         arch='base',
         img_size=448,
         patch_size=16,
-        # 0 in the first layer to .1 in the last in the repository; here the same in every layer
         drop_path_rate=0.1,
+        drop_path_uniform=False,  # 0 in the first layer to .1 in the last
         qkv_bias=False,
         norm_cfg=dict(type='LN', eps=1e-5)),
     projector=dict(

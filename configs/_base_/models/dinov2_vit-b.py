@@ -3,7 +3,8 @@
 _base_ = 'dino_vit-b.py'
 model = dict(
     type='pera_mm.DINOv2',
-    backbone=dict(drop_path_rate=0.3, qkv_bias=True, norm_cfg=dict(eps=1e-6)),
+    backbone=dict(
+        drop_path_rate=0.3, drop_path_uniform=True, qkv_bias=True, norm_cfg=dict(eps=1e-6)),
     projector=dict(norm_last_layer=False),
     patch_projector=dict(
         type='pera_mm.PrototypeHead',

@@ -164,8 +164,10 @@ class PerAViT(VisionTransformer):
             ``embed_dims, num_layers, num_heads, feedforward_channels``.
         img_size: side in pixels of the crops whose position embedding is stored.
         patch_size: patch side in pixels.
-        drop_path_rate: share of rows that each residual branch leaves out in training, the same in
-            every layer.
+        drop_path_rate: share of rows that each residual branch leaves out in training.
+        drop_path_uniform: True: the same share in every layer (reference, DINOv2); False: from 0
+            in the first layer to ``drop_path_rate`` in the last (DINO). At least one row of a
+            group is left out of a layer whose share is above 0.
         with_cp: recompute activations in the backward pass (less memory, about a third more time).
         **kwargs: further arguments of MMPretrain's ViT (``out_type``, ``out_indices``, ...).
 
@@ -189,6 +191,7 @@ class PerAViT(VisionTransformer):
                  img_size: int | tuple[int, int] = 448,
                  patch_size: int = 16,
                  drop_path_rate: float = 0.,
+                 drop_path_uniform: bool = True,
                  with_cp: bool = False,
                  **kwargs: Any) -> None:
         _check_arch(arch, tuple(self.arch_zoo))
@@ -207,11 +210,12 @@ class PerAViT(VisionTransformer):
                              f'is not possible; {depth} freezes the whole ViT.')
         super().__init__(arch, img_size, patch_size, **kwargs)
         self.patch_size = patch_size
-        for layer in self.layers:
+        last = max(depth - 1, 1)
+        for number, layer in enumerate(self.layers):
             # The parent names its layer class in its constructor; ours has the same parameters
             # and another forward.
             layer.__class__ = PackedEncoderLayer
-            layer.drop_path_rate = drop_path_rate
+            layer.drop_path_rate = drop_path_rate * (1. if drop_path_uniform else number / last)
             layer.with_cp = with_cp
             layer.ffn.add_identity = False  # the residual is added to the kept rows only
 
