@@ -423,7 +423,8 @@ def teacher_backbone(state: Mapping[str, Any], network: str = 'teacher') -> dict
     """The teacher's backbone, which is what downstream tasks use (paper, section 3.2.3).
 
     A ViT whose queries, keys and values have no bias, as that of the reference's DINO, gets zeros
-    for it, which is the same function.
+    for it; LayerScale, as DINOv2 has it, is multiplied into the layer before it. Neither changes
+    the function.
 
     Args:
         state: A checkpoint of ours, the authors' raw training file, one of MMPretrain (MAE,
@@ -455,7 +456,7 @@ def teacher_backbone(state: Mapping[str, Any], network: str = 'teacher') -> dict
             f'pos_embed, …), found {_listed(groups)}{hint}.'
         )
     found = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-    found = _with_qkv_bias(found)
+    found = _without_layer_scale(_with_qkv_bias(found))
     if any(key.startswith(('blocks.', 'patch_embed.proj.')) for key in found):
         return timm_to_backbone(found)
     return _rename(found, {key: key for key in backbone_names(_depth(found))}, 'the backbone')
@@ -470,6 +471,19 @@ def _with_qkv_bias(backbone: StateDict) -> dict[str, Tensor]:
     zeros = {bias: backbone[key].new_zeros(backbone[key].shape[:1])
              for key, bias in biases.items()}
     return {**backbone, **zeros}
+
+
+def _without_layer_scale(backbone: StateDict) -> dict[str, Tensor]:
+    """``gamma * (W x + b)`` as ``(gamma W) x + gamma b``."""
+    backbone = dict(backbone)
+    for gamma, layer in (('attn.gamma1.weight', 'attn.proj'), ('ffn.gamma2.weight',
+                                                               'ffn.layers.1')):
+        for key in [key for key in backbone if key.endswith(gamma)]:
+            scale, prefix = backbone.pop(key), key.removesuffix(gamma)
+            weight, bias = (f'{prefix}{layer}.{part}' for part in ('weight', 'bias'))
+            backbone[weight] = backbone[weight] * scale.unsqueeze(1)
+            backbone[bias] = backbone[bias] * scale
+    return backbone
 
 
 def _weights(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -176,6 +176,21 @@ def test_a_vit_without_qkv_bias_gets_zeros(tmp_path):
         assert torch.equal(loaded(image)[-1], vit(image)[-1])
 
 
+def test_layer_scale_is_multiplied_into_the_layer_before_it(tmp_path):
+    vit = PerAViT(ARCH, 64, layer_scale_init_value=1e-5)
+    with torch.no_grad():
+        for name, parameter in vit.named_parameters():
+            parameter.normal_(std=0.5 if 'gamma' in name else 0.2)
+    torch.save({f'teacher.backbone.{key}': value for key, value in vit.state_dict().items()},
+               tmp_path / 'scaled.pth')
+    loaded, image = start(tmp_path / 'scaled.pth'), torch.randn(1, 3, 64, 64)
+    assert not any('gamma' in name for name, _ in loaded.named_parameters())
+    expected = vit(image)[-1]
+    torch.testing.assert_close(loaded(image)[-1], expected, rtol=1e-5, atol=1e-5)
+    torch.nn.init.zeros_(vit.layers[2].ffn.gamma2.weight)
+    assert not torch.allclose(vit(image)[-1], expected, atol=1e-3)  # the scales matter here
+
+
 # Refused ----------------------------------------------------------------------------------------
 
 
