@@ -55,9 +55,12 @@ class DistillationLoss(nn.Module):
         """Scores ``[n_g, B, K]`` for each crop size g; returns the weighted scalar."""
         pairs = [(s.flatten(0, 1), t.flatten(0, 1).detach()) for s, t in zip(student, teacher)]
         self.remember(*(t for _, t in pairs))
-        total = sum(soft_cross_entropy(
-            s, lambda part, t=t: self.targets(t[part], teacher_temp), self.student_temp)
-            for s, t in pairs)
+
+        def agreement(student: Tensor, teacher: Tensor) -> Tensor:
+            return soft_cross_entropy(
+                student, lambda rows: self.targets(teacher[rows], teacher_temp), self.student_temp)
+
+        total = sum(agreement(s, t) for s, t in pairs)
         return self.loss_weight / sum(len(s) for s, _ in pairs) * total
 
     def targets(self, teacher: Tensor, teacher_temp: float) -> Tensor:
