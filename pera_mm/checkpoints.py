@@ -305,7 +305,7 @@ def reference_to_pera(state: Mapping[str, Any]) -> dict[str, Tensor]:
     Raises:
         ValueError: If a key is missing or unknown.
     """
-    state = _weights(state)
+    state = weights_of(state)
     names = {theirs: ours for ours, theirs in pera_names(_depth(state)).items()}
     return _rename(state, names, "the reference's state dict")
 
@@ -319,7 +319,7 @@ def pera_to_reference(state: Mapping[str, Any]) -> dict[str, Tensor]:
     Raises:
         ValueError: If a key is missing or unknown.
     """
-    state = {k: v for k, v in _weights(state).items() if k != CENTER}
+    state = {k: v for k, v in weights_of(state).items() if k != CENTER}
     return _rename(state, pera_names(_depth(state)), 'the PerA state dict')
 
 
@@ -335,7 +335,7 @@ def pera_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
     Raises:
         ValueError: If a key is missing or unknown.
     """
-    state = _weights(state)
+    state = weights_of(state)
     if 's_mask_token' in state or any('cls_head.' in key for key in state):
         return reference_to_pera(state)
     known = [*pera_names(_depth(state)), CENTER] if CENTER in state else pera_names(_depth(state))
@@ -441,11 +441,10 @@ def teacher_backbone(state: Mapping[str, Any], network: str = 'teacher') -> dict
     """
     if network not in ('teacher', 'student'):
         raise ValueError(f"network must be 'teacher' or 'student', got {network!r}.")
-    state = _weights(state)
+    state = weights_of(state)
     if 'embeddings.cls_token' in state:
         return hf_to_backbone(state)
-    prefixes = (f'{network}.backbone.', 'backbone.', '')
-    prefix = next((prefix for prefix in prefixes if f'{prefix}cls_token' in state), None)
+    prefix = backbone_prefix(state, network)
     if prefix is None:
         groups = sorted({'.'.join(key.split('.')[:2]) for key in state})
         other = {'teacher': 'student', 'student': 'teacher'}[network]
@@ -460,6 +459,12 @@ def teacher_backbone(state: Mapping[str, Any], network: str = 'teacher') -> dict
     if any(key.startswith(('blocks.', 'patch_embed.proj.')) for key in found):
         return timm_to_backbone(found)
     return _rename(found, {key: key for key in backbone_names(_depth(found))}, 'the backbone')
+
+
+def backbone_prefix(state: Mapping[str, Any], network: str) -> str | None:
+    """What the keys of a network's backbone start with, or None if it is not there."""
+    prefixes = (f'{network}.backbone.', 'backbone.', '')
+    return next((prefix for prefix in prefixes if f'{prefix}cls_token' in state), None)
 
 
 def _with_qkv_bias(backbone: StateDict) -> dict[str, Tensor]:
@@ -486,7 +491,7 @@ def _without_layer_scale(backbone: StateDict) -> dict[str, Tensor]:
     return backbone
 
 
-def _weights(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+def weights_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     """The state dict within a file of MMEngine ('state_dict') or of the authors ('model')."""
     for key in ('state_dict', 'model'):
         if isinstance(checkpoint.get(key), Mapping):

@@ -7,7 +7,7 @@ import torch
 from mmengine.hooks import Hook
 from torch import Tensor
 
-from pera_mm.checkpoints import CENTER, pera_weights, teacher_backbone
+from pera_mm.checkpoints import CENTER, pera_weights, teacher_backbone, weights_of
 from pera_mm.registry import HOOKS, MODELS
 
 
@@ -52,8 +52,7 @@ class ContinueHook(Hook):
 
 def _found(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], bool]:
     """Weights under the names of the whole model, and whether they are all of it."""
-    weights = next((checkpoint[key] for key in ('state_dict', 'model')
-                    if isinstance(checkpoint.get(key), Mapping)), checkpoint)
+    weights = weights_of(checkpoint)
     if any('.projector.' in key or '.cls_head.' in key for key in weights):
         return pera_weights(weights), True
     backbone = teacher_backbone(weights)

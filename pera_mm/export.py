@@ -1,0 +1,377 @@
+"""Writing weights for others: a slim backbone, timm, Hugging Face, and the authors' layout.
+
+A writer takes the path it is given; :func:`whole` gives it a hidden one beside the target, so that
+a file is there when it is complete and checked, or not at all.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import pera_mm
+from pera_mm.checkpoints import (
+    backbone_to_hf,
+    backbone_to_timm,
+    load_checkpoint,
+    pera_to_reference,
+    teacher_backbone,
+)
+from pera_mm.models.backbones.pera_vit import PerAViT
+
+# RGB mean and standard deviation in 0-1 units. Every PerA config of the authors has ImageNet's; the
+# same author's PerASCD feeds the released weights with the others (pera_reference.md §6.3).
+NORMALISATIONS = dict(
+    imagenet=((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    perascd=((0.3585, 0.3741, 0.3155), (0.1483, 0.1283, 0.1198)),
+)
+LAYER_NORM_EPS = 1e-6  # of every PerA network; no state dict says it
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A ViT under our names, with what its tensors do not say.
+
+    Attributes:
+        state: the 12 x depth + 6 tensors, float32.
+        heads: of its attention.
+        normalisation: a name among :data:`NORMALISATIONS`.
+        source: where it comes from: ``source``, ``source_sha256``, ``network``.
+    """
+
+    state: dict[str, Tensor]
+    heads: int
+    normalisation: str
+    source: dict[str, str]
+
+    @property
+    def arch(self) -> dict[str, int]:
+        """The arch dict of :class:`PerAViT`."""
+        return dict(**shape_of(self.state), num_heads=self.heads)
+
+    @property
+    def name(self) -> str:
+        """Its name among the archs of :class:`PerAViT`, or 'custom'."""
+        return next((name for name, arch in PerAViT.arch_zoo.items() if arch == self.arch),
+                    'custom')
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch, pixels."""
+        return self.state['patch_embed.projection.weight'].shape[-1]
+
+    @property
+    def img_size(self) -> int:
+        """Side of the images whose position embedding is stored, pixels."""
+        return isqrt(self.state['pos_embed'].shape[1] - 1) * self.patch_size
+
+    def metadata(self) -> dict[str, str]:
+        """All that is known of it; texts, as safetensors asks for."""
+        mean, std = NORMALISATIONS[self.normalisation]
+        arch = {key: str(value) for key, value in self.arch.items()}
+        return dict(
+            format='pt', pera_mm=pera_mm.__version__, arch=self.name, **arch,
+            patch_size=str(self.patch_size), img_size=str(self.img_size),
+            layer_norm_eps=str(LAYER_NORM_EPS), normalisation=self.normalisation,
+            mean=json.dumps(mean), std=json.dumps(std), **self.source)
+
+
+def shape_of(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """Width, depth and hidden width of a backbone under our names.
+
+    Raises:
+        ValueError: if its stored grid or its patches are not square.
+    """
+    patch, positions = state['patch_embed.projection.weight'].shape, state['pos_embed'].shape[1] - 1
+    if patch[2] != patch[3] or isqrt(positions)**2 != positions:
+        raise ValueError(f'The backbone has {positions} positions and patches of {patch[2]} x '
+                         f'{patch[3]} pixels; only a square grid of square patches can be written.')
+    return dict(
+        embed_dims=state['cls_token'].shape[-1],
+        num_layers=sum(key.endswith('.ln2.weight') for key in state),
+        feedforward_channels=state['layers.0.ffn.layers.0.0.weight'].shape[0])
+
+
+def known_heads(state: Mapping[str, Tensor]) -> int | None:
+    """The number of heads of a ViT of this width and depth, if :class:`PerAViT` names one."""
+    shape = shape_of(state)
+    heads = {arch['num_heads'] for arch in PerAViT.arch_zoo.values()
+             if {**shape, 'num_heads': arch['num_heads']} == arch}
+    return heads.pop() if heads else None
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while piece := file.read(2**24):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+# Whole or not there ------------------------------------------------------------------------------
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A hidden path to write a file or folder to, which becomes ``path`` if all went well.
+
+    Otherwise, and whatever was raised, nothing is left, and what was at ``path`` stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part, old = (path.with_name(f'.{path.name}.{end}') for end in ('part', 'old'))
+    _remove(part)
+    try:
+        yield part
+        if path.is_dir():
+            os.replace(path, old)  # a folder can only be renamed onto an empty one
+        os.replace(part, path)
+    finally:
+        _remove(part)
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+# Writers -----------------------------------------------------------------------------------------
+
+
+def write_backbone(backbone: Backbone, path: Path) -> None:
+    """A safetensors file under our names; :meth:`Backbone.metadata` is in its header."""
+    _save(backbone.state, path, backbone)
+
+
+USAGE = dict(
+    backbone="""```python
+backbone=dict(
+    type='pera_mm.PerAViT', arch={arch}, img_size=512, patch_size={patch_size},
+    init_cfg=dict(type='pera_mm.PretrainedBackbone', checkpoint='{file}'))
+```""",
+    timm="""```python
+import timm
+vit = timm.create_model('local-dir:{file}', pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(vit))
+features = vit(transform(image)[None])  # [cls], [1, {embed_dims}]
+```""",
+    hf="""```python
+from transformers import ViTImageProcessor, ViTModel
+vit = ViTModel.from_pretrained('{file}', add_pooling_layer=False).eval()
+pixels = ViTImageProcessor.from_pretrained('{file}')(image, return_tensors='pt')
+features = vit(**pixels).last_hidden_state[:, 0]  # [cls], [1, {embed_dims}]
+```""")
+
+
+def model_card(backbone: Backbone, kind: str, name: str) -> str:
+    """What a README beside the file says.
+
+    Args:
+        backbone: what was written.
+        kind: 'backbone', 'timm' or 'hf'.
+        name: of the file or folder.
+    """
+    facts = backbone.metadata()
+    arch = repr(facts['arch']) if facts['arch'] != 'custom' else backbone.arch
+    usage = USAGE[kind].format(**facts | dict(file=name, arch=arch))
+    rows = '\n'.join(f'| {key} | {value} |' for key, value in facts.items() if key != 'format')
+    count = sum(value.numel() for value in backbone.state.values())
+    return f"""# {name}
+
+A Vision Transformer of {count:,} parameters, pre-trained by PerA (arXiv 2505.19447) on
+remote-sensing images, written by pera_mm's tools/weights/convert.py. It gives features; it has no
+classifier.
+
+| | |
+|---|---|
+{rows}
+
+Images are RGB, scaled to 0-1, then normalised by `mean` and `std`. `normalisation` is the name of
+these two in pera_mm: docs/weights.md says which to choose.
+
+{usage}
+
+The licence is that of the source file.
+"""
+
+
+def write_timm(backbone: Backbone, folder: Path) -> None:
+    """A folder for ``timm.create_model('local-dir:FOLDER', pretrained=True)``."""
+    mean, std = NORMALISATIONS[backbone.normalisation]
+    arch, size = backbone.arch, backbone.img_size
+    config = dict(
+        architecture='vit_base_patch16_224',  # timm's plain ViT; model_args makes it this one
+        num_classes=0,
+        num_features=arch['embed_dims'],
+        global_pool='token',
+        model_args=dict(
+            img_size=size, patch_size=backbone.patch_size, embed_dim=arch['embed_dims'],
+            depth=arch['num_layers'], num_heads=arch['num_heads'],
+            mlp_ratio=arch['feedforward_channels'] / arch['embed_dims'], num_classes=0,
+            global_pool='token'),
+        pretrained_cfg=dict(
+            input_size=[3, size, size], fixed_input_size=True, interpolation='bilinear',
+            crop_pct=1.0, mean=mean, std=std, num_classes=0, first_conv='patch_embed.proj',
+            classifier='head'))
+    _write_folder(folder, backbone, backbone_to_timm(backbone.state), {'config.json': config})
+
+
+def write_hf(backbone: Backbone, folder: Path) -> None:
+    """A folder for ``transformers.ViTModel.from_pretrained(FOLDER, add_pooling_layer=False)``."""
+    mean, std = NORMALISATIONS[backbone.normalisation]
+    arch, size = backbone.arch, backbone.img_size
+    config = dict(
+        architectures=['ViTModel'],
+        model_type='vit',
+        hidden_size=arch['embed_dims'],
+        num_hidden_layers=arch['num_layers'],
+        num_attention_heads=arch['num_heads'],
+        intermediate_size=arch['feedforward_channels'],
+        hidden_act='gelu',
+        layer_norm_eps=LAYER_NORM_EPS,
+        qkv_bias=True,
+        image_size=size,
+        patch_size=backbone.patch_size,
+        num_channels=3,
+        encoder_stride=backbone.patch_size)
+    preprocessor = dict(
+        image_processor_type='ViTImageProcessor',
+        do_resize=True,
+        size=dict(height=size, width=size),
+        resample=2,  # bilinear
+        do_rescale=True,
+        rescale_factor=1 / 255,
+        do_normalize=True,
+        image_mean=mean,
+        image_std=std)
+    _write_folder(folder, backbone, backbone_to_hf(backbone.state),
+                  {'config.json': config, 'preprocessor_config.json': preprocessor})
+
+
+def _write_folder(folder: Path, backbone: Backbone, state: Mapping[str, Tensor],
+                  configs: Mapping[str, dict]) -> None:
+    folder.mkdir()
+    _save(state, folder / 'model.safetensors', backbone)
+    for name, config in configs.items():
+        (folder / name).write_text(json.dumps(config, indent=2) + '\n')
+
+
+def _save(state: Mapping[str, Tensor], path: Path, backbone: Backbone) -> None:
+    """Safetensors refuses tensors that share memory, as the thirds of a fused weight do."""
+    alone = {key: value.clone(memory_format=torch.contiguous_format)
+             if value.untyped_storage().nbytes() > value.nbytes else value.contiguous()
+             for key, value in state.items()}
+    save_file(alone, path, backbone.metadata())
+    path.chmod(0o644)  # safetensors leaves it to the owner alone
+
+
+def write_pera(weights: Mapping[str, Tensor], path: Path, meta: Mapping[str, Any]) -> None:
+    """A whole model as MMEngine writes and loads it.
+
+    Args:
+        weights: the model under our names.
+        path: the file.
+        meta: what else is known: ``epoch`` (finished ones), ``source``, …
+    """
+    torch.save(dict(state_dict=dict(weights),
+                    meta=dict(meta, pera_mm_version=pera_mm.__version__)), path)
+
+
+def write_reference(weights: Mapping[str, Tensor], path: Path, epoch: int) -> None:
+    """A training file in the authors' layout (pera_reference.md §6.1), which their code resumes.
+
+    Its optimizer and gradient scaler are those before the first step, because ours are not theirs.
+
+    Args:
+        weights: the model under our names; the centre is left out, as they do.
+        path: the file.
+        epoch: the last finished epoch, from 0.
+    """
+    model = pera_to_reference(weights)
+    optimizer = torch.optim.AdamW([torch.zeros(0) for _ in model], lr=1e-3, betas=(0.9, 0.999),
+                                  eps=2e-5, weight_decay=0.04)
+    scaler = dict(scale=65536., growth_factor=2., backoff_factor=.5, growth_interval=2000,
+                  _growth_tracker=0)
+    torch.save(dict(model=model, optimizer=optimizer.state_dict(), scaler=scaler,
+                    best_loss=float('nan'), epoch=epoch), path)
+
+
+# Checks ------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def features(backbone: Backbone, images: Tensor) -> Tensor:
+    """All tokens after the final norm, [cls] first: ``[B, 1 + N, D]`` of ``[B, 3, S, S]``."""
+    with torch.device('meta'):
+        vit = PerAViT(backbone.arch, backbone.img_size, backbone.patch_size, out_type='raw')
+    vit.load_state_dict(backbone.state, assign=True)
+    vit.eval()
+    return vit(images)[-1]
+
+
+@torch.no_grad()
+def timm_features(folder: Path, images: Tensor) -> Tensor:
+    """As :func:`features`, by timm."""
+    import timm
+
+    vit = timm.create_model(f'local-dir:{folder}', pretrained=True)
+    return vit.eval().forward_features(images)
+
+
+@torch.no_grad()
+def hf_features(folder: Path, images: Tensor) -> Tensor:
+    """As :func:`features`, by transformers."""
+    from transformers import ViTModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    vit, found = ViTModel.from_pretrained(folder, add_pooling_layer=False,
+                                          output_loading_info=True)
+    if found['missing_keys'] or found['unexpected_keys'] or found['mismatched_keys']:
+        raise ValueError(f'{folder}: transformers did not find every tensor in its place: {found}.')
+    return vit.eval()(images).last_hidden_state
+
+
+def difference(backbone: Backbone, kind: str, path: Path, network: str = 'teacher') -> float | None:
+    """How far the features of what was written are from the backbone's, on a random image.
+
+    Args:
+        backbone: what was written.
+        kind: 'timm', 'hf', or anything else for a file that :func:`load_checkpoint` reads.
+        path: where.
+        network: whose backbone it is, if the file holds two.
+
+    Returns:
+        The largest difference over the features' root mean square, or None if the library that
+        reads it is not installed.
+    """
+    library = dict(timm='timm', hf='transformers').get(kind)
+    if library and importlib.util.find_spec(library) is None:
+        return None
+    images = torch.randn(1, 3, backbone.img_size, backbone.img_size,
+                         generator=torch.Generator().manual_seed(0))
+    expected = features(backbone, images)
+    if kind == 'timm':
+        found = timm_features(path, images)
+    elif kind == 'hf':
+        found = hf_features(path, images)
+    else:
+        state = teacher_backbone(load_checkpoint(path), network)
+        found = features(Backbone(state, backbone.heads, backbone.normalisation, {}), images)
+    return float((found - expected).abs().max() / expected.square().mean().sqrt())

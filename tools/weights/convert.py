@@ -1,0 +1,209 @@
+r"""Convert PerA weights, every tensor accounted for, and check what was written.
+
+SRC is the authors' raw training file (9 GB; mapped into memory, not read whole), a checkpoint of
+pera_mm, a PerASCD-style file (an encoder under student.backbone.*), or a backbone under our
+names, timm's or Hugging Face's. --to says what DST becomes:
+
+    backbone   DST.safetensors  the teacher's ViT under our names, and DST.md, its model card
+    timm       a folder         for timm.create_model('local-dir:DST', pretrained=True)
+    hf         a folder         for transformers.ViTModel.from_pretrained(DST)
+    pera_mm    DST.pth          the whole model under our names, without optimizer
+    reference  DST.params       the whole model in the layout of the authors' training files
+
+Examples (docs/weights.md has more):
+    python tools/weights/convert.py pera_ViTG161024.params checkpoints/pera_vitg.safetensors \
+        --to backbone --normalisation perascd
+    python tools/weights/convert.py work_dirs/demo/iter_800.pth demo_timm --to timm --heads 2
+"""
+
+import argparse
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+import pera_mm  # noqa: F401  before any toolbox
+from pera_mm import export
+from pera_mm.checkpoints import (
+    backbone_prefix,
+    load_checkpoint,
+    pera_weights,
+    read_metadata,
+    teacher_backbone,
+    weights_of,
+)
+
+TOLERANCE = 1e-5  # of features after writing, over their root mean square
+SUFFIXES = dict(backbone=('.safetensors',), timm=('',), hf=('',), pera_mm=('.pth',),
+                reference=('.params', '.pth'))
+OURS = {'README.md', 'config.json', 'model.safetensors', 'preprocessor_config.json'}
+WRITERS = dict(backbone=export.write_backbone, timm=export.write_timm, hf=export.write_hf)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('src', metavar='SRC', type=Path, help='the file to read')
+    parser.add_argument('dst', metavar='DST', type=Path, help='the file or folder to write')
+    parser.add_argument('--to', required=True, choices=list(SUFFIXES))
+    parser.add_argument('--network', choices=['teacher', 'student'],
+                        help='whose backbone to take (default: teacher)')
+    parser.add_argument('--heads', type=int, metavar='N',
+                        help="of the attention, where width and depth are none of PerAViT's archs")
+    parser.add_argument('--normalisation', choices=list(export.NORMALISATIONS),
+                        help='which mean and std to note (default: those that SRC notes, else '
+                             "imagenet, as in the authors' configs; docs/weights.md)")
+    parser.add_argument('--force', action='store_true', help='replace DST')
+    return parser.parse_args()
+
+
+def check_paths(args: argparse.Namespace) -> None:
+    """Raise before any work is done."""
+    suffixes, dst = SUFFIXES[args.to], args.dst
+    if dst.suffix not in suffixes and suffixes != ('',):
+        raise ValueError(
+            f'--to {args.to} writes a file that ends with {" or ".join(suffixes)}, not {dst}.')
+    if suffixes == ('',) and dst.suffix in {'.bin', '.params', '.pt', '.pth', '.safetensors'}:
+        raise ValueError(f'--to {args.to} writes a folder: leave out the {dst.suffix} of {dst}.')
+    for path in targets(args):
+        if path.resolve() == args.src.resolve():
+            raise ValueError(f'{path} is SRC itself: give another DST.')
+        if not path.exists():
+            continue
+        if not args.force:
+            raise ValueError(f'{path} exists: give another DST, or --force to replace it.')
+        if path.is_dir() != (suffixes == ('',)):
+            kind = 'folder' if path.is_dir() else 'file'
+            raise ValueError(f'{path} is a {kind}, which --to {args.to} does not replace.')
+        others = {item.name for item in path.iterdir()} - OURS if path.is_dir() else ()
+        if others:
+            raise ValueError(f'{path} has other files too, as {min(others)}: not replaced.')
+
+
+def targets(args: argparse.Namespace) -> list[Path]:
+    return [args.dst, args.dst.with_suffix('.md')] if args.to == 'backbone' else [args.dst]
+
+
+def convert(args: argparse.Namespace) -> None:
+    check_paths(args)
+    checkpoint = load_checkpoint(args.src)
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(f'{args.src} holds a {type(checkpoint).__name__}, not weights by name.')
+    try:
+        if args.to in WRITERS:
+            convert_backbone(args, checkpoint)
+        else:
+            convert_model(args, checkpoint)
+    except ValueError as error:
+        raise ValueError(f'{args.src}: {error}') from None
+
+
+def convert_backbone(args: argparse.Namespace, checkpoint: Mapping[str, Any]) -> None:
+    noted = read_metadata(args.src)
+    network = args.network or noted.get('network', 'teacher')
+    if network != noted.get('network', network):
+        raise ValueError(f'it holds the {noted["network"]} alone, not the {network}.')
+    state = teacher_backbone(checkpoint, network)
+    state = {key: value.detach().float() for key, value in state.items()}
+    prefix = backbone_prefix(weights_of(checkpoint), network) or ''
+    account(checkpoint, state, f"the {network}'s backbone", prefix)
+    heads = args.heads or int(noted.get('num_heads', 0)) or export.known_heads(state)
+    width = state['cls_token'].shape[-1]
+    if not heads or width % heads:
+        raise ValueError(f'the number of attention heads is not in the weights, and no arch of '
+                         f'PerAViT has width {width} and this depth: give --heads, which divides '
+                         f'{width} (most ViTs have {width // 64 or 1} there, one per 64).')
+    normalisation = args.normalisation or noted.get('normalisation', 'imagenet')
+    if not (args.normalisation or noted):
+        print('mean and std: imagenet (see --normalisation in docs/weights.md)')
+    source = dict(source=args.src.name, source_sha256=export.sha256(args.src), network=network)
+    if 'source' in noted:  # the first source of all, not a copy of a copy
+        source = {key: noted[key] for key in source}
+    backbone = export.Backbone(state, heads, normalisation, source)
+    check_room(args.dst, state)
+    with ExitStack() as stack:
+        part, *card = [stack.enter_context(export.whole(path)) for path in targets(args)]
+        WRITERS[args.to](backbone, part)
+        text = export.model_card(backbone, args.to, args.dst.name)
+        (card[0] if card else part / 'README.md').write_text(text)
+        check(backbone, args, part)
+    print(f'{args.dst}: {backbone.name} of depth {backbone.arch["num_layers"]} and width {width}, '
+          f'{backbone.img_size} px, normalisation {normalisation}')
+
+
+def convert_model(args: argparse.Namespace, checkpoint: Mapping[str, Any]) -> None:
+    if args.network or args.heads or args.normalisation:
+        raise ValueError(f'--to {args.to} writes the whole model, so --network, --heads and '
+                         '--normalisation have no meaning.')
+    weights = pera_weights(checkpoint)
+    account(checkpoint, weights, 'the whole model', '')
+    meta = checkpoint.get('meta') or {}
+    # The authors count epochs from 0; MMEngine keeps how many are finished.
+    epoch = checkpoint['epoch'] + 1 if 'epoch' in checkpoint else meta.get('epoch', 0)
+    check_room(args.dst, weights)
+    with export.whole(args.dst) as part:
+        if args.to == 'reference':
+            export.write_reference(weights, part, max(epoch - 1, 0))
+        else:
+            export.write_pera(weights, part, dict(
+                epoch=epoch, source=args.src.name, source_sha256=export.sha256(args.src)))
+        count = check_model(weights, part)
+    print(f'{args.dst}: {count} tensors')
+
+
+def account(checkpoint: Mapping[str, Any], taken: Mapping[str, Tensor], what: str,
+            prefix: str) -> None:
+    """Say what was taken, and what of the file was not."""
+    weights = weights_of(checkpoint)
+    count = sum(value.numel() for value in taken.values())
+    print(f'{what}: {len(taken)} tensors, {count:,} parameters, of {len(weights)} tensors')
+    left = Counter('.'.join(key.split('.')[:2]) for key in weights if not key.startswith(prefix))
+    names = [f'{name} ({number})' for name, number in left.items()]
+    if weights is not checkpoint:
+        names += [key for key in checkpoint if checkpoint[key] is not weights]
+    if names:
+        print(f'left out: {", ".join(names)}')
+
+
+def check_room(dst: Path, state: Mapping[str, Tensor]) -> None:
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    need, free = sum(value.nbytes for value in state.values()), shutil.disk_usage(dst.parent).free
+    if need > free:
+        raise ValueError(f'{dst} needs {need:,} bytes, and its disk has {free:,} free.')
+
+
+def check(backbone: export.Backbone, args: argparse.Namespace, part: Path) -> None:
+    difference = export.difference(backbone, args.to, part)
+    library = dict(timm='timm', hf='transformers').get(args.to, 'pera_mm')
+    if difference is None:
+        print(f'not checked: {library} is not installed here')
+        return
+    if not difference <= TOLERANCE:
+        raise ValueError(f'the features of what was written differ by {difference:.1e} of their '
+                         f'size in {library}, so nothing is kept.')
+    print(f'checked in {library}: features differ by {difference:.1e} of their size')
+
+
+def check_model(weights: Mapping[str, Tensor], part: Path) -> int:
+    """How many tensors were read back."""
+    found = pera_weights(load_checkpoint(part))
+    wrong = [key for key in found if not found[key].equal(weights[key])]
+    if wrong:
+        raise ValueError(f'{len(wrong)} tensors are not what was written (first {wrong[0]}), so '
+                         'nothing is kept.')
+    dropped = ', '.join(sorted(weights.keys() - found.keys()))
+    print(f'read back: {len(found)} tensors, bit-equal'
+          + (f'; the authors do not keep {dropped}' if dropped else ''))
+    return len(found)
+
+
+if __name__ == '__main__':
+    try:
+        convert(parse_args())
+    except (ValueError, OSError) as error:
+        sys.exit(f'convert: {error}')
