@@ -399,7 +399,7 @@ def backbone_to_hf(state: StateDict) -> dict[str, Tensor]:
     """
     names = hf_names(_depth(state))
     _account(state, names, 'the backbone')
-    out = {}
+    out: dict[str, Tensor] = {}
     for ours, hf in names.items():
         out.update({hf: state[ours]} if isinstance(hf, str) else zip(hf, state[ours].chunk(3)))
     return out

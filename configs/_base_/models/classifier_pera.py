@@ -1,4 +1,6 @@
 # A linear classifier on [cls] (paper 4.2.1): after the final norm, as pre-training's projector.
+_base_ = '../normalisation.py'
+
 default_scope = 'mmpretrain'
 custom_imports = dict(imports=['pera_mm'], allow_failed_imports=False)
 custom_hooks = [dict(type='pera_mm.SkippedImagesHook')]
@@ -7,8 +9,7 @@ model = dict(
     data_preprocessor=dict(
         type='ClsDataPreprocessor',
         num_classes=30,
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
+        **_base_.normalisation.imagenet,
         to_rgb=False),  # pera_mm.LoadRGB reads RGB
     backbone=dict(
         type='pera_mm.PerAViT', arch='pera-g', img_size=512, patch_size=16, drop_path_rate=0.3,

@@ -1,6 +1,8 @@
 # ViT-Adapter + Faster R-CNN as in section 4.2.4 of the paper. The authors used torchvision's Faster
 # R-CNN and changed some of its parameters. Those of the paper are marked; all others have
 # torchvision's values, with a word where MMDetection's habit differs.
+_base_ = '../normalisation.py'
+
 default_scope = 'mmdet'
 custom_imports = dict(
     imports=['pera_mm', 'pera_mm.downstream.detection'], allow_failed_imports=False)
@@ -9,8 +11,7 @@ model = dict(
     type='FasterRCNN',
     data_preprocessor=dict(
         type='DetDataPreprocessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
+        **_base_.normalisation.imagenet,
         bgr_to_rgb=True,
         pad_size_divisor=32),
     backbone=dict(

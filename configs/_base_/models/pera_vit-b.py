@@ -1,11 +1,12 @@
 # PerA with ViT-B/16 as the authors' configs have it (Configs/pera_vitb.yaml); the paper's text
 # differs in some values: docs/paper_code_config.md lists them all.
+_base_ = '../normalisation.py'
+
 model = dict(
     type='pera_mm.PerA',
     data_preprocessor=dict(
         type='pera_mm.CropPreprocessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
+        **_base_.normalisation.imagenet,
         non_blocking=True,
         # jitter and gray are shares of the crops; the rest keeps its colours
         student=dict(

@@ -2,6 +2,8 @@
 # is read so: pyramid pooling and feature pyramid have 512 channels (MMSegmentation's `channels`),
 # and the map they are fused into, from which each pixel is classified, has 256; MMSegmentation's
 # own head would have 512 there too. The paper names no auxiliary head and one loss: there is none.
+_base_ = '../normalisation.py'
+
 default_scope = 'mmseg'
 custom_imports = dict(
     imports=['pera_mm', 'pera_mm.downstream.data_check', 'pera_mm.downstream.metrics',
@@ -13,8 +15,7 @@ model = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(
         type='SegDataPreProcessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
+        **_base_.normalisation.imagenet,
         bgr_to_rgb=False,  # pera_mm.LoadRGB reads RGB
         size_divisor=1,
         pad_val=0,
