@@ -1,6 +1,7 @@
 """Continued pre-training: everything of the file arrives, and a resume goes on from its own."""
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from training_runs import build_runner, draw_images, last_checkpoint, training_c
 from pera_mm.checkpoints import CENTER, backbone_to_timm, pera_to_reference
 from pera_mm.launch import set_checkpoint
 from pera_mm.registry import MODELS
+
+ROOT = Path(__file__).parents[2]
 
 
 class Start(Hook):
@@ -157,3 +160,26 @@ def test_another_depth_or_crop_size_is_an_error(tmp_path, run, weights, tiny_cfg
 def test_nothing_to_start_from_is_an_error(run):
     with pytest.raises(ValueError, match='nothing to start from: set load_from'):
         run(None)
+
+
+def test_the_vitg_config_continues_in_small(tmp_path, tiny_cfg, weights):
+    """Its hooks and schedules, with the tiny model and two iterations."""
+    file = save(tmp_path / 'pera.params', dict(model=pera_to_reference(weights), epoch=42))
+    cfg = Config.fromfile(ROOT / 'configs/pera/pera_vitg_continue.py')
+    assert (cfg.optim_wrapper.optimizer.lr, cfg.train_cfg.max_epochs) == (2e-4, 20)
+    images = draw_images(tmp_path / 'images', 2)
+    cfg.merge_from_dict({
+        'load_from': str(file), 'work_dir': str(tmp_path / 'run'), 'model': None,
+        'train_dataloader.dataset.source': images, 'train_dataloader.batch_size': 2,
+        'train_dataloader.num_workers': 0, 'train_dataloader.persistent_workers': False,
+        'train_dataloader.pin_memory': False, 'train_cfg.max_epochs': 2,
+        'param_scheduler': cfg.param_scheduler[2:], 'visualizer.vis_backends': []})
+    cfg.model = tiny_cfg
+    crops = cfg.train_dataloader.dataset.pipeline[0]
+    crops.global_crops.size, crops.local_crops.size = 64, 32
+    start = Start()
+    runner = build_runner(cfg.to_dict(), (start,))
+    runner.train()
+    assert runner.iter == 2 and runner.model.teacher_temp == .03
+    key = 'teacher.projector.last_layer.weight_v'
+    assert torch.equal(start.state[key], weights[key])
