@@ -8,9 +8,9 @@ images per class; labels are not used). Then kNN, a linear classifier and a shor
 from half of each class and are scored on the other half (tools/benchmarks/probe.py). Random
 weights are scored, too. With several --data (Table 8) all are scored on --probe-data.
 
-Writes results.json, table.md and plot.png into the work folder. Stop it at any time: a later start
-repeats nothing that is finished and continues what was interrupted. A run that fails is named with
-its log and does not stop the others; the exit code is 1 then.
+Writes results.json, table.md and plot.png into the work folder whenever a run ends. Stop it at any
+time: a later start repeats nothing that is finished and continues what was interrupted. A run that
+fails is named with its log and does not stop the others; the exit code is 1 then.
 """
 
 import argparse
@@ -180,9 +180,10 @@ def epochs_done(run: Run) -> int:
 
 
 @contextmanager
-def progress(runs: list[Run]) -> Iterator[Any]:
-    """A bar over all epochs; a line for every run that ends."""
+def progress(args: argparse.Namespace, runs: list[Run]) -> Iterator[Any]:
+    """A bar over all epochs; for every run that ends a line, and the table and plot so far."""
     by_job = {run.job: run for run in runs}
+    failed: list[Job] = []
     columns = ('{task.description}', BarColumn(), MofNCompleteColumn(), TextColumn('epochs'),
                TimeElapsedColumn(), TextColumn('left:'), TimeRemainingColumn())
     with Progress(*columns, refresh_per_second=2, speed_estimate_period=600) as bar:
@@ -192,9 +193,13 @@ def progress(runs: list[Run]) -> Iterator[Any]:
         def show(running: list[Job], ended: list[Job]) -> None:
             for job in ended:
                 scores = by_job[job].result()
+                if scores is None:
+                    failed.append(job)
                 text = f'failed: see {job.log}' if scores is None else ', '.join(
                     f'{key} {value:.1f}' for key, value in scores.items())
                 bar.console.print(f'{job.name}: {text}', highlight=False, soft_wrap=True)
+            if ended:
+                write_outputs(collect(args, runs, failed), args.work_dir)
             finished = sum(run.job.next_step() is None for run in runs)
             bar.update(total, completed=sum(epochs_done(run) for run in runs),
                        description=f'{finished} of {len(runs)} runs')
@@ -202,16 +207,17 @@ def progress(runs: list[Run]) -> Iterator[Any]:
         yield show
 
 
-def collect(args: argparse.Namespace, runs: list[Run]) -> dict:
-    """What results.json holds."""
+def collect(args: argparse.Namespace, runs: list[Run], failed: list[Job]) -> dict:
+    """What results.json holds; runs that are neither finished nor failed are still to come."""
     rows: dict[str, dict] = {}
     for run in sorted(runs, key=lambda run: run.row == RANDOM):
-        row = rows.setdefault(run.row, dict(name=run.row, seeds={}, failed={}))
+        row = rows.setdefault(run.row, dict(name=run.row, seeds={}, failed={}, unfinished={}))
         scores = run.result()
-        if scores is None:
-            row['failed'][str(run.seed)] = str(run.job.log)
-        else:
+        if scores is not None:
             row['seeds'][str(run.seed)] = scores
+        else:
+            state = 'failed' if run.job in failed else 'unfinished'
+            row[state][str(run.seed)] = str(run.job.log)
     epochs = sorted({run.epochs for run in runs if run.epochs})
     return dict(
         title=args.title, seeds=args.seeds, epochs=epochs, data=args.data,
@@ -254,6 +260,9 @@ def table(results: dict) -> str:
         lines.append(f'| {row["name"]} | ' + ' | '.join(cells) + ' |')
     failed = [f'- {row["name"]}, seed {seed}: failed, see {log}' for row in results['rows']
               for seed, log in row['failed'].items()]
+    unfinished = sum(len(row['unfinished']) for row in results['rows'])
+    if unfinished:
+        failed.append(f'- {unfinished} runs are not finished')
     return '\n'.join([*lines, *(['', *failed] if failed else []), ''])
 
 
@@ -301,13 +310,11 @@ def main() -> None:
     args = parse_args()
     runs = plan(args)
     try:
-        with progress(runs) as show:
+        with progress(args, runs) as show:
             failed = run_all([run.job for run in runs], args.jobs, show)
     except KeyboardInterrupt:
         raise SystemExit(f'Stopped. The same command continues in {args.work_dir}.') from None
-    results = collect(args, runs)
-    write_outputs(results, args.work_dir)
-    print(table(results))
+    print((args.work_dir / 'table.md').read_text())
     if failed:
         raise SystemExit(f'{len(failed)} of {len(runs)} runs failed: see the end of the table.')
 

@@ -1,0 +1,138 @@
+"""The resource table: real steps of tiny models, arithmetic by formula, failures as lines."""
+
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+sys.path.insert(0, str(Path(__file__).parents[2] / 'tools/benchmarks'))
+import resources  # noqa: E402
+from resources import Variant  # noqa: E402
+
+SMALL = Path(__file__).parents[2] / 'configs/small'
+FIELDS = {
+    'config', 'dtype', 'compile', 'gflops', 'failed', 'seconds', 'step_seconds',
+    'images_per_second', 'epoch_minutes', 'peak_memory_gb', 'relative_speed', 'relative_memory'}
+
+
+def args(**changes) -> Namespace:
+    return Namespace(**dict(batch_size=2, image_size=128, steps=1, repeats=1, device='cpu',
+                            dtype=['fp32'], compile=False, parts=False, cfg_options={}) | changes)
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """In this process: the seconds that another one needs to import torch are tested once."""
+    monkeypatch.setattr(resources, 'alone', lambda run, variant, args: run(variant, args))
+    monkeypatch.setattr(resources, 'keep_freed_memory', lambda: None)
+
+
+def run(monkeypatch, capsys, *arguments) -> tuple[str, int]:
+    """``resources.py ARGUMENTS``: what it prints and its exit code."""
+    monkeypatch.setattr(sys, 'argv', ['resources.py', '--device', 'cpu', '--batch-size', '2',
+                                      '--image-size', '128', *map(str, arguments)])
+    try:
+        resources.main()
+    except SystemExit as stop:
+        return capsys.readouterr().out.strip(), stop.code
+    return capsys.readouterr().out.strip(), 0
+
+
+def test_the_count_of_mae_is_that_of_the_formula():
+    """MAE draws no rows, so that its arithmetic is known exactly."""
+    counted = resources.count(Variant(SMALL / 'mae.py', 'fp32', False), args())
+
+    def layers(tokens: int, width: int, depth: int) -> int:
+        return depth * (24 * width**2 * tokens + 4 * tokens**2 * width)
+
+    patches = 64  # of a crop of 128 px; a quarter of them is seen
+    embedding = 2 * patches * 768 * 128
+    decoder = 2 * 17 * 128 * 64 + layers(65, 64, 2) + 2 * 65 * 64 * 768
+    forward = embedding + layers(17, 128, 4) + decoder
+    assert counted['forward'] == pytest.approx(forward / 1e9, rel=1e-6)
+    both = 3 * forward - embedding  # the images need no gradient
+    assert counted['forward_backward'] == pytest.approx(both / 1e9, rel=1e-6)
+
+
+@pytest.mark.parametrize('config', ['pera', 'dino', 'dinov2', 'mae', 'mocov3'])
+def test_a_step_moves_what_a_training_step_moves(config):
+    cfg = resources.load(Variant(SMALL / f'{config}.py', 'fp32', False), args())
+    model = resources.build(cfg, 'cpu')
+    wrapper = resources.build_optim_wrapper(model, cfg.optim_wrapper)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    resources.train_step(model, resources.make_batch(cfg, 2, 128), wrapper)
+    moved = {key.split('.')[0] for key, value in model.state_dict().items()
+             if not torch.equal(value, before[key])}
+    expected = dict(mae={'backbone', 'neck'},
+                    mocov3={'backbone', 'neck', 'head', 'momentum_encoder'})
+    assert moved >= expected.get(config, {'student', 'teacher', 'distillation'})
+
+
+def test_all_figures_of_two_precisions(here, monkeypatch, capsys, tmp_path):
+    text, code = run(monkeypatch, capsys, SMALL / 'pera.py', SMALL / 'mae.py', '--dtype', 'fp32',
+                     'bf16', '--steps', 2, '--repeats', 2, '--parts', '--json', tmp_path / 'r.json',
+                     '--markdown', tmp_path / 'r.md')
+    result = json.loads((tmp_path / 'r.json').read_text())
+    assert code == 0 and (tmp_path / 'r.md').read_text().strip() == text
+    assert [(Path(row['config']).stem, row['dtype']) for row in result['rows']] == [
+        ('pera', 'fp32'), ('mae', 'fp32'), ('pera', 'bf16'), ('mae', 'bf16')]
+    for row in result['rows']:
+        assert FIELDS <= row.keys() and row['failed'] is None
+        assert [len(turn) for turn in row['seconds']] == [2, 2]
+        speed, step = row['images_per_second'], row['step_seconds']
+        assert speed['min'] <= speed['median'] <= speed['max']
+        assert row['epoch_minutes'] == pytest.approx(50_000 * step['median'] / 60)
+        assert sum(row['parts'].values()) == pytest.approx(1)
+    assert [result['rows'][i]['relative_speed'] for i in (0, 2)] == [1, 1]
+    assert {'teacher', 'student', 'losses', 'teacher update'} <= result['rows'][0]['parts'].keys()
+    assert 'teacher' not in result['rows'][1]['parts']
+
+
+def test_bf16_on_a_cpu_computes_in_bf16(here):
+    cfg = resources.load(Variant(SMALL / 'mae.py', 'bf16', False), args())
+    model = resources.build(cfg, 'cpu')
+    seen = []
+    model.backbone.layers[0].attn.qkv.register_forward_hook(
+        lambda module, inputs, output: seen.append(output.dtype))
+    resources.train_step(model, resources.make_batch(cfg, 2, 128),
+                         resources.build_optim_wrapper(model, cfg.optim_wrapper))
+    assert seen == [torch.bfloat16]
+
+
+def test_a_failure_is_a_line_with_its_reason_and_exit_code_1(here, monkeypatch, capsys, tmp_path):
+    broken = tmp_path / 'broken.py'
+    cfg = Config.fromfile(SMALL / 'pera.py')
+    cfg.model.backbone.img_size = 111
+    cfg.dump(broken)
+    text, code = run(monkeypatch, capsys, broken, SMALL / 'mae.py', '--steps', 1, '--repeats', 1,
+                     '--json', tmp_path / 'r.json')
+    first, second = json.loads((tmp_path / 'r.json').read_text())['rows']
+    assert code == '1 of 2 measurements failed.'
+    assert '111' in first['failed'] and first['failed'].splitlines()[0] in text
+    assert second['failed'] is None and second['peak_memory_gb'] >= 0
+
+
+def test_no_steps_count_only(here, monkeypatch, capsys):
+    text, code = run(monkeypatch, capsys, SMALL / 'mae.py', '--steps', 0)
+    cells = [cell.strip() for cell in text.splitlines()[4].split('|')]
+    assert code == 0 and cells[1:6] == ['mae', 'fp32', 'eager', '', '']
+    assert float(cells[7]) > float(cells[6]) > 0
+
+
+def die(variant: Variant, args: Namespace) -> None:
+    """As when the system kills a process for its memory."""
+    import os
+    os.kill(os.getpid(), 9)
+
+
+@pytest.mark.slow
+def test_a_process_of_its_own_measures_and_its_death_is_an_error():
+    variant = Variant(SMALL / 'mae.py', 'fp32', False)
+    measured = resources.alone(resources.measure, variant, args())
+    assert len(measured['seconds']) == 1 and 0 < measured['peak_memory_gb'] < 2
+    with pytest.raises(Exception, match='terminated abruptly'):
+        resources.alone(die, variant, args())
