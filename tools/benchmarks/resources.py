@@ -46,7 +46,7 @@ from pera_mm.registry import MODELS
 
 EPOCH = 100_000  # images
 AMP = {'fp32': 'off', 'bf16': 'bf16'}
-WARMUP = {False: 1, True: 3}  # steps; torch.compile looks again when the optimizer has its state
+WARMUP = {False: 1, True: 12}  # steps; torch.compile gives up on changing shapes after eight
 # The parts of a step: (what has the method: model or optimizer wrapper; its name).
 PARTS = {
     'colour views': ('model', 'data_preprocessor'), 'teacher': ('model', 'teach'),
