@@ -6,6 +6,7 @@ asks for. Here an unpickler admits exactly what such checkpoints hold and refuse
 else by name.
 """
 
+import os
 import pickle
 import re
 from collections import Counter, OrderedDict
@@ -13,10 +14,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, TypeAlias
+from urllib.parse import urlparse
 
 import numpy as np
 import torch
 from mmengine.config import ConfigDict
+from mmengine.dist import barrier
 from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader
@@ -249,9 +252,28 @@ def load_from_local(filename: str, map_location: MapLocation = None) -> Any:
     return load_checkpoint(filename, map_location)
 
 
+def load_from_http(filename: str, map_location: MapLocation = None) -> Any:
+    """Download a file once per machine, into torch.hub's cache, and load it as a local one.
+
+    Raises:
+        ValueError: If it cannot be downloaded, and as :func:`load_checkpoint`.
+    """
+    path = Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(filename).path).name)
+    if int(os.environ.get('LOCAL_RANK', 0)) == 0 and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(filename, str(path), progress=os.isatty(0))
+        except OSError as error:  # urllib's errors are OSErrors
+            raise ValueError(f'{filename} could not be downloaded: {error}. Download it by other '
+                             'means and give the path of the file.') from None
+    barrier()
+    return load_checkpoint(path, map_location)
+
+
 def activate() -> None:
-    """Make :func:`load_from_local` what MMEngine's runners and initialisers load files with."""
+    """Let MMEngine's runners and initialisers load files and URLs with ours."""
     CheckpointLoader.register_scheme('', load_from_local, force=True)
+    CheckpointLoader.register_scheme(('http://', 'https://'), load_from_http, force=True)
 
 
 CENTER = 'distillation.center'  # of the prototype scores; the authors' files do not have it

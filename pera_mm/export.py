@@ -348,14 +348,13 @@ def hf_features(folder: Path, images: Tensor) -> Tensor:
     return vit.eval()(images).last_hidden_state
 
 
-def difference(backbone: Backbone, kind: str, path: Path, network: str = 'teacher') -> float | None:
+def difference(backbone: Backbone, kind: str, path: Path) -> float | None:
     """How far the features of what was written are from the backbone's, on a random image.
 
     Args:
         backbone: what was written.
         kind: 'timm', 'hf', or anything else for a file that :func:`load_checkpoint` reads.
         path: where.
-        network: whose backbone it is, if the file holds two.
 
     Returns:
         The largest difference over the features' root mean square, or None if the library that
@@ -372,6 +371,6 @@ def difference(backbone: Backbone, kind: str, path: Path, network: str = 'teache
     elif kind == 'hf':
         found = hf_features(path, images)
     else:
-        state = teacher_backbone(load_checkpoint(path), network)
+        state = teacher_backbone(load_checkpoint(path))
         found = features(Backbone(state, backbone.heads, backbone.normalisation, {}), images)
     return float((found - expected).abs().max() / expected.square().mean().sqrt())

@@ -1,5 +1,6 @@
 """Checkpoints: MMEngine's own resume, hostile ones are refused by name, names map one to one."""
 
+import functools
 import io
 import itertools
 import json
@@ -7,7 +8,10 @@ import os
 import pickle
 import pickletools
 import struct
+import threading
 import zipfile
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +137,37 @@ def test_mmengine_loads_local_files_with_ours(tmp_path: Path):
     file = hostile_file(tmp_path / 'bad.pth', Reduce(os.system, ('true',)))
     with pytest.raises(ValueError, match=f'posix.system|{os.name}.system'):
         CheckpointLoader.load_checkpoint(str(file), map_location='cpu', logger='silent')
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder, and the address where a real server gives its files."""
+    folder = tmp_path / 'served'
+    folder.mkdir()
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield folder, f'http://127.0.0.1:{server.server_port}'
+        server.shutdown()
+
+
+def test_mmengine_loads_urls_with_ours(tmp_path: Path, served, monkeypatch):
+    folder, url = served
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
+    proof = tmp_path / 'proof'
+    hostile_file(folder / 'bad.pth', Reduce(os.system, (f'touch {proof}',)))
+    with pytest.raises(ValueError, match=rf'{os.name}\.system'):
+        CheckpointLoader.load_checkpoint(f'{url}/bad.pth', map_location='cpu', logger='silent')
+    assert not proof.exists()
+    torch.save(dict(w=torch.ones(2)), folder / 'good.pth')
+    for _ in range(2):  # the second time from the cache
+        loaded = CheckpointLoader.load_checkpoint(f'{url}/good.pth', 'cpu', logger='silent')
+        assert loaded['w'].tolist() == [1, 1]
+        (folder / 'good.pth').unlink(missing_ok=True)
+    with pytest.raises(ValueError, match='none.pth could not be downloaded: HTTP Error 404'):
+        CheckpointLoader.load_checkpoint(f'{url}/none.pth', 'cpu', logger='silent')
+    assert sorted(path.name for path in (tmp_path / 'hub/checkpoints').iterdir()) == [
+        'bad.pth', 'good.pth']
 
 
 def draw(path: Path, size: int = 64, gray: bool = False) -> None:

@@ -215,7 +215,17 @@ def shares(model: nn.Module, batch: dict, optim_wrapper: Any, steps: int,
 def alone(run: Callable, variant: Variant, args: argparse.Namespace) -> Any:
     """``run`` in a new process, so that nothing of an earlier one is in the figures."""
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process:
-        return process.submit(run, variant, args).result()
+        return process.submit(in_words, run, variant, args).result()
+
+
+def in_words(run: Callable, variant: Variant, args: argparse.Namespace) -> Any:
+    """``run`` with an error that can travel between processes; torch.compile's cannot."""
+    try:
+        return run(variant, args)
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = f'{type(error).__name__}: {lines[0] if lines else "no message"}'
+    raise RuntimeError(reason)
 
 
 def measure_all(variants: list[Variant], args: argparse.Namespace) -> list[dict]:
@@ -255,12 +265,11 @@ def name(variant: Variant) -> dict[str, Any]:
 
 @contextmanager
 def reason_in(row: dict) -> Iterator[None]:
-    """Write why a process failed into the row, in one line; Ctrl-C goes through."""
+    """Write why a process failed, or was killed, into the row; Ctrl-C goes through."""
     try:
         yield
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        row['failed'] = f'{type(error).__name__}: {lines[0] if lines else "no message"}'
+        row['failed'] = str(error)
 
 
 def summarise(row: dict, batch_size: int) -> None:
