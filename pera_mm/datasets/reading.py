@@ -24,6 +24,8 @@ import io
 import os
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
@@ -31,6 +33,7 @@ from PIL import Image
 
 Scale = Literal['auto'] | tuple[float, float]
 
+SUFFIXES = (b'.tif', b'.tiff', b'.png', b'.jpg', b'.jpeg', b'.jp2', b'.bmp', b'.webp', b'.gif')
 TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 JPEG_2000 = (b'\0\0\0\x0cjP  ', b'\xff\x4f\xff\x51')
 PNG = b'\x89PNG\r\n\x1a\n'
@@ -78,11 +81,28 @@ def read_image(path: str | bytes, bands: tuple[int, ...] | None = None,
         UnreadableImage: if the file is missing, empty, truncated, broken, no image, too large,
             lacks a band, or has no valid pixel.
     """
+    return decode_safely(read_file(path), bands, scale)
+
+
+def read_file(path: str | bytes) -> bytes:
+    """The bytes of an image file; raises UnreadableImage if it is missing or above 1 GiB."""
+    with _as_unreadable(), open(path, 'rb') as file:
+        if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+            raise ValueError('the file is larger than 1 GiB: cut it into tiles')
+        return file.read()
+
+
+def decode_safely(data: bytes, bands: tuple[int, ...] | None = None,
+                  scale: Scale = 'auto') -> np.ndarray:
+    """Like :func:`read_image` for a file's bytes."""
+    with _as_unreadable():
+        return decode_image(data, bands, scale)
+
+
+@contextmanager
+def _as_unreadable() -> Iterator[None]:
     try:
-        with open(path, 'rb') as file:
-            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
-                raise ValueError('the file is larger than 1 GiB: cut it into tiles')
-            return decode_image(file.read(), bands, scale)
+        yield
     except (MemoryError, ImportError):  # not the image's fault
         raise
     except Exception as error:  # decoders raise anything on broken bytes

@@ -14,11 +14,18 @@ from mmengine.dataset import Compose
 from mmengine.logging import print_log
 from torch.utils.data import Dataset, get_worker_info
 
-from pera_mm.datasets.reading import Scale, UnreadableImage, check_rule, read_image
+from pera_mm.datasets.packed import LMDB_FILE, LmdbImages, TarShards, find_shards
+from pera_mm.datasets.reading import (
+    SUFFIXES,
+    Scale,
+    UnreadableImage,
+    check_rule,
+    decode_safely,
+    read_file,
+)
 from pera_mm.datasets.sampler import Draw
 from pera_mm.registry import DATASETS
 
-SUFFIXES = (b'.tif', b'.tiff', b'.png', b'.jpg', b'.jpeg', b'.jp2', b'.bmp', b'.webp', b'.gif')
 MAX_REDRAWS = 100
 LONGEST_LINE = 4096 + 2  # Linux's PATH_MAX and a line end
 CHUNK = 1 << 24
@@ -102,18 +109,15 @@ class ImageList:
 
     Args:
         path: A folder of any depth, or a text list.
-        weight: Share of an epoch relative to the other sources.
         data_root: What the lines of a text list are relative to; None: the list's folder.
         index_file: For a folder: the text list to write once and to use from then on.
-        bands, scale: See :mod:`pera_mm.datasets.reading`.
+
+    Raises:
+        ValueError: if there is no image, or none of the listed files exists.
     """
 
-    def __init__(self, path: str, weight: float | None = None, data_root: str | None = None,
-                 index_file: str | None = None, bands: Sequence[int] | None = None,
-                 scale: Scale = 'auto') -> None:
-        bands = None if bands is None else tuple(bands)
-        check_rule(bands, scale)
-        self.weight, self.bands, self.scale = weight, bands, scale
+    def __init__(self, path: str, data_root: str | None = None,
+                 index_file: str | None = None) -> None:
         self.file: Path | None = None
         if os.path.isdir(path):
             self.root = os.fsencode(path)
@@ -126,7 +130,10 @@ class ImageList:
             self._map(Path(path))
         else:
             raise ValueError(f'the image source {str(path)!r} does not exist (looked for in '
-                             f'{os.getcwd()}); give a folder of images or a text list of paths.')
+                             f'{os.getcwd()}); give a folder of images, a text list of paths, tar '
+                             'shards or an LMDB.')
+        if self.file is not None:
+            self._check()
 
     def _open_folder(self, index_file: str | None) -> None:
         if index_file is None:
@@ -157,7 +164,7 @@ class ImageList:
             raise ValueError(f'the list {str(file)!r} names no image; write one path per line, or '
                              'delete it if it is an index file.')
 
-    def check(self) -> None:
+    def _check(self) -> None:
         """Raise a ValueError if not one of eight listed files exists: the root must be wrong."""
         probes = [self[int(i)] for i in np.linspace(0, len(self) - 1, 8)]
         if not any(os.path.lexists(path) for path in probes):
@@ -173,6 +180,14 @@ class ImageList:
         start = int(self.starts[index])
         line = self.text[start:start + LONGEST_LINE].tobytes().split(b'\n', 1)[0]
         return os.path.join(self.root, line.rstrip(b'\r'))
+
+    def name(self, index: int) -> str:
+        """The path of an image."""
+        return os.fsdecode(self[index])
+
+    def read(self, index: int) -> bytes:
+        """The bytes of an image file; raises UnreadableImage if they cannot be had."""
+        return read_file(self[index])
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
@@ -198,6 +213,37 @@ def _line_starts(text: np.ndarray) -> np.ndarray:
     return lines[(text[lines] != ord('\n')) & (text[lines] != ord('\r'))]
 
 
+Source = ImageList | TarShards | LmdbImages
+
+
+def open_source(path: str, data_root: str | None = None, index_file: str | None = None) -> Source:
+    """The images of a folder, a text list, tar shards or an LMDB, by what lies at ``path``.
+
+    All have ``len()``, ``name(i) -> str`` (for messages and lists) and ``read(i) -> bytes``,
+    which raises :class:`~pera_mm.datasets.reading.UnreadableImage`; all are small to pickle but
+    the list of a folder without ``index_file``.
+
+    Raises:
+        ValueError: if nothing lies there, or no image, or shards and other images.
+    """
+    if os.path.isfile(os.path.join(path, LMDB_FILE)):
+        return LmdbImages(path)
+    is_listed = index_file is not None and _is_text(index_file)  # no need to look into the folder
+    if not is_listed and find_shards(path):
+        if os.path.isdir(path) and next(find_images(os.fsencode(path)), None) is not None:
+            raise ValueError(f'{path!r} holds .tar files and other images: give the ones or the '
+                             'others a folder of their own.')
+        return TarShards(path, index_file)
+    return ImageList(path, data_root, index_file)
+
+
+def _is_text(file: str) -> bool:
+    if not os.path.isfile(file):
+        return False
+    with open(file, 'rb') as stream:
+        return not stream.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX
+
+
 @DATASETS.register_module()
 class UnlabeledImages(Dataset):
     """Images without labels from folders and lists, always 8-bit RGB.
@@ -209,8 +255,8 @@ class UnlabeledImages(Dataset):
     * ``rng``: ``numpy.random.Generator``, the only source of randomness of a sample
     * ``skipped``: list of (path, reason), the unreadable files met on the way
 
-    Five million images: give a text list, or a folder with ``index_file``. Measured by
-    ``tools/benchmarks/file_index.py``.
+    Five million images: give tar shards, an LMDB, a text list, or a folder with ``index_file``.
+    Measured by ``tools/benchmarks/packed.py``.
 
     Args:
         source: The path of one of these, or a list of ``dict(path=..., weight=...)`` of them:
@@ -218,16 +264,21 @@ class UnlabeledImages(Dataset):
             * a folder of any depth; its images (any case of suffix) in bytewise order, so that
               every node has the same order;
             * a text list, one path per line, in its own order. Write no other list over it
-              while a training reads it; move a new one into its place.
+              while a training reads it; move a new one into its place;
+            * a folder of ``.tar`` shards as WebDataset's, or a single one;
+            * a folder with the LMDB of ``tools/data/rsrsd.py pack``.
 
-            A dict may also hold ``data_root``, ``index_file``, ``bands`` and ``scale`` for its
-            source. Weights are shares of an epoch, see :meth:`epoch_order`; without any, an
-            epoch has every image once.
+            A dict may also hold ``data_root``, ``index_file``, ``bands``, ``scale`` and
+            ``shuffle_buffer`` for its source. Weights are shares of an epoch, see
+            :meth:`epoch_order`; without any, an epoch has every image once.
         pipeline: Transforms of MMEngine's registry, e.g. ``dict(type='pera_mm.AlignedCrops')``.
         data_root: What the lines of a text list are relative to. Default: the list's folder.
         index_file: A text list of a folder's images, written when missing and used from then on
-            (delete it after adding images). It may be given as a source, too.
+            (delete it after adding images). It may be given as a source, too. For tar shards:
+            their index, where none lies beside them. An LMDB needs none.
         bands, scale: How rasters become 8-bit RGB, see :mod:`pera_mm.datasets.reading`.
+        shuffle_buffer: In how many images those of tar shards are shuffled, see
+            :meth:`epoch_order`; 1: none. Everything else is permuted as a whole.
 
     Raises:
         ValueError: if a source is missing or empty, or a setting is wrong.
@@ -237,23 +288,26 @@ class UnlabeledImages(Dataset):
 
     def __init__(self, source: str | Sequence[dict], pipeline: Sequence[dict],
                  data_root: str | None = None, index_file: str | None = None,
-                 bands: Sequence[int] | None = None, scale: Scale = 'auto') -> None:
+                 bands: Sequence[int] | None = None, scale: Scale = 'auto',
+                 shuffle_buffer: int = 10_000) -> None:
         entries = [dict(path=source)] if isinstance(source, (str, os.PathLike)) else source
         if len(entries) == 0:
-            raise ValueError('source is an empty list; give a folder, a text list, or a list of '
-                             'dict(path=..., weight=...).')
+            raise ValueError('source is an empty list; give a folder, a text list, tar shards, an '
+                             'LMDB, or a list of dict(path=..., weight=...).')
         _check_entries(entries)
         if len(entries) > 1 and index_file is not None:
             raise ValueError('each source of a mixture needs an index_file of its own; write it '
                              'into its dict, beside path and weight.')
-        common = dict(data_root=data_root, index_file=index_file, bands=bands, scale=scale)
-        self.sources = [ImageList(**{**common, **entry}) for entry in entries]
-        self.ends = np.cumsum([len(images) for images in self.sources])
-        self.counts = _shares([images.weight for images in self.sources],
-                              [len(images) for images in self.sources])
-        for images in self.sources:
-            if images.file is not None:
-                images.check()
+        common = dict(data_root=data_root, index_file=index_file, bands=bands, scale=scale,
+                      shuffle_buffer=shuffle_buffer, weight=None)
+        settings = [{**common, **entry} for entry in entries]
+        self.rules = [_reading_rule(entry) for entry in settings]
+        self.buffers = [_checked_buffer(entry['shuffle_buffer']) for entry in settings]
+        self.sources = [open_source(entry['path'], entry['data_root'], entry['index_file'])
+                        for entry in settings]
+        sizes = [len(images) for images in self.sources]
+        self.ends = np.cumsum(sizes)
+        self.counts = _shares([entry['weight'] for entry in settings], sizes)
         self.pipeline = Compose(pipeline)
 
     def __len__(self) -> int:
@@ -285,39 +339,66 @@ class UnlabeledImages(Dataset):
         first = int(self.ends[number]) - len(images)
         skipped: list[tuple[str, str]] = []
         while len(skipped) < MAX_REDRAWS:
-            file = images[index - first]
-            path = os.fsdecode(file)
             try:
-                pixels = read_image(file, images.bands, images.scale)
+                pixels = decode_safely(images.read(index - first), *self.rules[number])
             except UnreadableImage as error:
-                skipped.append((path, str(error)))
+                skipped.append((images.name(index - first), str(error)))
                 index = first + int(rng.integers(len(images)))
                 continue
-            return dict(img=pixels, img_path=path, sample_idx=index, rng=rng, skipped=skipped)
+            return dict(img=pixels, img_path=images.name(index - first), sample_idx=index, rng=rng,
+                        skipped=skipped)
+        path, reason = skipped[-1]
         raise RuntimeError(f'{MAX_REDRAWS} images drawn one after another could not be read, the '
-                           f'last was {path!r} ({skipped[-1][1]}); check the data.')
+                           f'last was {path!r} ({reason}); check the data.')
 
     def epoch_order(self, generator: torch.Generator) -> torch.Tensor:
         """The indices of one epoch, int64 ``[len(self)]``, shuffled.
 
         Without weights: every image once. With weights w_i, source i of a mixture of N images
         has exactly ``N * w_i / sum(w)`` of the draws, rounded down, and the draws left over go
-        one each to the largest remainders. Its images are permuted as often as that needs: each
+        one each to the largest remainders. Its images are ordered as often as that needs: each
         one is drawn k or k + 1 times.
+
+        A folder, a text list and an LMDB are permuted; tar shards are shuffled such that reading
+        goes through them, see :meth:`~pera_mm.datasets.packed.TarShards.order`. Sources are
+        interleaved at random, each in its own order.
         """
-        parts = []
-        for images, end, count in zip(self.sources, self.ends.tolist(), self.counts):
-            rounds = -(-count // len(images))
-            drawn = [torch.randperm(len(images), generator=generator) for _ in range(rounds)]
-            parts += [torch.cat(drawn)[:count] + end - len(images)] if drawn else []
-        if len(self.sources) == 1:
+        parts = [self._draws(number, generator) for number in range(len(self.sources))]
+        if len(parts) == 1:
             return parts[0]
-        order = torch.cat(parts)
-        return order[torch.randperm(len(order), generator=generator)]
+        whose = torch.repeat_interleave(torch.tensor(self.counts))  # [N], the source's number
+        whose = whose[torch.randperm(len(whose), generator=generator)]
+        order = torch.empty_like(whose)
+        for number, part in enumerate(parts):
+            order[whose == number] = part
+        return order
+
+    def _draws(self, number: int, generator: torch.Generator) -> torch.Tensor:
+        """The draws of an epoch from one source, int64 ``[self.counts[number]]``."""
+        images, count = self.sources[number], self.counts[number]
+        rounds = [torch.empty(0, dtype=torch.int64)]
+        while sum(map(len, rounds)) < count:
+            if isinstance(images, TarShards):
+                rounds.append(images.order(generator, self.buffers[number]))
+            else:
+                rounds.append(torch.randperm(len(images), generator=generator))
+        return torch.cat(rounds)[:count] + (int(self.ends[number]) - len(images))
+
+
+def _reading_rule(entry: dict[str, Any]) -> tuple[tuple[int, ...] | None, Scale]:
+    bands = None if entry['bands'] is None else tuple(entry['bands'])
+    check_rule(bands, entry['scale'])
+    return bands, entry['scale']
+
+
+def _checked_buffer(images: int) -> int:
+    if images < 1:
+        raise ValueError(f'shuffle_buffer is {images}, but must be at least 1 image.')
+    return images
 
 
 def _check_entries(entries: Sequence[dict]) -> None:
-    known = {'path', 'weight', 'data_root', 'index_file', 'bands', 'scale'}
+    known = {'path', 'weight', 'data_root', 'index_file', 'bands', 'scale', 'shuffle_buffer'}
     for entry in [entries] if isinstance(entries, Mapping) else entries:
         if isinstance(entries, Mapping) or not isinstance(entry, Mapping) or (
                 'path' not in entry or set(entry) - known):

@@ -36,7 +36,7 @@ class PathsOnly(Dataset):
         return len(self.images)
 
     def __getitem__(self, draw: tuple[int, int]) -> tuple[int, int]:
-        assert len(self.images.sources[0][draw[0]]) > 60
+        assert len(self.images.sources[0].name(draw[0])) > 60
         return os.getpid(), draw[0]
 
 
