@@ -3,6 +3,7 @@
 import argparse
 import ctypes
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -258,3 +259,13 @@ def errors_in_one_sentence() -> Iterator[None]:
             raise
         print(f'Error: {error}', file=sys.stderr)
         raise SystemExit(1) from None
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Within, SIGTERM raises KeyboardInterrupt as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

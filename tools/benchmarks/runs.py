@@ -7,12 +7,12 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pera_mm.datasets.writing import write_whole
+from pera_mm.launch import sigterm_as_interrupt
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL = 0.5  # seconds between two looks at the processes
@@ -114,16 +114,6 @@ def _stop(processes: list[subprocess.Popen]) -> None:
         end = time.monotonic() + GRACE
         while any(process.poll() is None for process in processes) and time.monotonic() < end:
             time.sleep(POLL)
-
-
-@contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """Within, SIGTERM raises KeyboardInterrupt as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def scalars(work_dir: Path) -> list[dict]:
