@@ -48,7 +48,8 @@ def version() -> str:
 
 
 extras = {name: requirements(file) for name, file in
-          [('mim', 'mminstall'), ('optional', 'optional'), ('tests', 'tests')]}
+          [('mim', 'mminstall'), ('optional', 'optional'), ('collect', 'collect'),
+           ('tests', 'tests')]}
 setup(
     name='pera_mm',
     version=version(),

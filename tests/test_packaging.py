@@ -96,7 +96,8 @@ def test_lock_file_satisfies_every_requirement():
     for pin in requirements('lock.txt'):
         if pin.marker is None or pin.marker.evaluate():
             locked[pin.name] = re.fullmatch('==(.+)', str(pin.specifier))[1]
-    for name in ('runtime.txt', 'mminstall.txt', 'optional.txt', 'tests.txt', 'lock.in'):
+    for name in ('runtime.txt', 'mminstall.txt', 'optional.txt', 'collect.txt', 'tests.txt',
+                 'lock.in'):
         for needed in requirements(name):
             assert needed.name in locked, f'{needed.name} of {name} is not in lock.txt: make lock'
             assert locked[needed.name] in needed.specifier, f'{needed} of {name}: make lock'
