@@ -1,0 +1,528 @@
+"""Step 1: random points over the continents, balanced by land cover (paper §3.1, Figure 3).
+
+A *stratum* is one class of land cover on one continent. The *census* measures the area of every
+stratum in every window of the map; quotas say how many points each stratum gets. Points are then
+drawn uniformly per km² of their stratum: a window by its share of the stratum's area, a pixel by
+its own, a place within the pixel. Points nearer than ``min_distance`` to an earlier one are left
+out and drawn again.
+
+The census of a raster and its part of a drawing are written as they come to be (``census/``,
+``draws/``), so that a stopped step goes on where it was. Everything random depends on the seed and
+on the order of the rasters' paths alone, not on threads or on stops.
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from rasterio.windows import Window
+from scipy.spatial import cKDTree
+
+from pera_mm.collect.continents import CONTINENTS, continent_of, polygons
+from pera_mm.collect.landcover import Grid, LandCover, is_remote, to_degrees
+from pera_mm.collect.tables import log, progress_bar
+from pera_mm.datasets.sampler import hash_seed
+from pera_mm.datasets.writing import write_whole
+
+EARTH = 6_371_008.8  # m, mean radius
+ROUNDS = 20  # of drawing again what lay too near to another point
+BARREN = 3  # so many rounds in a row without a new point end the drawing
+DRAWN = np.dtype([('key', 'u8'), ('lon', 'f8'), ('lat', 'f8'), ('stratum', 'i2')])
+ORDER, GSD, WINDOWS, PLACES = range(4)  # what a seed is for
+COLOURS = {'urban': '#d7301f', 'farmland': '#e6ab02', 'wetland': '#1b9e77', 'forest': '#1a6b2a',
+           'water': '#2171b5', 'desert': '#c49a6c', 'ice': '#8fd3ee', 'grassland': '#9ccc3c',
+           'cloud': '#9e9e9e', 'shrubland': '#a6761d', 'moss': '#7570b3'}
+OTHER_COLOUR = '#444444'  # of a class in a user's own legend
+MOST_ON_MAP = 50_000  # points: more cover each other
+
+
+def sample(folder: Path, seed: int, *, landcover: Mapping[str, Any], total: int,
+           shares: Mapping[str, float], continents: Mapping[str, float] | None,
+           min_distance: float, gsd: Sequence[float], counts: Mapping[str, int] | None = None,
+           workers: int = 4) -> dict[str, Any]:
+    """Draw ``points.csv`` and its map ``points.png``.
+
+    Args:
+        folder: The work folder.
+        seed: Same seed, settings and map, same files.
+        landcover: The arguments of :class:`~pera_mm.collect.landcover.LandCover`.
+        total: Points that ``shares`` divide.
+        shares: Class to share of ``total``; they sum to 1.
+        continents: Continent to weight: with 2 it gets twice the points of one with 1. Those not
+            named get none. What a class cannot get on a continent where it does not occur, the
+            others get. None: the whole map counts, on a continent or not.
+        min_distance: Between any two points, metres on the sphere.
+        gsd: Lowest and highest ground sampling distance, metres per pixel; every point gets one,
+            uniform in its logarithm: as many from 0.3 to 1 as from 3 to 10.
+        counts: Class to points besides ``total``.
+        workers: Rasters read at once.
+
+    Returns:
+        points, asked: numbers; table: asked, got and the area in km² by class and continent.
+
+    Raises:
+        ValueError: if a setting is wrong, a class or continent does not occur on the map, or
+            ``points.csv`` is there and not of these settings.
+    """
+    _check(total, shares, counts or {}, continents, min_distance, gsd, workers)
+    unknown = sorted(set(landcover) - {'paths', 'legend', 'step'})
+    if unknown or 'paths' not in landcover:
+        raise ValueError('landcover needs paths and may have legend and step, '
+                         f'got {", ".join(landcover) or "nothing"}.')
+    land = LandCover(**landcover)
+    for name in (*shares, *(counts or {})):
+        if name not in land.classes:
+            raise ValueError(f'the class {name!r} is not in the legend of the land cover; it has '
+                             f'{", ".join(land.classes)}.')
+    ground = [[raster.path, _state(raster.path)] for raster in land.rasters] + [
+        landcover.get('legend', 'esri'), land.step, continents and list(continents)]
+    settings = [ground, seed, total, shares, counts, continents, min_distance, gsd]
+    draws = folder / 'draws' / _digest(settings)
+    if (folder / 'points.csv').exists():
+        return _finished_before(folder, draws)
+
+    strata = Strata(land, tuple(continents) if continents is not None else ('',))
+    areas = census(strata, folder / 'census' / _digest(ground), workers)
+    quotas = strata_quotas(strata, areas, total, shares, counts or {}, continents)
+    points = draw(strata, areas, quotas, seed, min_distance, draws, workers)
+    points = points[_generator(seed, ORDER).permutation(len(points))]
+    table = _points_table(strata, points, seed, gsd)
+    summary = _summary(strata, areas, quotas, points)
+    text = table.to_csv(index=False, lineterminator='\n').encode()
+    write_whole(folder / 'points.png', draw_map(table))
+    note = dict(sha256=hashlib.sha256(text).hexdigest(), summary=summary)
+    write_whole(draws / 'done.json', json.dumps(note).encode())
+    write_whole(folder / 'points.csv', text)  # the last: with it the step is finished
+    for part in draws.glob('*.npy'):
+        part.unlink()
+    return summary
+
+
+def _check(total: int, shares: Mapping[str, float], counts: Mapping[str, int],
+           continents: Mapping[str, float] | None, min_distance: float, gsd: Sequence[float],
+           workers: int) -> None:
+    if total < 0 or total != int(total):
+        raise ValueError(f'total must be a number of points, got {total}.')
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f'shares[{name!r}] must lie between 0 and 1, got {share}.')
+    if total and abs(sum(shares.values()) - 1) > 1e-6:
+        raise ValueError(f'the shares sum to {sum(shares.values()):g}, not to 1: '
+                         f'{", ".join(f"{name} {share:g}" for name, share in shares.items())}.')
+    for name, count in counts.items():
+        if count < 0 or count != int(count):
+            raise ValueError(f'counts[{name!r}] must be a number of points, got {count}.')
+    if not total and not any(counts.values()):
+        raise ValueError('no point is asked for: total and counts are 0.')
+    for name, weight in (continents or {}).items():
+        if name not in CONTINENTS:
+            raise ValueError(f'the continent {name!r} is unknown; there are '
+                             f'{", ".join(CONTINENTS)}.')
+        if not weight > 0:
+            raise ValueError(f'continents[{name!r}] must be above 0, got {weight}; leave a '
+                             'continent out to get no points there.')
+    if continents is not None and not continents:
+        raise ValueError('continents is empty; name some with their weights, or None for the '
+                         'whole map.')
+    if not min_distance >= 0:
+        raise ValueError(f'min_distance must be 0 or more metres, got {min_distance}.')
+    if len(gsd) != 2 or not 0 < gsd[0] <= gsd[1]:
+        raise ValueError('gsd must be the lowest and the highest metres per pixel, e.g. '
+                         f'(0.3, 10), got {gsd}.')
+    if workers < 1:
+        raise ValueError(f'workers must be 1 or more, got {workers}.')
+
+
+def _state(path: str) -> list[int]:
+    """What shows that a local file was replaced."""
+    if is_remote(path):
+        return []
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _digest(settings: Any) -> str:
+    text = json.dumps(settings, default=dict)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _finished_before(folder: Path, draws: Path) -> dict[str, Any]:
+    """The summary of a step that had ended; a ``points.csv`` of other origin is never lost."""
+    done, file = draws / 'done.json', folder / 'points.csv'
+    if done.exists():
+        note = json.loads(done.read_text())
+        if hashlib.sha256(file.read_bytes()).hexdigest() == note['sha256']:
+            log.info('%s is there already, with these settings', file)
+            return note['summary']
+    raise ValueError(f'{file} is there and was not drawn with these settings and this map; later '
+                     'steps know its points by their ids, so take another work folder, or remove '
+                     'this one.')
+
+
+def _generator(*keys: int) -> np.random.Generator:
+    return np.random.default_rng(hash_seed(*keys))
+
+
+# -- strata --------------------------------------------------------------------------------------
+
+
+class Strata:
+    """Every class on every continent, numbered, and where on the map each lies.
+
+    Args:
+        land: The map.
+        continents: Names out of ``CONTINENTS``; ('',): the whole map is one.
+
+    Attributes:
+        names: (class, continent) of each stratum.
+        stopped: Set it to make :meth:`census` and :meth:`draw` in other threads end.
+    """
+
+    def __init__(self, land: LandCover, continents: tuple[str, ...]) -> None:
+        self.land, self.continents = land, continents
+        self.names = [(name, continent) for continent in continents for name in land.classes]
+        self.stopped = Event()
+        self._number = np.full(len(CONTINENTS) + 1, -1, np.int8)  # the last for none: [-1]
+        for number, name in enumerate(continents):
+            if name:
+                self._number[CONTINENTS.index(name)] = number
+
+    def windows(self, raster: int) -> Iterator[tuple[int, Window]]:
+        """The numbered windows of a raster, until stopped."""
+        for number, window in enumerate(self.land.windows(raster)):
+            if self.stopped.is_set():
+                raise KeyboardInterrupt
+            yield number, window
+
+    def of(self, raster: int, window: Window) -> tuple[Grid, NDArray[np.int16]] | None:
+        """Where a window's pixels lie and their strata, [H, W], -1 for none.
+
+        None where the window holds no stratum at all; then it was not even read.
+        """
+        grid = self.land.grid(raster, window)
+        if self.continents == ('',):
+            continent = np.zeros(grid.corners[1:, 1:].shape[:2], np.int8)
+        else:
+            continent = self._number[continent_of(*grid.centres())]
+        if (continent >= 0).any():
+            continent[~self.land.first(raster, grid)] = -1
+        if (continent < 0).all():
+            return None
+        classes = self.land.read(raster, window)
+        spread = grid.spread(continent.astype(np.int16))
+        strata = spread * np.int16(len(self.land.classes)) + classes
+        strata[(spread < 0) | (classes < 0)] = -1
+        return grid, strata
+
+    def census(self, raster: int, advance: Callable[[int], None]) -> NDArray[np.float64]:
+        """Area of every stratum in every window of a raster, km² [windows, strata]."""
+        areas = []
+        for _, window in self.windows(raster):
+            found = self.of(raster, window)
+            if found is None:
+                areas.append(np.zeros(len(self.names)))
+            else:
+                grid, strata = found
+                weights = grid.spread(grid.pixel_areas()).ravel()
+                # Shifted by one: bincount takes no -1.
+                areas.append(np.bincount(strata.ravel() + 1, weights, len(self.names) + 1)[1:])
+            advance(1)
+        return np.array(areas)
+
+    def draw(self, raster: int, counts: NDArray[np.int64], *keys: int) -> NDArray:
+        """Random places in a raster, uniform per km² of each stratum in each window.
+
+        Args:
+            raster: Its number.
+            counts: Places by window and stratum [windows, strata].
+            keys: Of the randomness, besides raster and window.
+
+        Returns:
+            ``DRAWN`` [counts.sum()]; the keys are random numbers to order places by.
+        """
+        drawn = [np.empty(0, DRAWN)]
+        for number, window in self.windows(raster):
+            if counts[number].any():
+                found = self.of(raster, window)
+                assert found is not None  # the census saw it
+                random = _generator(*keys, raster, number)
+                drawn.append(_places(*found, counts[number], random))
+        return np.concatenate(drawn)
+
+
+def _places(grid: Grid, strata: NDArray, counts: NDArray, random: np.random.Generator) -> NDArray:
+    """``counts`` [strata] random places of one window."""
+    areas = grid.spread(grid.pixel_areas()).ravel()
+    rows, cols, numbers = [], [], []
+    for stratum in np.flatnonzero(counts):
+        pixels = np.flatnonzero(strata == stratum)
+        until = np.cumsum(areas[pixels])
+        picked = np.searchsorted(until, random.random(counts[stratum]) * until[-1], side='right')
+        row, col = np.divmod(pixels[np.minimum(picked, len(pixels) - 1)], strata.shape[1])
+        rows.append(row + random.random(len(row)))
+        cols.append(col + random.random(len(col)))
+        numbers.append(np.full(len(row), stratum))
+    lon, lat = to_degrees(grid.places(np.concatenate(rows), np.concatenate(cols)))
+    places = np.empty(len(lon), DRAWN)
+    places['key'] = random.integers(1 << 63, size=len(lon))
+    places['lon'], places['lat'] = lon.round(6), lat.round(6)  # as in the table: 0.1 m
+    places['stratum'] = np.concatenate(numbers)
+    return places
+
+
+def _for_every_raster(strata: Strata, work: Callable[[int], NDArray], workers: int) -> NDArray:
+    """What ``work`` makes of each raster, in their order, one below the other."""
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            return np.concatenate(list(pool.map(work, range(len(strata.land.rasters)))))
+        except BaseException:
+            strata.stopped.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _once(path: Path, make: Callable[[], NDArray]) -> NDArray:
+    """An array that is made once; a later start reads it from ``path``."""
+    if not path.exists():
+        file = io.BytesIO()
+        np.save(file, make(), allow_pickle=False)
+        write_whole(path, file.getvalue())
+    return np.load(path, allow_pickle=False)
+
+
+# -- quotas --------------------------------------------------------------------------------------
+
+
+def census(strata: Strata, folder: Path, workers: int = 1) -> NDArray[np.float64]:
+    """Area of every stratum in every window of the map, km² [windows, strata].
+
+    Args:
+        strata: What to measure.
+        folder: A file per raster is kept here; those that are there are taken as they are.
+        workers: Rasters read at once.
+    """
+    windows = [sum(1 for _ in strata.land.windows(raster))
+               for raster in range(len(strata.land.rasters))]
+    with progress_bar('land cover', sum(windows)) as advance:
+        def measure(raster: int) -> NDArray:
+            path = folder / f'{raster:05d}.npy'
+            if path.exists():
+                advance(windows[raster])
+            return _once(path, lambda: strata.census(raster, advance))
+
+        return _for_every_raster(strata, measure, workers)
+
+
+def split(total: int, weights: Sequence[float]) -> NDArray[np.int64]:
+    """Whole numbers that sum to ``total``, in proportion to the weights (largest remainder)."""
+    exact = np.asarray(weights, float) * (total / np.sum(weights))
+    parts = np.floor(exact).astype(np.int64)
+    most_lacking = np.argsort(parts - exact, kind='stable')
+    parts[most_lacking[:total - parts.sum()]] += 1
+    return parts
+
+
+def strata_quotas(strata: Strata, areas: NDArray[np.float64], total: int,
+                  shares: Mapping[str, float], counts: Mapping[str, int],
+                  continents: Mapping[str, float] | None) -> NDArray[np.int64]:
+    """Points of each stratum [strata].
+
+    Raises:
+        ValueError: if the map has no land on one of the continents, or a class on none of them.
+    """
+    weights = np.array([1.0] if continents is None else list(continents.values()))
+    occurs = areas.sum(axis=0).reshape(len(strata.continents), -1) > 0  # [continents, classes]
+    for name, found in zip(strata.continents, occurs.any(axis=1)):
+        if not found:
+            raise ValueError(f'the land cover has nothing{name and f" in {name}"}: add its rasters '
+                             'to landcover.paths' + (name and ', or leave it out of continents.'
+                                                     or '.'))
+    quotas = np.zeros(occurs.shape, np.int64)
+    asked = dict(zip(shares, split(total, list(shares.values())))) if total else {}
+    for name in dict.fromkeys((*asked, *counts)):
+        number, points = strata.land.classes.index(name), asked.get(name, 0) + counts.get(name, 0)
+        here = occurs[:, number]
+        if points and not here.any():
+            raise ValueError(f'the class {name!r} does not occur on the land cover'
+                             f'{continents and " of these continents" or ""}, but '
+                             f'{points} points of it are asked for.')
+        if points:
+            quotas[here, number] += split(points, weights[here])
+    return quotas.ravel()
+
+
+# -- points --------------------------------------------------------------------------------------
+
+
+def draw(strata: Strata, areas: NDArray[np.float64], quotas: NDArray[np.int64], seed: int,
+         min_distance: float, folder: Path, workers: int = 1) -> NDArray:
+    """Random points by their quotas, no two nearer than ``min_distance``.
+
+    Args:
+        strata: What to draw from.
+        areas: Its census, km² [windows, strata].
+        quotas: Points of each stratum [strata].
+        seed: Key of the randomness.
+        min_distance: Metres on the sphere.
+        folder: What each raster gave in each round is kept here.
+        workers: Rasters read at once.
+
+    Returns:
+        ``DRAWN``; fewer than asked for where a stratum has no room for more.
+    """
+    starts = np.cumsum([sum(1 for _ in strata.land.windows(raster))
+                        for raster in range(len(strata.land.rasters))])[:-1]
+    points, barren = np.empty(0, DRAWN), 0
+    with progress_bar('points', int(quotas.sum())) as advance:
+        for number in range(ROUNDS):
+            missing = quotas - np.bincount(points['stratum'], minlength=len(quotas))
+            if not missing.any() or barren == BARREN:
+                break
+            counts = np.split(_windows_of(missing, areas, seed, number), starts)
+
+            def places(raster: int, number: int = number,
+                       counts: list[NDArray] = counts) -> NDArray:
+                return _once(folder / f'{number:02d}-{raster:05d}.npy', lambda: strata.draw(
+                    raster, counts[raster], seed, PLACES, number))
+
+            drawn = _for_every_raster(strata, places, workers)
+            drawn = drawn[np.argsort(drawn['key'], kind='stable')]
+            new = drawn[far_enough(drawn, points, min_distance)]
+            points = np.concatenate([points, new])
+            barren = 0 if len(new) else barren + 1
+            advance(len(new))
+    return points
+
+
+def _windows_of(missing: NDArray[np.int64], areas: NDArray[np.float64], seed: int,
+                number: int) -> NDArray[np.int64]:
+    """How many of the missing points [strata] each window gets, by area [windows, strata]."""
+    counts = np.zeros(areas.shape, np.int64)
+    for stratum in np.flatnonzero(missing):
+        chance = areas[:, stratum] / areas[:, stratum].sum()
+        random = _generator(seed, WINDOWS, number, int(stratum))
+        counts[:, stratum] = random.multinomial(missing[stratum], chance)
+    return counts
+
+
+def far_enough(drawn: NDArray, points: NDArray, distance: float) -> NDArray[np.bool_]:
+    """Which of ``drawn`` are as far as ``distance`` (m) from all ``points`` and earlier ones kept.
+
+    Args:
+        drawn: With fields lon and lat, first come, first served [n].
+        points: The same, all kept [m].
+        distance: Metres along the sphere.
+
+    Returns:
+        bool [n].
+    """
+    keep = np.ones(len(drawn), bool)
+    if distance == 0 or not len(drawn):
+        return keep
+    chord = 2 * np.sin(min(distance / EARTH, np.pi) / 2)
+    tree = cKDTree(on_sphere(drawn['lon'], drawn['lat']))
+    if len(points):
+        old = cKDTree(on_sphere(points['lon'], points['lat']))
+        keep = old.query(tree.data, distance_upper_bound=chord)[0] >= chord
+    pairs = np.sort(tree.query_pairs(chord, output_type='ndarray'), axis=1)  # earlier, later
+    pairs = pairs[keep[pairs].all(axis=1)]
+    while len(pairs):
+        # A place that no earlier one disputes stays; with it, its later neighbours go.
+        disputed = np.zeros(len(drawn), bool)
+        disputed[pairs[:, 1]] = True
+        keep[pairs[~disputed[pairs[:, 0]], 1]] = False
+        pairs = pairs[keep[pairs].all(axis=1)]
+    return keep
+
+
+def on_sphere(lon: NDArray, lat: NDArray) -> NDArray[np.float64]:
+    """Degrees [n] to points of the unit sphere [n, 3]."""
+    lon, lat = np.radians(lon), np.radians(lat)
+    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=1)
+
+
+# -- what is written -----------------------------------------------------------------------------
+
+
+def _points_table(strata: Strata, points: NDArray, seed: int,
+                  gsd: Sequence[float]) -> pd.DataFrame:
+    names = np.array(strata.names, dtype=object)[points['stratum']].reshape(-1, 2)
+    low, high = np.log(gsd)
+    resolution = np.exp(_generator(seed, GSD).uniform(low, high, len(points)))
+    digits = max(7, len(str(len(points) - 1)))
+    return pd.DataFrame({
+        'id': [f'{number:0{digits}d}' for number in range(len(points))],
+        'lon': points['lon'], 'lat': points['lat'], 'class': names[:, 0],
+        'continent': names[:, 1], 'gsd': resolution.round(3)})
+
+
+def _summary(strata: Strata, areas: NDArray[np.float64], quotas: NDArray[np.int64],
+             points: NDArray) -> dict[str, Any]:
+    got = np.bincount(points['stratum'], minlength=len(quotas))
+    table = [{'class': strata.names[number][0], 'continent': strata.names[number][1],
+              'asked': int(quotas[number]), 'got': int(got[number]),
+              'km2': round(float(areas[:, number].sum()), 3)}
+             for number in np.flatnonzero(quotas)]
+    for row in table:
+        if row['got'] < row['asked']:
+            log.warning('%s%s: %d of %d points; its %g km² have no room for more at min_distance',
+                        row['class'], row['continent'] and f' in {row["continent"]}', row['got'],
+                        row['asked'], row['km2'])
+    return dict(points=len(points), asked=int(quotas.sum()), table=table)
+
+
+def draw_map(points: pd.DataFrame) -> bytes:
+    """Figure 3: the points on the continents, coloured by class, as PNG.
+
+    Args:
+        points: Columns of ``tables.POINT``, in random order: of many, the first are drawn.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
+
+    figure = Figure(figsize=(14, 6.4), layout='constrained')
+    axes = figure.add_subplot()
+    for name, land in polygons().items():
+        for part in land.geoms:
+            axes.fill(*part.exterior.xy, facecolor='#f3f1ec', edgecolor='#8a8a8a', linewidth=0.5)
+        count = int((points['continent'] == name).sum())
+        if count:
+            place = max(land.geoms, key=lambda part: part.area).representative_point()
+            axes.annotate(f'{name.title()}\n{count:,}', (place.x, place.y), ha='center',
+                          va='center', fontsize=11, fontweight='bold', zorder=3,
+                          path_effects=[withStroke(linewidth=3, foreground='white')])
+    shown = points.iloc[:MOST_ON_MAP]
+    size = 40 if len(shown) < 2000 else 2
+    for name, count in points['class'].value_counts().items():
+        some = shown[shown['class'] == name]
+        axes.scatter(some['lon'], some['lat'], size, COLOURS.get(str(name), OTHER_COLOUR),
+                     linewidths=0, alpha=0.7, zorder=2, label=f'{name}  {count:,}')
+    axes.legend(loc='lower left', title=f'{len(points):,} points', framealpha=0.9,
+                markerscale=6 / size**0.5)
+    _set_extent(axes, points)
+    file = io.BytesIO()
+    figure.savefig(file, format='png', dpi=110)
+    return file.getvalue()
+
+
+def _set_extent(axes: Any, points: pd.DataFrame) -> None:
+    """The six continents, or the points' own region where that is small."""
+    west, east = points['lon'].min(), points['lon'].max()
+    south, north = points['lat'].min(), points['lat'].max()
+    margin = 0.1 * max(east - west, north - south) + 0.01
+    if margin > 6:
+        west, east, south, north, margin = -180, 180, -58, 84, 0
+    axes.set_xlim(west - margin, east + margin)
+    axes.set_ylim(south - margin, north + margin)
+    axes.set_aspect(1 / np.cos(np.radians((south + north) / 2)))
+    axes.set_xlabel('longitude, degrees')
+    axes.set_ylabel('latitude, degrees')
