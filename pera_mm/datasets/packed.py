@@ -268,16 +268,17 @@ class LmdbImages:
         self.path = os.fspath(path)
         self._open()
         environment = self.environment.get()
-        self.count = int(environment.stat()['entries'])
         needed = (environment.info()['last_pgno'] + 1) * environment.stat()['psize']
         if os.path.getsize(os.path.join(self.path, LMDB_FILE)) < needed:  # else: a bus error
             raise ValueError(f'{self.path}/{LMDB_FILE} ends early: copy it again.')
         with environment.begin() as transaction:
-            ends = [transaction.get(position_key(i)) for i in (0, max(self.count - 1, 0))]
-        if None in ends:
+            cursor = transaction.cursor()
+            last = bytes(cursor.key()) if cursor.last() else b''
+        if len(last) != KEY_DIGITS or not last.isdigit():
             raise ValueError(f'{self.path}/{LMDB_FILE} holds no images under the keys '
                              f'{position_key(0).decode()!r}, 1, 2 …: give an LMDB written by '
                              'tools/data/rsrsd.py pack.')
+        self.count = int(last) + 1
 
     def _open(self) -> None:
         self.environment = Environment.of(self.path)
@@ -316,7 +317,8 @@ class Environment:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.process, self.lmdb = 0, None
+        self.process = 0
+        self.lmdb: Any = None
 
     @classmethod
     def of(cls, path: str) -> 'Environment':

@@ -1,0 +1,379 @@
+"""The kept images as one data set, its check by hash, and random subsets by list.
+
+A packed data set is a folder of:
+
+* the images in the order of ``kept.csv``: ``000000.tar`` … (WebDataset: ``ID.jpg`` and, with its
+  row of the manifest, ``ID.json``), or ``000/ID.jpg`` … (hard links to the tiles where the file
+  system can), or ``data.mdb`` (LMDB; keys are positions from 0 on);
+* ``manifest.csv``: the columns of ``tiles.csv``; ``file`` is the image's name inside this folder;
+* ``index.npy`` for tar shards: where each image lies (:mod:`pera_mm.datasets.packed`).
+
+The same kept.csv and settings give the same bytes, however often packing was interrupted.
+"""
+
+import errno
+import hashlib
+import json
+import mmap
+import os
+import re
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lmdb
+import numpy as np
+import pandas as pd
+
+from pera_mm.collect.tables import TILE, log, progress_bar, read_table, write_table
+from pera_mm.datasets.packed import (
+    BLOCK,
+    INDEX,
+    PLACE,
+    SHARD,
+    LmdbImages,
+    TarShards,
+    position_key,
+    scan_shard,
+    write_index,
+)
+from pera_mm.datasets.reading import JPEG, UnreadableImage
+from pera_mm.datasets.sampler import hash_seed
+from pera_mm.datasets.unlabeled import ImageList, open_source
+from pera_mm.datasets.writing import write_whole
+
+FORMS = ('webdataset', 'folder', 'lmdb')
+MANIFEST = 'manifest.csv'
+CLAIM = '.pack.json'  # what is packed here, so that nothing else is packed over it
+# WebDataset's key ends at the first dot; a member's name in a ustar header has 100 bytes.
+PLAIN_ID = re.compile(r'[A-Za-z0-9_-]{1,90}')
+NUMBERS: dict[str, Callable[[str], float]] = dict(
+    lon=float, lat=float, gsd=float, zoom=lambda text: int(float(text)))
+
+
+class Tile(NamedTuple):
+    """An image to pack: its row of kept.csv, and the file as it lies in the work folder."""
+
+    row: dict[str, str]
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """``ID.jpg``."""
+        return self.row['id'] + self.path.suffix
+
+    def read(self) -> bytes:
+        """Its bytes; a ValueError if they are not those that were fetched."""
+        data = self.path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != self.row['sha256']:
+            raise ValueError(f'{self.path} is not the image that was fetched (its sha256 differs '
+                             'from kept.csv): put that one back, or take its row out of kept.csv '
+                             'and delete the folder packed.')
+        return data
+
+
+# Packing ----------------------------------------------------------------------------------------
+
+
+def pack(folder: Path, seed: int, *, form: str = 'webdataset',
+         images_per_shard: int = 1000) -> dict[str, Any]:
+    """Pack the images of ``kept.csv`` into ``packed/``.
+
+    Every image is compared with its hash on the way. What is finished (a shard, a file, a
+    transaction of LMDB) is whole and is not done again by the next start.
+
+    Args:
+        folder: The work folder.
+        seed: Not used: nothing is drawn here, and the points are in random order already.
+        form: 'webdataset', 'folder' or 'lmdb'.
+        images_per_shard: Images in a tar shard, a sub-folder or a transaction of LMDB.
+
+    Returns:
+        The form, the numbers of images and shards, and the bytes of the images.
+
+    Raises:
+        ValueError: if a setting is wrong, ``packed/`` was begun with others, a file is missing or
+            altered, an id is no file name, or the disk has too little room.
+    """
+    if form not in FORMS:
+        raise ValueError(f'form is {form!r}; choose one of {", ".join(FORMS)}.')
+    if images_per_shard < 1:
+        raise ValueError(f'images_per_shard is {images_per_shard}, but must be at least 1.')
+    kept, packed = _read_kept(folder), folder / 'packed'
+    _claim(packed, form, images_per_shard, folder / 'kept.csv')
+    sizes = _file_sizes(folder, kept['file'])
+    shards = -(-len(kept) // images_per_shard)
+    summary = dict(form=form, images=len(kept), shards=shards, bytes=int(sizes.sum()))
+    if form == 'lmdb':
+        del summary['shards']
+    if (packed / MANIFEST).exists():
+        log.info('%s is packed already', packed)
+        return summary
+    _check_room(packed, form, sizes)
+    for part in packed.glob('.*.part'):  # of a kill
+        part.unlink()
+    with progress_bar('pack', len(kept)) as advance:
+        parts = _parts(folder, kept, images_per_shard, advance)
+        if form == 'webdataset':
+            names = _pack_shards(packed, parts)
+        elif form == 'folder':
+            names = _pack_folder(packed, parts, digits=max(3, len(str(shards - 1))))
+        else:
+            names = _pack_lmdb(packed, parts, _lmdb_room(sizes))
+    write_table(packed / MANIFEST, kept.assign(file=names))
+    return summary
+
+
+def _read_kept(folder: Path) -> pd.DataFrame:
+    """The rows of kept.csv, all as the texts they are, so that the manifest has the same."""
+    path = folder / 'kept.csv'
+    read_table(path, TILE, 'the filter step')
+    kept = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=list(TILE))[list(TILE)]
+    if len(kept) == 0:
+        raise ValueError(f'{path} keeps no image; dropped.csv says why.')
+    for identity in kept['id']:
+        if not PLAIN_ID.fullmatch(identity):
+            raise ValueError(f'{path} has the id {identity!r}; to become a file name it must be '
+                             'at most 90 letters, digits, - and _.')
+    return kept
+
+
+def _claim(packed: Path, form: str, images_per_shard: int, kept: Path) -> None:
+    digest = hashlib.sha256(kept.read_bytes()).hexdigest()
+    text = json.dumps(dict(form=form, images_per_shard=images_per_shard, kept_sha256=digest))
+    claim = packed / CLAIM
+    if claim.exists():
+        if claim.read_text() != text:
+            raise ValueError(f'{packed} was packed from another kept.csv or with other settings: '
+                             'delete or move it to pack anew.')
+        return
+    if packed.exists() and any(packed.iterdir()):
+        raise ValueError(f'{packed} holds files that were not packed by this step: move them away.')
+    write_whole(claim, text.encode())
+
+
+def _file_sizes(folder: Path, files: pd.Series) -> np.ndarray:
+    """Bytes of each image, int64."""
+    try:
+        return np.array([os.path.getsize(folder / file) for file in files], np.int64)
+    except FileNotFoundError as error:
+        raise ValueError(f'{error.filename} is missing, but kept.csv names it: put it back, or run '
+                         'fetch and filter again.') from None
+
+
+def _check_room(packed: Path, form: str, sizes: np.ndarray) -> None:
+    """Raise a ValueError if the disk cannot hold what is still to be written."""
+    if form == 'folder':  # links; where the file system has none, a full disk stops the copying
+        return
+    total = _lmdb_room(sizes) if form == 'lmdb' else int((-(-sizes // BLOCK) + 4).sum()) * BLOCK
+    needed = total - sum(file.stat().st_size for file in packed.iterdir())
+    free = shutil.disk_usage(packed).free
+    if needed > free:
+        raise ValueError(f'packing needs {needed / 1e9:.1f} GB more in {packed}, where '
+                         f'{free / 1e9:.1f} GB are free: make room, or link that folder to a '
+                         'larger disk.')
+
+
+def _parts(folder: Path, kept: pd.DataFrame, size: int,
+           advance: Callable[[int], None]) -> Iterator[list[Tile]]:
+    """The images of one shard after the other; moves the progress bar when a next one is asked."""
+    for start in range(0, len(kept), size):
+        rows = kept.iloc[start:start + size].to_dict('records')
+        yield [Tile(row, folder / row['file']) for row in rows]
+        advance(len(rows))
+
+
+def _pack_shards(packed: Path, parts: Iterator[list[Tile]]) -> list[str]:
+    """Write the tars that are not there yet, then the index; the images' names in ``packed``."""
+    names, shards, places = [], [], []
+    for number, part in enumerate(parts):
+        shard = packed / f'{number:06}.tar'
+        if not shard.exists():
+            places.append(_write_shard(shard, number, part))
+        else:
+            places.append(scan_shard(shard, number))
+        shards.append((shard.name.encode(), shard.stat().st_size))
+        names += [f'{shard.name}/{tile.name}' for tile in part]
+    write_index(packed / INDEX, np.array(shards, SHARD), places)
+    return names
+
+
+def _write_shard(shard: Path, number: int, tiles: list[Tile]) -> np.ndarray:
+    """Write a tar, whole or not at all; returns the places of its images, PLACE."""
+    places = []
+    part = shard.with_name(f'.{shard.name}.part')
+    with tarfile.open(part, 'w', format=tarfile.USTAR_FORMAT) as tar:
+        for tile in tiles:
+            data = tile.read()
+            row = tile.row | dict(file=f'{shard.name}/{tile.name}')
+            places.append((tar.offset + BLOCK, number, len(data)))
+            _add_member(tar, tile.name, data)
+            _add_member(tar, f'{tile.row["id"]}.json', json.dumps(typed(row)).encode())
+    os.replace(part, shard)
+    return np.array(places, PLACE)
+
+
+def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)  # with nobody's id and no time: the same bytes everywhere
+    member.size = len(data)
+    tar.addfile(member, BytesIO(data))
+
+
+def typed(row: dict[str, str]) -> dict[str, Any]:
+    """A row of a table with numbers as numbers, and None where a number is empty."""
+    return {name: text if name not in NUMBERS else NUMBERS[name](text) if text else None
+            for name, text in row.items()}
+
+
+def _pack_folder(packed: Path, parts: Iterator[list[Tile]], digits: int) -> list[str]:
+    """Link or copy the files that are not there yet; their names in ``packed``."""
+    names = []
+    for number, part in enumerate(parts):
+        below = packed / f'{number:0{digits}}'
+        below.mkdir(exist_ok=True)
+        for tile in part:
+            names.append(f'{below.name}/{tile.name}')
+            if not (below / tile.name).exists():
+                _link_or_copy(tile, below / tile.name)
+    return names
+
+
+def _link_or_copy(tile: Tile, target: Path) -> None:
+    data = tile.read()
+    try:
+        os.link(os.path.realpath(tile.path), target)
+    except OSError:  # another disk, or a file system without hard links
+        write_whole(target, data)
+
+
+def _pack_lmdb(packed: Path, parts: Iterator[list[Tile]], room: int) -> list[str]:
+    """Add the images that are not there yet, a transaction for each part; returns the keys."""
+    keys: list[str] = []
+    try:
+        with lmdb.open(str(packed), map_size=room) as environment:
+            done = environment.stat()['entries']  # whole transactions
+            for part in parts:
+                start = len(keys)
+                keys += [position_key(start + i).decode() for i in range(len(part))]
+                if len(keys) > done:
+                    with environment.begin(write=True) as transaction:
+                        for key, tile in zip(keys[start:], part):
+                            transaction.put(key.encode(), tile.read(), append=True)
+    except lmdb.DiskError as error:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(packed)) from error
+    (packed / 'lock.mdb').unlink(missing_ok=True)
+    return keys
+
+
+def _lmdb_room(sizes: np.ndarray) -> int:
+    """Bytes an LMDB of these images has at most.
+
+    An image takes whole pages, 16 bytes of the first are a header; its entry in the tree fewer
+    than 100 bytes, and pages that a transaction replaces are used again by the one after the next.
+    """
+    pages = -(-(sizes + 16) // mmap.PAGESIZE)
+    return int(pages.sum()) * mmap.PAGESIZE + 100 * len(sizes) + (16 << 20)
+
+
+# Checking ---------------------------------------------------------------------------------------
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Compare every image of a packed data set with the hash in its manifest.
+
+    Args:
+        path: The folder of ``manifest.csv``.
+
+    Returns:
+        How many images the manifest has, how many are sound, missing, altered and extra (there,
+        but not in the manifest), and a table of the file and problem of each that is not sound.
+
+    Raises:
+        ValueError: if there is no manifest, or no image at all.
+    """
+    manifest = read_table(path / MANIFEST, ('file', 'sha256'), 'the pack step')
+    left = dict(zip(manifest['file'], manifest['sha256']))
+    images = open_source(str(path))
+    problems = []
+    with progress_bar('verify', len(images)) as advance:
+        for index in range(len(images)):
+            file = images.name(index)[len(str(path)) + 1:]
+            expected = left.pop(file, None)
+            problem = _problem(images, index, expected)
+            if problem:
+                problems.append(dict(file=file, problem=problem))
+            advance(1)
+    problems += [dict(file=file, problem='missing') for file in left]
+    counts = {kind: sum(row['problem'] == kind for row in problems)
+              for kind in ('missing', 'altered', 'extra')}
+    sound = len(manifest) - counts['missing'] - counts['altered']
+    return dict(images=len(manifest), sound=sound, **counts, problems=problems)
+
+
+def _problem(images: ImageList | TarShards | LmdbImages, index: int,
+             expected: str | None) -> str | None:
+    try:
+        data = images.read(index)
+    except UnreadableImage:  # without a name that is known, another row will be missing
+        return None if expected is None else 'altered'
+    if expected is None:
+        return 'extra'
+    return None if hashlib.sha256(data).hexdigest() == expected else 'altered'
+
+
+# Subsets ----------------------------------------------------------------------------------------
+
+
+def subset(source: str, out: Path, count: int, seed: int) -> dict[str, Any]:
+    """Write a text list of ``count`` random images, as Table 8's 100,000 of TOV-RS and RSRSD-5m.
+
+    The same images in the same order, seed and count give the same list, on every machine; with
+    the same seed, a smaller subset is part of a larger one. A list cannot name images in tar
+    shards or an LMDB: they are copied out, into a folder named as the list without its suffix,
+    each by its position in the source.
+
+    Args:
+        source: What :class:`~pera_mm.datasets.unlabeled.UnlabeledImages` reads.
+        out: The list; paths below its folder are written relative to it.
+        count: Images to draw, each at most once.
+        seed: Key of the draw.
+
+    Returns:
+        What was drawn from what, with which seed.
+
+    Raises:
+        ValueError: if there are fewer images, or a packed one cannot be read.
+    """
+    images = open_source(source)
+    if not 1 <= count <= len(images):
+        raise ValueError(f'count is {count}, but must lie between 1 and {len(images)}, the number '
+                         f'of images in {source}.')
+    order = np.random.default_rng(hash_seed(seed)).permutation(len(images))
+    chosen = np.sort(order[:count]).tolist()
+    if isinstance(images, ImageList):
+        paths = [images[index] for index in chosen]
+    else:
+        paths = [os.fsencode(path) for path in _copied_out(images, chosen, out.with_suffix(''))]
+    root = os.path.join(os.fsencode(out.parent.absolute()), b'')
+    absolute = [os.path.abspath(path) for path in paths]
+    lines = [path[len(root):] if path.startswith(root) else path for path in absolute]
+    write_whole(out, b''.join(line + b'\n' for line in lines))
+    return dict(list=str(out), images=count, source=source, images_of_source=len(images), seed=seed)
+
+
+def _copied_out(images: TarShards | LmdbImages, chosen: list[int], folder: Path) -> Iterator[Path]:
+    with progress_bar('copy', len(chosen)) as advance:
+        for position, index in enumerate(chosen):
+            try:
+                data = images.read(index)
+            except UnreadableImage as error:
+                raise ValueError(f'{images.name(index)} cannot be read: {error}.') from None
+            suffix = '.jpg' if data.startswith(JPEG) else Path(images.name(index)).suffix or '.png'
+            path = folder / f'{position // 1000:03}' / f'{index:09}{suffix}'
+            if not path.exists():
+                write_whole(path, data)
+            yield path
+            advance(1)
