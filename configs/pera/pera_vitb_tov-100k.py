@@ -6,5 +6,7 @@ Hardware: the paper's Table 10: 112.69 images/s at batch 16 on one A100 40G, 14m
 Command:  tools/dist_train.sh configs/pera/pera_vitb_tov-100k.py 1
 """
 
-_base_ = 'pera_vitb_rsrsd.py'
-train_dataloader = dict(dataset=dict(source='data/tov-rs-100k.txt'))
+_base_ = [
+    '../_base_/models/pera_vit-b.py', '../_base_/data/tov-100k.py',
+    '../_base_/schedules/pera_200e.py', '../_base_/runtime.py'
+]

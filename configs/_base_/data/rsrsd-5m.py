@@ -1,7 +1,7 @@
 # RSRSD-5m: 4,686,059 tiles of 512 x 512 px at 0.3-10 m. `source` is the one line to change for
-# other images: a folder of any depth, a text list, or a list of these with weights. The first start
-# lists this folder in the index file; later ones map that list in a second (delete it after adding
-# images).
+# other images: a folder of any depth, a text list, tar shards, an LMDB, or a list of these with
+# weights. A folder is listed in the index file at the first start; later ones map that list in a
+# second (delete it after adding images). Packed images have their own index.
 train_pipeline = [
     dict(
         type='pera_mm.AlignedCrops',

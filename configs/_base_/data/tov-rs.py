@@ -1,0 +1,4 @@
+# TOV-RS: 1,088,941 images of 600 x 600 px at 1-20 m (Tao et al. 2023), unpacked as it comes.
+_base_ = 'rsrsd-5m.py'
+train_dataloader = dict(
+    dataset=dict(source=[dict(path='data/tov-rs', index_file='data/tov-rs.txt')]))
