@@ -39,7 +39,7 @@ from PIL import Image
 
 from pera_mm.collect.processes import check_workers, in_processes
 from pera_mm.collect.tables import TILE, log, progress_bar, read_table, write_table
-from pera_mm.datasets.reading import decode_image, reason_of
+from pera_mm.datasets.reading import SUFFIXES, UnreadableImage, decode_safely, read_file, read_image
 
 MEASURES = np.dtype([
     ('key', 'u8'),  # the first 64 bits of the file's SHA-256
@@ -58,7 +58,6 @@ BRIGHT, GREY = 200, 30  # darkest channel at least, brightest minus darkest at m
 WHITE = 250  # darkest channel at least
 BITS = 64  # of a perceptual hash
 MAX_NEAR = 10  # of 64 bits; unrelated pictures differ in 32 on average
-PICTURES = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp', '.tif', '.tiff')
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,7 @@ def measure(pixels: np.ndarray) -> np.ndarray:
     brightest = cv2.max(cv2.max(channels[0], channels[1]), channels[2])
     record['cloud'] = ((darkest >= BRIGHT) & (brightest - darkest <= GREY)).mean()
     content = blake2b(str(pixels.shape).encode(), digest_size=8)
-    content.update(pixels)
+    content.update(pixels.data)
     record['pixels'] = int.from_bytes(content.digest(), 'big')
     look = np.packbits(imagehash.phash(Image.fromarray(pixels)).hash)
     record['look'] = int.from_bytes(look.tobytes(), 'big')
@@ -183,17 +182,15 @@ def _filled(pixels: np.ndarray) -> tuple[tuple[int, int, int], float]:
 def _measure_file(folder: Path, tile: tuple[str, str]) -> bytes | str:
     """The record of a tile (file, sha256) as bytes, or why there is none."""
     file, expected = tile
+    if not (folder / file).is_file():
+        return 'there is no such file'
     try:
-        data = (folder / file).read_bytes()
+        data = read_file(str(folder / file))
         if sha256(data).hexdigest() != expected:
             return 'it is not the file that was fetched, its SHA-256 differs from tiles.csv'
-        record = measure(decode_image(data))
-    except (MemoryError, ImportError):  # not the file's fault
-        raise
-    except FileNotFoundError:
-        return 'there is no such file'
-    except Exception as error:  # decoders raise anything on broken bytes
-        return reason_of(error.__cause__ or error)
+        record = measure(decode_safely(data))
+    except UnreadableImage as error:
+        return str(error)
     record['key'] = int(expected[:16], 16)
     return record.tobytes()
 
@@ -264,12 +261,12 @@ def _measure_examples(folder: str | None) -> dict[str, np.ndarray]:
                          'imagery" pictures into one, or leave the setting out.')
     examples = {}
     for path in sorted(Path(folder).iterdir()):
-        if path.suffix.lower() in PICTURES and not path.name.startswith('.'):
+        if path.suffix.lower().encode() in SUFFIXES and not path.name.startswith('.'):
             try:
-                examples[path.name] = measure(decode_image(path.read_bytes()))
-            except Exception as error:  # decoders raise anything
-                raise ValueError(f'filter: the placeholder {path} cannot be read: '
-                                 f'{reason_of(error.__cause__ or error)}.') from None
+                examples[path.name] = measure(read_image(str(path)))
+            except UnreadableImage as error:
+                raise ValueError(f'filter: the placeholder {path} cannot be read: {error}; replace '
+                                 'or delete it.') from None
     if not examples:
         raise ValueError(f'filter: there is no picture in placeholders={folder!r}; put examples of '
                          '"no imagery" pictures there, or leave the setting out.')
