@@ -1,0 +1,30 @@
+r"""Draw a small synthetic planet: land cover and imagery to try the data pipeline on, offline.
+
+    python tools/data/make_planet.py data/planet
+
+Six islands of 6.4 km, one on each continent: data/planet/landcover/*.tif (10 m, ESRI codes) and
+data/planet/imagery/*.tif (4 m, RGB). About 5 MB.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from pera_mm.collect.planet import ISLANDS, make_planet
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('folder', type=Path, help='a new folder, or one to go on with')
+    parser.add_argument('--seed', type=int, default=0, help='default: 0')
+    args = parser.parse_args()
+    try:
+        make_planet(args.folder, args.seed)
+    except OSError as error:
+        sys.exit(f'make_planet: {error}')
+    print(f'{args.folder}: {len(ISLANDS)} islands')
+
+
+if __name__ == '__main__':
+    main()
