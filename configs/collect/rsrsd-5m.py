@@ -1,0 +1,42 @@
+"""How RSRSD-5m was collected, as far as the paper says (§3.1, Table 1, Figure 3).
+
+Published: the shares, the 1,000 points of four more classes, twice as many points in Europe, Asia
+           and North America, the ESRI 10 m land cover map, 0.3-10 m, 512 x 512 px, 4,686,059
+           images.
+Ours:      min_distance, how resolutions are spread, step, the filter, the source of the images.
+           The authors took Google Maps and Bing Maps; here no provider is preset: ask yours for its
+           terms, and name it in fetch.source.
+Command:   python tools/data/rsrsd.py sample configs/collect/rsrsd-5m.py
+"""
+
+seed = 0
+
+sample = dict(
+    # The map of one year, all UTM zones, from its publisher; step=8: every 8th pixel of 10 m.
+    landcover=dict(paths='data/landcover/*.tif', legend='esri', step=8),
+    total=5_000_000,
+    shares=dict(urban=0.6, farmland=0.1, wetland=0.1, forest=0.1, water=0.1),
+    counts=dict(desert=1000, ice=1000, grassland=1000, cloud=1000),
+    continents={'asia': 2, 'europe': 2, 'north america': 2,
+                'africa': 1, 'south america': 1, 'oceania': 1},
+    min_distance=200.,  # m
+    gsd=(0.3, 10.))  # m per px on the ground, log-uniform
+
+fetch = dict(
+    source=dict(
+        type='tiles',
+        name='my tile server',
+        url='https://tiles.example.org/{z}/{x}/{y}.jpg?key={key}',
+        key_env='MY_TILE_KEY',  # the environment variable that has the key
+        terms='what its provider allows',
+        attribution='its provider',
+        zooms=(0, 19),
+        rate=10.),  # requests a second
+    size=512,
+    format='jpg',
+    quality=95,
+    concurrency=16)
+
+filter = dict()
+
+pack = dict(form='webdataset', images_per_shard=1000)

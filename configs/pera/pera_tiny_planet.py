@@ -1,0 +1,10 @@
+"""The demo's model on what the data pipeline collects on its drawn planet: docs/rsrsd.md.
+
+Hardware: two CPU cores, about a minute.
+Command:  python tools/train.py configs/pera/pera_tiny_planet.py
+"""
+
+_base_ = 'pera_tiny_scenes.py'
+
+train_dataloader = dict(dataset=dict(source='work_dirs/collect/planet/packed'))
+default_hooks = dict(probe=None)  # no scenes with labels to look at
