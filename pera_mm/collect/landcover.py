@@ -209,7 +209,7 @@ class LandCover:
         near = ((west < lon.max()) & (lon.min() < east)
                 & (south < lat.max()) & (lat.min() < north))
         for other in np.flatnonzero(near):
-            is_first &= ~self._has_data(other, lon, lat)
+            is_first &= ~self._has_data(int(other), lon, lat)
         return is_first
 
     def _has_data(self, number: int, lon: NDArray, lat: NDArray) -> NDArray[np.bool_]:

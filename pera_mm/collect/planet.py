@@ -169,7 +169,7 @@ PAINTS = {WATER: _water, FOREST: _forest, WETLAND: _wetland, FARMLAND: _farmland
 
 
 def _shade(colour: tuple[float, ...], relief: NDArray, strength: float) -> NDArray[np.float32]:
-    return np.float32(colour) + np.float32(strength) * relief[..., None].astype(np.float32)
+    return np.array(colour, np.float32) + np.float32(strength) * np.float32(relief)[..., None]
 
 
 def _bent(rng: np.random.Generator, size: int) -> tuple[NDArray, NDArray]:

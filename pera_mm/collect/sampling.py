@@ -225,7 +225,7 @@ class Strata:
 
     def census(self, raster: int, advance: Callable[[int], None]) -> NDArray[np.float64]:
         """Area of every stratum in every window of a raster, km² [windows, strata]."""
-        areas = []
+        areas: list[NDArray] = []
         for _, window in self.windows(raster):
             found = self.of(raster, window)
             if found is None:
@@ -262,7 +262,9 @@ class Strata:
 def _places(grid: Grid, strata: NDArray, counts: NDArray, random: np.random.Generator) -> NDArray:
     """``counts`` [strata] random places of one window."""
     areas = grid.spread(grid.pixel_areas()).ravel()
-    rows, cols, numbers = [], [], []
+    rows: list[NDArray] = []
+    cols: list[NDArray] = []
+    numbers: list[NDArray] = []
     for stratum in np.flatnonzero(counts):
         pixels = np.flatnonzero(strata == stratum)
         until = np.cumsum(areas[pixels])
@@ -468,15 +470,15 @@ def _points_table(strata: Strata, points: NDArray, seed: int,
 def _summary(strata: Strata, areas: NDArray[np.float64], quotas: NDArray[np.int64],
              points: NDArray) -> dict[str, Any]:
     got = np.bincount(points['stratum'], minlength=len(quotas))
-    table = [{'class': strata.names[number][0], 'continent': strata.names[number][1],
-              'asked': int(quotas[number]), 'got': int(got[number]),
-              'km2': round(float(areas[:, number].sum()), 3)}
-             for number in np.flatnonzero(quotas)]
-    for row in table:
-        if row['got'] < row['asked']:
+    table = []
+    for number in np.flatnonzero(quotas):
+        name, continent = strata.names[number]
+        km2 = round(float(areas[:, number].sum()), 3)
+        table.append({'class': name, 'continent': continent, 'asked': int(quotas[number]),
+                      'got': int(got[number]), 'km2': km2})
+        if got[number] < quotas[number]:
             log.warning('%s%s: %d of %d points; its %g km² have no room for more at min_distance',
-                        row['class'], row['continent'] and f' in {row["continent"]}', row['got'],
-                        row['asked'], row['km2'])
+                        name, continent and f' in {continent}', got[number], quotas[number], km2)
     return dict(points=len(points), asked=int(quotas.sum()), table=table)
 
 
