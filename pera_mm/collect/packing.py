@@ -262,8 +262,9 @@ def _pack_lmdb(packed: Path, parts: Iterator[list[Tile]], room: int) -> list[str
                     with environment.begin(write=True) as transaction:
                         for key, tile in zip(keys[start:], part):
                             transaction.put(key.encode(), tile.read(), append=True)
-    except lmdb.DiskError as error:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(packed)) from error
+    except lmdb.Error as error:
+        is_full = isinstance(error, lmdb.DiskError)
+        raise OSError(errno.ENOSPC if is_full else errno.EIO, str(error), str(packed)) from error
     (packed / 'lock.mdb').unlink(missing_ok=True)
     return keys
 
@@ -288,8 +289,9 @@ def verify(path: Path) -> dict[str, Any]:
         path: The folder of ``manifest.csv``.
 
     Returns:
-        How many images the manifest has, how many are sound, missing, altered and extra (there,
-        but not in the manifest), and a table of the file and problem of each that is not sound.
+        Whether all is well (``ok``), how many images the manifest has, how many are sound,
+        missing, altered and extra (there, but not in the manifest), and ``problems``: the file
+        and problem of each that is not sound.
 
     Raises:
         ValueError: if there is no manifest, or no image at all.
@@ -310,7 +312,7 @@ def verify(path: Path) -> dict[str, Any]:
     counts = {kind: sum(row['problem'] == kind for row in problems)
               for kind in ('missing', 'altered', 'extra')}
     sound = len(manifest) - counts['missing'] - counts['altered']
-    return dict(images=len(manifest), sound=sound, **counts, problems=problems)
+    return dict(ok=not problems, images=len(manifest), sound=sound, **counts, problems=problems)
 
 
 def _problem(images: ImageList | TarShards | LmdbImages, index: int,

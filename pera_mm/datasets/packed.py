@@ -150,8 +150,8 @@ class TarShards:
         moved_by = starts - (counts.cumsum(0) - counts)  # from its place here to its index
         places = torch.arange(number)
         sequence = torch.repeat_interleave(moved_by, counts).add_(places)
-        keys = torch.randint(shuffle_buffer, (number,), generator=generator).add_(places)
-        return sequence[torch.argsort(keys, stable=True)]
+        keys = torch.rand(number, generator=generator, dtype=torch.float64)
+        return sequence[torch.argsort(keys.mul_(shuffle_buffer).add_(places))]
 
     def _path(self, shard: int) -> str:
         return os.path.join(self.folder, os.fsdecode(self.shards['name'][shard]))

@@ -1,15 +1,19 @@
 import multiprocessing
 import os
 import pickle
+import sys
 from pathlib import Path
 
+import lmdb
 import numpy as np
 import pytest
 import torch
 from mmengine.registry import DATASETS
 from PIL import Image
+from shards import picture, write_shards
 from torch.utils.data import DataLoader
 
+from pera_mm.datasets.packed import TarShards, position_key
 from pera_mm.datasets.sampler import Draw, DrawSampler
 from pera_mm.datasets.unlabeled import UnlabeledImages, find_images, write_list
 
@@ -303,6 +307,22 @@ def test_mixture_sources_have_rules_of_their_own(tmp_path):
     assert [int(dataset[i]['img'][0, 0, 0]) for i in range(2)] == [128, 255]
 
 
+def test_mixture_interleaves_the_orders_of_its_sources(mixture):
+    """Each source is drawn in its own order, so that tar shards are read from front to back."""
+    dataset = mixture(2, 1, 1)
+    order = dataset.epoch_order(torch.Generator().manual_seed(0))
+    random = torch.Generator().manual_seed(0)
+    own = [torch.cat([torch.randperm(5, generator=random) for _ in range(4)]),
+           torch.randperm(20, generator=random)[:10] + 5,
+           torch.randperm(15, generator=random)[:10] + 25]
+    whose = torch.bucketize(order, torch.tensor([4, 24]))
+    for number, expected in enumerate(own):
+        assert torch.equal(order[whose == number], expected)
+    orders = [dataset.epoch_order(torch.Generator().manual_seed(seed)) for seed in range(300)]
+    shares = torch.stack([order < 5 for order in orders]).double().mean(0)
+    assert (shares - 0.5).abs().max() < 4.5 * 0.5 / 300**0.5  # at every position, of the first
+
+
 def test_single_source_epoch_is_a_permutation(folder):
     dataset = UnlabeledImages(str(folder), [])
     order = dataset.epoch_order(torch.Generator().manual_seed(0))
@@ -314,3 +334,111 @@ def test_from_a_config_with_a_pipeline(folder):
     dataset = DATASETS.build(dict(type='pera_mm.UnlabeledImages', source=str(folder),
                                   pipeline=[dict(crops, type='mmcv.Resize')]))
     assert dataset[4]['img'].shape == (2, 2, 3)
+
+
+# Packed -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def packed(tmp_path):
+    """The same 60 images as a folder, a list, tar shards and an LMDB."""
+    write_shards(tmp_path / 'shards', [20, 5, 35])
+    (tmp_path / 'lmdb').mkdir()
+    with lmdb.open(str(tmp_path / 'lmdb')) as environment:
+        with environment.begin(write=True) as transaction:
+            for number in range(60):
+                transaction.put(position_key(number), picture(number))
+    for number in range(60):
+        make(tmp_path / 'folder' / f'{number:02}.png', number)
+    (tmp_path / 'list.txt').write_text(''.join(f'folder/{n:02}.png\n' for n in range(60)))
+    return {name: tmp_path / name for name in ('folder', 'list.txt', 'shards', 'lmdb')}
+
+
+def test_every_form_gives_the_same_images(packed):
+    for name, path in packed.items():
+        dataset = UnlabeledImages(str(path), [])
+        assert [int(dataset[i]['img'][0, 0, 0]) for i in range(60)] == list(range(60)), name
+        assert dataset[37]['img_path'].startswith(str(packed['folder'] if name == 'list.txt'
+                                                      else path))
+    shards = UnlabeledImages(str(packed['shards'] / '000002.tar'), [])
+    assert len(shards) == 35 and shards[0]['img_path'].endswith('/000002.tar/0025.png')
+
+
+def test_unreadable_images_of_a_shard_are_replaced(packed):
+    whole = UnlabeledImages(str(packed['shards']), [])
+    os.truncate(packed['shards'] / '000002.tar', int(whole.sources[0].places['offset'][40]))
+    dataset = UnlabeledImages(str(packed['shards']), [])
+    order = dataset.epoch_order(torch.Generator().manual_seed(0)).tolist()
+    results = [dataset[Draw(index, 100 + index)] for index in order]
+    assert {r['sample_idx'] for r in results} <= set(range(40))
+    skipped = {index: r['skipped'] for index, r in zip(order, results) if r['skipped']}
+    assert sorted(skipped) == list(range(40, 60))
+    path, reason = skipped[41][0]
+    assert path.startswith(f'{packed["shards"]}/000002.tar/') and 'the shard ends before' in reason
+
+
+def epoch(dataset, rank=0, world_size=1, start=0, **workers):
+    sampler = DrawSampler(dataset, seed=5)
+    sampler.rank, sampler.world_size, sampler.start = rank, world_size, start
+    return list(DataLoader(dataset, sampler=sampler, collate_fn=first, **workers))
+
+
+@pytest.mark.parametrize('name', ['shards', 'lmdb', 'mixture'])
+def test_ranks_workers_and_a_resume_draw_what_one_process_draws(packed, name):
+    source = str(packed[name]) if name != 'mixture' else [
+        dict(path=str(packed['shards']), weight=2, shuffle_buffer=3),
+        dict(path=str(packed['lmdb']), weight=1), dict(path=str(packed['folder']), weight=1)]
+    if name != 'lmdb':  # some are replaced, by random ones of the same source
+        TarShards(str(packed['shards']))
+        os.truncate(packed['shards'] / '000000.tar', 20_000)
+    dataset = UnlabeledImages(source, [], shuffle_buffer=7)
+    alone = epoch(dataset)
+    assert len(alone) == len(dataset)
+    assert any(skipped for _, _, skipped, *_ in alone) == (name != 'lmdb')
+    ranks = [epoch(dataset, rank, 2, num_workers=2) for rank in range(2)]
+    assert [draw for step in zip(*ranks) for draw in step] == alone
+    assert epoch(dataset, 1, 2, start=11, num_workers=2) == ranks[1][11:]
+
+
+@pytest.mark.slow
+def test_spawned_workers_read_packed_images(packed):
+    for name in ('shards', 'lmdb'):
+        dataset = UnlabeledImages(str(packed[name]), [])
+        assert epoch(dataset, num_workers=1, multiprocessing_context='spawn') == epoch(dataset)
+
+
+def test_shards_of_a_mixture_are_read_in_their_order(packed):
+    dataset = UnlabeledImages([dict(path=str(packed['folder'])),
+                               dict(path=str(packed['shards']), shuffle_buffer=1)], [])
+    order = dataset.epoch_order(torch.Generator().manual_seed(0))
+    drawn = order[order >= 60] - 60
+    owner = dataset.sources[1].places['shard'][drawn.numpy()]
+    assert np.count_nonzero(np.diff(owner)) == 2
+    assert (drawn.diff() == 1).sum() >= 57  # of 59: but where a shard begins
+
+
+def test_shards_and_other_images_in_one_folder(packed):
+    make(packed['shards'] / 'more' / 'a.png')
+    with pytest.raises(ValueError, match="shards' holds .tar files and other images: give the"):
+        UnlabeledImages(str(packed['shards']), [])
+
+
+def test_the_index_file_of_a_folder_that_has_tars(packed, tmp_path):
+    """Its images were listed before: the tars are not looked for."""
+    write_shards(packed['folder'], [2])
+    (tmp_path / 'index.txt').write_text('07.png\n')
+    dataset = UnlabeledImages(str(packed['folder']), [], index_file=str(tmp_path / 'index.txt'))
+    assert dataset[0]['img'][0, 0, 0] == 7
+
+
+def test_a_buffer_below_one(packed):
+    for settings in (dict(source=str(packed['shards']), shuffle_buffer=0),
+                     dict(source=[dict(path=str(packed['shards']), shuffle_buffer=-2)])):
+        with pytest.raises(ValueError, match=r'shuffle_buffer is (0|-2), but must be at least 1'):
+            UnlabeledImages(pipeline=[], **settings)
+
+
+def test_lmdb_missing(packed, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'lmdb', None)  # as Python marks what cannot be imported
+    with pytest.raises(ValueError, match='is an LMDB: install the package lmdb to read it'):
+        UnlabeledImages(str(packed['lmdb']), [])
