@@ -17,7 +17,11 @@ dropped for the first of these reasons that holds:
 * *exact duplicate* and *near duplicate* of a tile that comes earlier in the table and is kept.
 
 Pictures are near when at most ``near_duplicate`` of the 64 bits of their perceptual hashes (pHash,
-of the package imagehash) differ: a picture compressed again or resized, not one that is shifted.
+of the package imagehash) differ, and their thumbnails of 4 x 4 pixels by at most 8 of 255 levels:
+a picture compressed again or resized, not one that is shifted. Measured on RSSCN7: after JPEG of
+quality 60 or resizing, 599 of 600 pictures stay within 4 bits and 3 levels. Of 10^9 pairs of
+different ground, 50 are within 4 bits (pictures of little but an edge, whose hashes say little), 3
+of these within 12 levels, none within 8.
 """
 
 import math
@@ -49,6 +53,7 @@ MEASURES = np.dtype([
     ('cloud', 'f4'),  # share of the picture that is bright and grey
     ('pixels', 'u8'),  # hash of the decoded pixels
     ('look', 'u8'),  # perceptual hash
+    ('thumbnail', 'u1', (4, 4, 3)),
 ])
 JOURNAL = 'measures-1.bin'  # another number when what is measured changes
 
@@ -57,6 +62,7 @@ FILL_WIDTH = 17
 BRIGHT, GREY = 200, 30  # darkest channel at least, brightest minus darkest at most
 WHITE = 250  # darkest channel at least
 BITS = 64  # of a perceptual hash
+NEAR_LEVELS = 8  # of 255: so far a pixel of near thumbnails may differ
 MAX_NEAR = 10  # of 64 bits; unrelated pictures differ in 32 on average
 
 
@@ -165,6 +171,7 @@ def measure(pixels: np.ndarray) -> np.ndarray:
     record['pixels'] = int.from_bytes(content.digest(), 'big')
     look = np.packbits(imagehash.phash(Image.fromarray(pixels)).hash)
     record['look'] = int.from_bytes(look.tobytes(), 'big')
+    record['thumbnail'] = cv2.resize(pixels, (4, 4), interpolation=cv2.INTER_AREA)
     return record
 
 
@@ -312,7 +319,8 @@ def decide(tiles: pd.DataFrame, measures: np.ndarray, unreadable: dict[int, str]
         differing = np.bitwise_count(measures['look'] ^ example['look'])
         is_near = measures['pixels'] == example['pixels']
         if rules.near_duplicate is not None:
-            is_near |= differing <= rules.near_duplicate
+            is_near |= (differing <= rules.near_duplicate) & alike(measures['thumbnail'],
+                                                                   example['thumbnail'])
         drop(np.flatnonzero(is_near),
              f'placeholder: {{}} of {BITS} bits differ from {_braces(name)}', differing)
 
@@ -332,7 +340,9 @@ def _drop_copies(reasons: np.ndarray, ids: np.ndarray, measures: np.ndarray,
     """Drop the copies of tiles that are kept so far, and whole groups that are placeholders."""
     rows = np.flatnonzero(reasons == '')
     pixels, looks = measures['pixels'][rows], measures['look'][rows]
-    leaders = first_alike(pixels, looks, rules.near_duplicate)
+    exact_only = rules.near_duplicate is None
+    leaders = first_alike(pixels if exact_only else looks, measures['thumbnail'][rows],
+                          rules.near_duplicate or 0)
     copies = np.bincount(leaders, minlength=len(rows))
     is_placeholder = copies[leaders] >= rules.placeholder_copies
     for row in np.flatnonzero((leaders != np.arange(len(rows))) | is_placeholder).tolist():
@@ -348,34 +358,55 @@ def _drop_copies(reasons: np.ndarray, ids: np.ndarray, measures: np.ndarray,
         reasons[rows[row]] = reason
 
 
-def first_alike(pixels: np.ndarray, looks: np.ndarray, near: int | None) -> np.ndarray:
+def first_alike(hashes: np.ndarray, thumbnails: np.ndarray, bits: int) -> np.ndarray:
     """For each picture the one it is a copy of: the first in order that is no copy itself.
 
+    First pictures with equal hashes are compared, then the first of each kind with those whose
+    hashes differ in up to ``bits`` bits. A copy of what turns out to be a copy goes with it.
+
     Args:
-        pixels: Hashes of the pixels, uint64 ``[N]``.
-        looks: Perceptual hashes, uint64 ``[N]``.
-        near: How many bits of the perceptual hash may differ; None: only equal pixels are alike.
+        hashes: uint64 ``[N]``.
+        thumbnails: uint8 ``[N, 4, 4, 3]``; where these are not alike, hashes do not count.
+        bits: How many may differ.
 
     Returns:
         int64 ``[N]``; its own position for a picture that is no copy.
     """
-    hashes = pixels if near is None else looks
-    _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
-    by_place = np.argsort(first)  # distinct hashes in the order in which they first come
-    first = first[by_place]
-    leader = np.arange(len(first))
-    if near:
-        pairs = near_pairs(hashes[first], near)
+    leader = _first_of_equal(hashes, thumbnails)
+    if bits > 0:
+        firsts = np.flatnonzero(leader == np.arange(len(leader)))
+        pairs = firsts[near_pairs(hashes[firsts], bits)]
+        pairs = pairs[alike(thumbnails[pairs[:, 0]], thumbnails[pairs[:, 1]])]
         for earlier, later in pairs[np.lexsort(pairs.T)].tolist():  # by the later, then the earlier
             if leader[earlier] == earlier and leader[later] == later:
                 leader[later] = earlier
-    rank = np.empty_like(by_place)
-    rank[by_place] = np.arange(len(by_place))
-    return first[leader[rank[inverse]]]
+        leader = leader[leader]
+    return leader
+
+
+def _first_of_equal(hashes: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:
+    """:func:`first_alike` among pictures with equal hashes."""
+    leader = np.arange(len(hashes))
+    _, inverse, number = np.unique(hashes, return_inverse=True, return_counts=True)
+    rest = np.flatnonzero(number[inverse] > 1)
+    rest = rest[np.argsort(hashes[rest], kind='stable')]
+    while len(rest):  # each round finds one first picture per hash, and its copies
+        starts = np.flatnonzero(np.diff(hashes[rest], prepend=~hashes[rest[:1]]))
+        first = np.repeat(rest[starts], np.diff(starts, append=len(rest)))
+        is_copy = alike(thumbnails[rest], thumbnails[first])  # the first is like itself
+        leader[rest[is_copy]] = first[is_copy]
+        rest = rest[~is_copy]
+    return leader
+
+
+def alike(thumbnails: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Which pairs of thumbnails, uint8 ``[..., 4, 4, 3]``, differ little, bool ``[...]``."""
+    differences = np.maximum(thumbnails, others) - np.minimum(thumbnails, others)
+    return differences.max(axis=(-3, -2, -1), initial=0) <= NEAR_LEVELS
 
 
 def near_pairs(hashes: np.ndarray, bits: int) -> np.ndarray:
-    """All pairs of distinct hashes that differ in at most ``bits`` of their 64 bits.
+    """All pairs of hashes that differ in at most ``bits`` of their 64 bits.
 
     Exact, and without comparing all pairs. Cut into ``bits + m`` blocks, two near hashes agree in
     at least m of them, wherever the differing bits lie. So for every choice of m blocks only
@@ -383,7 +414,7 @@ def near_pairs(hashes: np.ndarray, bits: int) -> np.ndarray:
     choices of two of six blocks, each of which leaves about one comparison per hash.
 
     Args:
-        hashes: uint64 ``[N]``, no two equal.
+        hashes: uint64 ``[N]``.
         bits: 1 or more.
 
     Returns:
