@@ -1,5 +1,6 @@
 import json
 import math
+from hashlib import sha256
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from pera_mm.collect.describing import (
     look,
     mean_and_std,
 )
+from pera_mm.collect.packing import pack
 from pera_mm.collect.tables import TILE, write_table
 from pera_mm.datasets.unlabeled import open_source
 
@@ -30,7 +32,7 @@ def collect(folder, pictures, **columns):
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(file)
         rows.append((f'{number:07}', 1.5, 50.0, 'urban', 'europe', 1.2, 17, 'server', '',
-                     str(file.relative_to(folder)), '0' * 64))
+                     str(file.relative_to(folder)), sha256(file.read_bytes()).hexdigest()))
     table = pd.DataFrame(rows, columns=list(TILE)).assign(**columns)
     write_table(folder / 'tiles.csv', table)
     return folder
@@ -89,6 +91,20 @@ def test_table_1_and_histograms(tmp_path):
     assert {row['continent']: row['images'] for row in summary['continents']} == {
         'asia': 2, 'north america': 1, '-': 1}
     json.dumps(summary)
+
+
+@pytest.mark.parametrize('form', ['folder', 'webdataset', 'lmdb'])
+def test_every_packed_form_is_described_the_same(tmp_path, form):
+    collect(tmp_path, [noise(seed) for seed in range(5)], gsd=[1, 2, 3, 4, 5],
+            **{'class': ['urban', 'water', 'ice', 'urban', 'urban']})
+    (tmp_path / 'kept.csv').write_bytes((tmp_path / 'tiles.csv').read_bytes())
+    pack(tmp_path, 0, form=form, images_per_shard=2)
+    loose, packed = (describe(str(tmp_path / name), tmp_path / 'out', workers=1)
+                     for name in ('tiles', 'packed'))
+    for summary in (loose, packed):
+        assert summary.pop('Table 1')[0]['Spatial resolution'] == '1 to 5'
+    assert loose == packed
+    assert packed['classes'][0] == {'class': 'urban', 'images': 3, 'share': '60.00%'}
 
 
 def test_a_list_of_some_images_is_described_by_their_rows_alone(tmp_path):
