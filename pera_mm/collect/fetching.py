@@ -1,0 +1,661 @@
+"""Fetch an image at every point, from tile servers or local rasters; nothing is asked for twice.
+
+What happens to a request that brings no tile:
+
+* HTTP 404, 410, 204: there is no tile, and there will be none. The image is *refused*, and so it is
+  where a square leaves the projection or the rasters. Later starts do not ask again.
+* Timeouts, broken connections, HTTP 408, 429 and 5xx, images cut short or not decodable, and HTML
+  instead of an image (quota and login pages come so): asked again, ``retries`` times, after waits
+  that double, with jitter. Then the image *failed*; the next start tries it again.
+* Retry-After, and 429 and 503 without it, hold back all requests to that host.
+* Any other answer (401, 403, redirects): failed at once, for this start.
+
+When as many answers in a row bring no tile as all requests under way may together have tries,
+the source is down, or wants nothing of us: the step stops with a sentence. What arrived is kept.
+
+Tiles are on disk (``arriving/``) from their arrival until the last image that needs them is
+whole and in the journal (``fetch.jsonl``). So a kill costs the requests under way and no others.
+"""
+
+import asyncio
+import hashlib
+import io
+import itertools
+import json
+import logging
+import os
+import random
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
+
+import httpx2
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+from pera_mm.collect.sources import (
+    MAX_ZOOM,
+    RasterSource,
+    Refused,
+    Square,
+    Tile,
+    TileSource,
+)
+from pera_mm.collect.tables import TILE, Journal, log, progress_bar, read_table, write_table
+from pera_mm.datasets.reading import decode_image, reason_of
+from pera_mm.datasets.writing import write_whole
+
+SOURCES = {'tiles': TileSource, 'rasters': RasterSource}
+NO_TILE = (204, 404, 410)
+BUSY = (429, 503)
+MAX_BACKOFF = 60.0  # s
+MAX_PAUSE = 3600.0  # s: asked to wait for longer, the step ends
+IMAGES_PER_FOLDER = 10_000
+BYTES_PER_PIXEL = {'jpg': 0.2, 'png': 1.2}  # of land imagery, low; JPEG at quality 95
+SAFE_ID = re.compile(r'[\w-][\w.-]*', re.ASCII)  # it becomes a file's name
+
+
+class Failed(Exception):
+    """A tile that could not be had this time; the text is the reason."""
+
+    def __init__(self, reason: str, may_retry: bool = True, pause: float | None = None) -> None:
+        super().__init__(reason)
+        self.may_retry = may_retry
+        self.pause = pause  # s for which the host wants to be left alone
+
+
+class Arrived(NamedTuple):
+    """A tile's pixels ``[tile_size, tile_size, 3]`` and the date of its imagery."""
+
+    pixels: NDArray[np.uint8]
+    date: str
+
+
+class Picture(NamedTuple):
+    """An image as it is to be stored, and what was got."""
+
+    image: Image.Image
+    gsd: float
+    zoom: int | None
+    date: str
+
+
+def fetch(folder: Path, seed: int, *, source: dict[str, Any], size: int = 512,
+          format: Literal['jpg', 'png'] = 'jpg', quality: int = 95, concurrency: int = 16,
+          retries: int = 5, timeout: float = 30.0, backoff: float = 1.0,
+          accept_terms: str = '') -> dict[str, Any]:
+    """Fetch the images of points.csv into tiles/, with tiles.csv and missing.csv.
+
+    Args:
+        folder: The work folder.
+        seed: Of the waits' jitter; the results do not depend on it.
+        source: ``type='tiles'`` and the arguments of :class:`TileSource`, or ``type='rasters'``
+            and those of :class:`RasterSource`.
+        size: Pixels of an image's side.
+        format: Of the images.
+        quality: Of JPEG, 1 to 100.
+        concurrency: Requests under way at once; also the number of images worked on.
+        retries: Further tries for a tile that did not arrive.
+        timeout: Seconds that an answer may take altogether.
+        backoff: Seconds before the first retry; doubled for each further one.
+        accept_terms: The source's name: that its terms are read and accepted.
+
+    Returns:
+        How many images there are, were fetched now and are missing, and the reasons.
+
+    Raises:
+        ValueError: if a setting or a point makes no sense, the terms are not accepted, the key is
+            missing, the folder was begun with other settings, the disk is too small, or the
+            source is down.
+        OSError: if a file cannot be written; what arrived before is kept.
+    """
+    _check_settings(size, format, quality, concurrency, retries, timeout, backoff)
+    origin = build_source(source)
+    key = origin.key() if isinstance(origin, TileSource) else ''
+    _check_terms(origin, accept_terms)
+    points = _read_points(folder / 'points.csv')
+    with _open_journal(folder, source, dict(size=size, format=format, quality=quality)) as journal:
+        known = _known(journal, folder, points)
+        todo = [position for position, name in enumerate(points['id']) if name not in known]
+        _check_space(folder, len(todo), size, format)
+        log.info('fetch: %d of %d images are there or refused; source %s (%s)',
+                 len(known), len(points), origin.name, origin.attribution)
+        work = _Work(folder, points, journal, origin, size, format, quality, known)
+        with progress_bar('fetch', len(points), len(known)) as advance:
+            work.advance = advance
+            if not todo:
+                pass
+            elif isinstance(origin, TileSource):
+                manners = Manners(concurrency, retries, timeout, backoff, random.Random(seed))
+                download = Download(folder / 'arriving', origin, key, size, manners)
+                asyncio.run(download.run(work, todo))
+            else:
+                asyncio.run(_render_all(origin, work, todo, size))
+    return _write_tables(folder, points, work, len(todo))
+
+
+# -- settings ------------------------------------------------------------------------------------
+
+
+def _check_settings(size: int, format: str, quality: int, concurrency: int, retries: int,
+                    timeout: float, backoff: float) -> None:
+    if format not in BYTES_PER_PIXEL:
+        raise ValueError(f"format must be 'jpg' or 'png', got {format!r}.")
+    if not 1 <= quality <= 100:
+        raise ValueError(f'quality must be 1 to 100, got {quality}.')
+    for name, value, least in (('size', size, 1), ('concurrency', concurrency, 1),
+                               ('retries', retries, 0)):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f'{name} must be a whole number of at least {least}, got {value!r}.')
+    if timeout <= 0 or backoff < 0:
+        raise ValueError('timeout must be positive and backoff not negative, in seconds, '
+                         f'got {timeout} and {backoff}.')
+
+
+def build_source(source: dict[str, Any]) -> TileSource | RasterSource:
+    """The source that a config describes.
+
+    Raises:
+        ValueError: if its type is unknown, or an argument is unknown, missing or makes no sense.
+    """
+    settings = dict(source)
+    kind = settings.pop('type', None)
+    if kind not in SOURCES:
+        raise ValueError(f"type of the source must be 'tiles' or 'rasters', got {kind!r}.")
+    try:
+        return SOURCES[kind](**settings)
+    except TypeError as error:  # __init__() got an unexpected keyword argument 'colour'
+        raise ValueError(f'The source of type {kind!r} cannot be built: '
+                         f'{str(error).partition("() ")[2] or error}.') from None
+
+
+def _check_terms(source: TileSource | RasterSource, accepted: str) -> None:
+    if accepted != source.name:
+        raise ValueError(
+            f'The source {source.name!r} may be used on these terms: {source.terms} Credit: '
+            f'{source.attribution} If you accept them, write accept_terms={source.name!r} into '
+            'the fetch step of the config.')
+
+
+def _read_points(path: Path) -> pd.DataFrame:
+    points = read_table(path, ('id', 'lon', 'lat', 'gsd'), 'the step sample, or by hand')
+    for name, least, most in (('lon', -180, 180), ('lat', -90, 90), ('gsd', 1e-3, 1e5)):
+        values = pd.to_numeric(points[name], errors='coerce')
+        if not (good := values.between(least, most)).all():
+            row = int(good.argmin())
+            raise ValueError(f'{path}, line {row + 2}: {name} is {points[name][row]}, '
+                             f'not between {least:g} and {most:g}.')
+        points[name] = values
+    if not (good := points['id'].map(lambda name: bool(SAFE_ID.fullmatch(name)))).all():
+        row = int(good.argmin())
+        raise ValueError(f'{path}, line {row + 2}: the id {points["id"][row]!r} cannot name a '
+                         'file; use letters, digits, _ and -.')
+    for name in ('class', 'continent'):
+        if name not in points:
+            points[name] = ''
+    return points
+
+
+def _check_space(folder: Path, images: int, size: int, format: str) -> None:
+    needed = images * size * size * BYTES_PER_PIXEL[format]
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ValueError(f'{images} images need about {needed / 1e9:.1f} GB, and the disk of '
+                         f'{folder} has {free / 1e9:.1f} GB left; make room or take fewer points.')
+
+
+# -- what is known from earlier starts -----------------------------------------------------------
+
+
+def _open_journal(folder: Path, source: dict[str, Any], output: dict[str, Any]) -> Journal:
+    """The journal of this folder, begun with these settings.
+
+    Only what decides about pixels must be the same again; a journal without an image is begun anew.
+    """
+    deciding = ('type', 'name', 'url', 'zooms', 'tile_size', 'paths', 'bands', 'scale')
+    wanted = json.loads(json.dumps({name: source[name] for name in deciding if name in source}
+                                   | output, default=str))
+    journal = Journal(folder / 'fetch.jsonl')
+    begun = journal.rows[0] if journal.rows else {}
+    if begun and begun != wanted:
+        differs = next(name for name in wanted | begun if wanted.get(name) != begun.get(name))
+        if any('sha256' in row for row in journal.rows):
+            raise ValueError(
+                f'{folder} was begun with {differs}={begun.get(differs)!r}, and the config says '
+                f'{wanted.get(differs)!r}; take another work folder, or delete '
+                f'{journal.path} to begin anew.')
+        with journal:
+            journal.path.unlink()
+        journal = Journal(journal.path)
+    if not journal.rows:
+        shutil.rmtree(folder / 'arriving', ignore_errors=True)  # perhaps another source's
+        journal.add(wanted)
+    return journal
+
+
+def _known(journal: Journal, folder: Path, points: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """The journal's rows by id, of the points that are still the same and whose files exist."""
+    places = dict(zip(points['id'], zip(points['lon'], points['lat'], points['gsd'])))
+    known = {row['id']: row for row in journal.rows[1:]
+             if places.get(row['id']) == tuple(row['point'])}
+    return {name: row for name, row in known.items()
+            if 'reason' in row or (folder / row['file']).exists()}
+
+
+class _Work:
+    """What becomes of the points: images and refusals are written down, failures remembered."""
+
+    def __init__(self, folder: Path, points: pd.DataFrame, journal: Journal,
+                 source: TileSource | RasterSource, size: int, format: str, quality: int,
+                 known: dict[str, dict[str, Any]]) -> None:
+        self.folder, self.journal, self.size, self.format = folder, journal, size, format
+        self.options = {'quality': quality} if format == 'jpg' else {}
+        self.ids = points['id'].tolist()
+        self.lon, self.lat, self.gsd = (points[name].to_numpy() for name in ('lon', 'lat', 'gsd'))
+        self.source = source
+        self.known = known
+        self.failed: dict[str, str] = {}  # by id
+        self.advance: Callable[[int], None] = lambda items: None
+
+    def point(self, position: int) -> tuple[float, float, float]:
+        return self.lon[position].item(), self.lat[position].item(), self.gsd[position].item()
+
+    def _row(self, position: int, **columns: Any) -> None:
+        row = dict(id=self.ids[position], point=self.point(position), **columns)
+        self.journal.add(row)
+        self.known[row['id']] = row
+        self.advance(1)
+
+    def refuse(self, position: int, reason: str) -> None:
+        self._row(position, reason=reason)
+
+    def fail(self, position: int, reason: str) -> None:
+        self.failed[self.ids[position]] = reason
+        self.advance(1)
+
+    async def store(self, position: int, make: Callable[[], Picture]) -> None:
+        """Make an image, write its file, then its row in the journal."""
+        self._row(position, **await asyncio.to_thread(self._write, position, make))
+
+    def _write(self, position: int, make: Callable[[], Picture]) -> dict[str, Any]:
+        picture = make()
+        stream = io.BytesIO()
+        picture.image.save(stream, {'jpg': 'JPEG', 'png': 'PNG'}[self.format], **self.options)
+        data = stream.getvalue()
+        group = f'{position // IMAGES_PER_FOLDER:03d}'
+        file = f'tiles/{group}/{self.ids[position]}.{self.format}'
+        write_whole(self.folder / file, data)
+        return dict(gsd=round(picture.gsd, 3), zoom=picture.zoom, date=picture.date, file=file,
+                    sha256=hashlib.sha256(data).hexdigest())
+
+
+def _write_tables(folder: Path, points: pd.DataFrame, work: _Work,
+                  tried: int) -> dict[str, Any]:
+    """tiles.csv and missing.csv in the order of the points, and the summary."""
+    images = [name for name in work.ids if 'file' in work.known.get(name, ())]
+    table = points.set_index('id', drop=False).loc[images]
+    rows = [work.known[name] for name in images]
+    for name in ('gsd', 'zoom', 'date', 'file', 'sha256'):
+        table[name] = pd.Series([row[name] for row in rows], table.index,
+                                dtype='Int64' if name == 'zoom' else None)
+    table['source'] = work.source.name
+    write_table(folder / 'tiles.csv', table[list(TILE)])
+
+    missing = points[~points['id'].isin(images)][['id', 'lon', 'lat']]
+    reasons = [work.failed.get(name) or work.known[name]['reason'] for name in missing['id']]
+    write_table(folder / 'missing.csv', missing.assign(reason=reasons))
+    kinds = Counter(sorted(reason.partition(', tile ')[0] for reason in reasons))
+    if not work.failed:
+        shutil.rmtree(folder / 'arriving', ignore_errors=True)
+    return {
+        'points': len(points),
+        'images': len(images),
+        'missing': len(missing),
+        'missing, tried again by the next start': len(work.failed),
+        'tried now': tried,
+        'source': work.source.name,
+        'credit': work.source.attribution,
+        'reasons': [dict(reason=reason, images=count) for reason, count in kinds.most_common()],
+    }
+
+
+# -- local rasters -------------------------------------------------------------------------------
+
+
+async def _in_parallel(number: int, todo: Sequence[int],
+                       do: Callable[[int], Awaitable[None]]) -> None:
+    """Do something with every position, a number of them at a time; the first error ends it."""
+    positions = iter(todo)
+
+    async def worker() -> None:
+        for position in positions:
+            await do(position)
+
+    workers = [asyncio.create_task(worker()) for _ in range(number)]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        await _cancel(workers)
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextmanager
+def _one_thread_per_core() -> Iterator[None]:
+    """For what to_thread() does here: decoding, resampling, encoding, outside Python's lock."""
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        asyncio.get_running_loop().set_default_executor(threads)
+        yield
+
+
+async def _render_all(source: RasterSource, work: _Work, todo: Sequence[int], size: int) -> None:
+    async def render(position: int) -> None:
+        def make() -> Picture:
+            pixels, gsd = source.render(*work.point(position), size)
+            return Picture(Image.fromarray(pixels), gsd, None, source.date)
+
+        try:
+            await work.store(position, make)
+        except Refused as refusal:
+            work.refuse(position, str(refusal))
+
+    with _one_thread_per_core():
+        await _in_parallel(2 * (os.cpu_count() or 1), todo, render)
+
+
+# -- tile servers --------------------------------------------------------------------------------
+
+
+class Manners(NamedTuple):
+    """How servers are asked; the fields are arguments of :func:`fetch`."""
+
+    concurrency: int
+    retries: int
+    timeout: float
+    backoff: float
+    jitter: random.Random
+
+
+class Host:
+    """One host: when the next request may go there, and how it has answered of late."""
+
+    def __init__(self, name: str, rate: float) -> None:
+        self.name = name
+        self.interval = 1 / rate  # s
+        self.free_at = 0.0  # of time.monotonic()
+        self.queue = asyncio.Lock()
+        self.failures = 0  # in a row
+
+    async def turn(self) -> None:
+        """Wait until this request may go; first come, first served."""
+        async with self.queue:
+            while (wait := self.free_at - time.monotonic()) > 0:  # a pause may lengthen it
+                await asyncio.sleep(wait)
+            # On the grid of the rate, so that late wake-ups do not add up.
+            self.free_at = max(self.free_at + self.interval, time.monotonic())
+
+    def pause(self, seconds: float) -> None:
+        """Leave the host alone for so long."""
+        until = time.monotonic() + seconds
+        if until > self.free_at + 1:
+            log.warning('fetch: %s is left alone for %.0f s, as it asks', self.name, seconds)
+        self.free_at = max(self.free_at, until)
+
+
+class Download:
+    """Tiles from servers to images.
+
+    Args:
+        arriving: Folder for the tiles of images that are not whole yet.
+        source: Where from.
+        key: What stands for ``{key}``.
+        size: Pixels of an image's side.
+        manners: How servers are asked.
+    """
+
+    def __init__(self, arriving: Path, source: TileSource, key: str, size: int,
+                 manners: Manners) -> None:
+        self.arriving, self.source, self.key, self.size = arriving, source, key, size
+        self.manners = manners
+        self.hosts: dict[str, Host] = {}
+        self.under_way: dict[Tile, asyncio.Task[Arrived]] = {}
+        self.requests = self.bytes = 0
+
+    async def run(self, work: _Work, todo: Sequence[int]) -> None:
+        """Get the images of these positions."""
+        start = time.monotonic()
+        self.squares = self.source.squares(work.lon[todo], work.lat[todo], work.gsd[todo],
+                                           self.size)
+        self.needed = _count_tiles(self.squares)
+        headers = {name: text.replace('{key}', self.key)
+                   for name, text in self.source.headers.items()}
+        limits = httpx2.Limits(max_connections=self.manners.concurrency,
+                               max_keepalive_connections=self.manners.concurrency)
+        self.slots = asyncio.Semaphore(self.manners.concurrency)
+
+        async def one(index: int) -> None:
+            await self._image(work, todo[index], self.squares.one(index))
+
+        with _silent_client(), _one_thread_per_core():
+            async with httpx2.AsyncClient(headers=headers, limits=limits, timeout=None) as client:
+                self.client = client
+                try:
+                    await _in_parallel(self.manners.concurrency, range(len(todo)), one)
+                finally:
+                    await _cancel(list(self.under_way.values()))
+        seconds = time.monotonic() - start
+        log.info('fetch: %d requests, %.1f MB, %.1f s: %.1f requests/s', self.requests,
+                 self.bytes / 1e6, seconds, self.requests / max(seconds, 1e-9))
+
+    async def _image(self, work: _Work, position: int, square: Square) -> None:
+        if square.reason:
+            return work.refuse(position, square.reason)
+        places = square.tiles()
+        # Where there is no imagery, one request tells; the others go together.
+        tiles = await self._tiles(places[:1])
+        if isinstance(tiles[0], Arrived):
+            tiles += await self._tiles(places[1:])
+        # One reason per image, the same whichever tile was faster.
+        for kind, tell in ((Refused, work.refuse), (Failed, work.fail)):
+            for place, tile in zip(places, tiles):
+                if isinstance(tile, kind):
+                    tell(position, f'{tile}, tile {place}')
+                    return self._release(places) if kind is Refused else None
+        arrived = []
+        for tile in tiles:
+            if isinstance(tile, BaseException):
+                raise tile
+            arrived.append(tile)
+        pixels, dates = zip(*arrived)
+
+        def make() -> Picture:
+            image = self.source.assemble(square, pixels, self.size)
+            date = ' '.join(sorted(set(filter(None, dates))))
+            return Picture(image, square.gsd, square.zoom, date)
+
+        await work.store(position, make)
+        self._release(places)
+
+    async def _tiles(self, tiles: Sequence[Tile]) -> list[Arrived | BaseException]:
+        return await asyncio.gather(*map(self._tile, tiles), return_exceptions=True)
+
+    async def _tile(self, tile: Tile) -> Arrived:
+        """A tile from the disk or the server; two images that want it at once share the request."""
+        if tile not in self.under_way:
+            self.under_way[tile] = asyncio.create_task(self._get(tile))
+            self.under_way[tile].add_done_callback(lambda _: self.under_way.pop(tile))
+        return await self.under_way[tile]
+
+    async def _get(self, tile: Tile) -> Arrived:
+        if self._path(tile).exists():
+            return await asyncio.to_thread(self._read, tile)
+        address = self.source.address(tile, self.key)
+        name = urlsplit(address).netloc
+        if name not in self.hosts:
+            self.hosts[name] = Host(name, self.source.rate)
+        host = self.hosts[name]
+        for attempt in itertools.count():
+            try:
+                async with self.slots:
+                    await host.turn()
+                    answer = await self._request(address)
+                arrived = await asyncio.to_thread(self._keep, tile, answer)
+            except Refused:
+                host.failures = 0
+                raise
+            except Failed as failure:
+                self._count_failure(host, failure)
+                if not failure.may_retry or attempt == self.manners.retries:
+                    raise
+                wait = min(self.manners.backoff * 2 ** attempt, MAX_BACKOFF)
+                wait *= self.manners.jitter.uniform(0.5, 1.5)
+                if failure.pause is not None:
+                    host.pause(failure.pause or wait)
+                await asyncio.sleep(wait)
+            else:
+                host.failures = 0
+                return arrived
+        raise AssertionError  # counting does not end
+
+    def _count_failure(self, host: Host, failure: Failed) -> None:
+        host.failures += 1
+        if (failure.pause or 0) > MAX_PAUSE:
+            raise ValueError(f'{host.name} asks to be left alone for '
+                             f'{(failure.pause or 0) / 3600:.1f} hours ({failure}); start again '
+                             'then. Everything that arrived is kept.')
+        if host.failures >= self.manners.concurrency * (self.manners.retries + 1):
+            raise ValueError(f'{host.name} has given no tile {host.failures} times in a row, the '
+                             f'last time: {failure}. Everything that arrived is kept; look at '
+                             'url, key and rate, or start again later.')
+
+    async def _request(self, address: str) -> httpx2.Response:
+        self.requests += 1
+        try:
+            answer = await asyncio.wait_for(self.client.get(address), self.manners.timeout)
+        except asyncio.TimeoutError:
+            raise Failed('no answer in time') from None
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            # Only its kind: the text may hold the address or a header, and with them the key.
+            raise Failed(f'no answer: {type(error).__name__}') from None
+        self.bytes += len(answer.content)
+        _check_status(answer)
+        return answer
+
+    # Files in the folder: the date, a line feed, and what the server sent.
+
+    def _path(self, tile: Tile) -> Path:
+        return self.arriving / '-'.join(map(str, tile))
+
+    def _keep(self, tile: Tile, answer: httpx2.Response) -> Arrived:
+        date = self.source.date
+        if self.source.date_header:
+            date = answer.headers.get(self.source.date_header, '').strip()
+        pixels = self._decode(answer.content)
+        write_whole(self._path(tile), date.encode() + b'\n' + answer.content)
+        return Arrived(pixels, date)
+
+    def _read(self, tile: Tile) -> Arrived:
+        date, _, data = self._path(tile).read_bytes().partition(b'\n')
+        return Arrived(self._decode(data), date.decode())
+
+    def _decode(self, data: bytes) -> NDArray[np.uint8]:
+        if data.lstrip()[:1] == b'<':
+            raise Failed('HTML or XML instead of an image')
+        try:
+            pixels = decode_image(data)
+        except (MemoryError, ImportError):
+            raise
+        except Exception as error:  # decoders raise anything on broken bytes
+            raise Failed(f'broken image: {reason_of(error.__cause__ or error)}') from None
+        side = self.source.tile_size
+        if pixels.shape != (side, side, 3):
+            raise Failed(f'the tile has {pixels.shape[1]} x {pixels.shape[0]} px, and tile_size '
+                         f'is {side}')
+        return pixels
+
+    def _release(self, tiles: Sequence[Tile]) -> None:
+        """Delete the tiles that no other image needs."""
+        for tile in set(tiles):
+            left = self.needed.pop(tile, 1) - 1
+            if left:
+                self.needed[tile] = left
+            else:
+                self._path(tile).unlink(missing_ok=True)
+
+
+def _check_status(answer: httpx2.Response) -> None:
+    status = answer.status_code
+    if status in NO_TILE:
+        raise Refused(f'HTTP {status}')
+    if status == 200:
+        return
+    pause = _retry_after(answer.headers)
+    if pause is None and status in BUSY:
+        pause = 0.0  # it does not say how long: as long as this request waits
+    may_retry = status in (408, 429) or status >= 500
+    raise Failed(f'HTTP {status}', may_retry, pause)
+
+
+def _retry_after(headers: httpx2.Headers) -> float | None:
+    """Seconds from a number or a date; None where there is none that can be read."""
+    text = headers.get('Retry-After', '').strip()
+    if text.isdecimal():
+        return float(text)
+    try:
+        until = parsedate_to_datetime(text)
+        # By the server's clock where it tells: ours may differ.
+        now = parsedate_to_datetime(headers['Date']) if 'Date' in headers else datetime.now(
+            timezone.utc)
+        return max((until - now).total_seconds(), 0.0)
+    except (TypeError, ValueError):
+        return None
+
+
+def _count_tiles(squares: Square) -> dict[Tile, int]:
+    """How many squares need a tile, of the tiles that several need."""
+    shared: dict[Tile, int] = {}
+    for zoom in np.unique(squares.zoom):
+        here = (squares.zoom == zoom) & (squares.reason == '')
+        if not here.any():
+            continue
+        west, north, east, south = (column[here] for column in squares[5:9])
+        keys = []
+        for across in range((east - west).max() + 1):
+            for down in range((south - north).max() + 1):
+                inside = (west + across <= east) & (north + down <= south)
+                column = (west[inside] + across) % 2 ** int(zoom)
+                keys.append(column << MAX_ZOOM | north[inside] + down)
+        unique, counts = np.unique(np.concatenate(keys), return_counts=True)
+        several = counts > 1
+        for packed, count in zip(unique[several].tolist(), counts[several].tolist()):
+            shared[Tile(int(zoom), packed >> MAX_ZOOM, packed & 2 ** MAX_ZOOM - 1)] = count
+    return shared
+
+
+@contextmanager
+def _silent_client() -> Iterator[None]:
+    """The HTTP client logs every address, and with it the key."""
+    loggers = [logging.getLogger(name) for name in ('httpx2', 'httpcore2')]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)

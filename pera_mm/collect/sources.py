@@ -1,0 +1,446 @@
+"""Where images come from: tile servers and local rasters. None is preset; the user names them.
+
+Both kinds give one square image of ``size`` pixels around a place, north up, on the Web Mercator
+plane, scaled by the cosine of the latitude so that a pixel covers ``gsd`` metres on the ground.
+Where a source is coarser than that, its own resolution is given, and said to be what was got.
+"""
+
+import glob
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlsplit
+
+import numpy as np
+import rasterio
+from affine import Affine
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+from rasterio.enums import ColorInterp, Resampling
+from rasterio.vrt import WarpedVRT
+from rasterio.warp import transform, transform_bounds
+
+from pera_mm.collect.mercator import (
+    EARTH_RADIUS,
+    HALF_WORLD,
+    MAX_LATITUDE,
+    flip_row,
+    ground_resolution,
+    to_metres,
+    to_pixels,
+    to_quadkey,
+    zoom_for,
+)
+from pera_mm.datasets.reading import Scale, check_rule, to_uint8
+
+POLAR = f'reaches beyond {MAX_LATITUDE:.2f} degrees of latitude, where Web Mercator ends'
+MAX_ZOOM = 28  # columns and rows of tiles are packed into 28 bits
+MAX_SHRINKING = 8.0  # beyond it one image needs hundreds of tiles
+KERNEL_RADIUS = 2  # of Pillow's bicubic filter, in pixels of the result
+
+# What a URL template can hold, and the sets of which it must hold one.
+PLACES = ('z', 'x', 'y', '-y', 'quadkey', 'TileMatrix', 'TileRow', 'TileCol', 's', 'key')
+PROTOCOLS = {
+    'XYZ': {'z', 'x', 'y'},
+    'TMS': {'z', 'x', '-y'},
+    'Bing': {'quadkey'},
+    'WMTS': {'TileMatrix', 'TileRow', 'TileCol'},
+}
+
+
+class Refused(Exception):
+    """What a source does not have and will not have; the text is the reason."""
+
+
+class Tile(NamedTuple):
+    """A tile's place; rows count from the north."""
+
+    zoom: int
+    column: int
+    row: int
+
+    def __str__(self) -> str:
+        return f'{self.zoom}/{self.column}/{self.row}'
+
+
+class Square(NamedTuple):
+    """Squares on the pixels of a zoom: one, or arrays of them.
+
+    Attributes:
+        zoom: Whose picture of the world is meant.
+        gsd: m on the ground per pixel of the result.
+        left, top: The upper left corner in the picture; it may lie west of the picture's edge.
+        side: Pixels of the picture that a side covers.
+        west, north, east, south: First and last column and row of the tiles it is made from.
+            A column may lie outside the world: it goes round.
+        reason: Why it cannot be had; '' where it can.
+    """
+
+    zoom: Any
+    gsd: Any
+    left: Any
+    top: Any
+    side: Any
+    west: Any
+    north: Any
+    east: Any
+    south: Any
+    reason: Any
+
+    def one(self, index: int) -> 'Square':
+        """One of many."""
+        return Square(*(column[index].item() for column in self))
+
+    def tiles(self) -> list[Tile]:
+        """The tiles in rows from the north-west; for a single square."""
+        columns = [column % 2 ** self.zoom for column in range(self.west, self.east + 1)]
+        return [Tile(self.zoom, column, row)
+                for row in range(self.north, self.south + 1) for column in columns]
+
+
+@dataclass(frozen=True)
+class TileSource:
+    """A server of map tiles; the template of its addresses says which protocol it speaks.
+
+    Args:
+        name: As it stands in the tables.
+        url: http(s) address with the places of one protocol: ``{z} {x} {y}`` (XYZ),
+            ``{z} {x} {-y}`` (TMS: rows from the south), ``{quadkey}`` (Bing),
+            ``{TileMatrix} {TileRow} {TileCol}`` (WMTS on the Web Mercator matrix set, whose
+            identifiers are zooms, perhaps behind a prefix; RESTful or with ?SERVICE=WMTS&...).
+            Besides: ``{s}``, one of ``subdomains``, and ``{key}``.
+        terms: What its use is bound to, in words or by address: shown before the first request.
+        attribution: Whom the images are to be credited to.
+        zooms: First and last zoom that are served.
+        tile_size: Pixels of a tile's side.
+        rate: Requests per second and host.
+        key_env: Environment variable that holds the key, for ``{key}`` in ``url`` or ``headers``.
+        subdomains: For ``{s}``, e.g. ('a', 'b', 'c').
+        headers: Sent with every request, e.g. a User-Agent that names you.
+        date: The imagery's date, for the tables.
+        date_header: Header of the answers that tells the imagery's date, instead of ``date``.
+
+    Raises:
+        ValueError: if something is missing or makes no sense, with what to do.
+    """
+
+    name: str
+    url: str
+    terms: str
+    attribution: str
+    zooms: tuple[int, int]
+    tile_size: int = 256
+    rate: float = 10.0
+    key_env: str | None = None
+    subdomains: Sequence[str] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+    date: str = ''
+    date_header: str | None = None
+
+    def __post_init__(self) -> None:
+        check_texts(self)
+        self._check_url()
+        low, high = self.zooms
+        if not 0 <= low <= high <= MAX_ZOOM:
+            raise ValueError(f'zooms of the source {self.name!r} must be (first, last) with '
+                             f'0 <= first <= last <= {MAX_ZOOM}, got {self.zooms}.')
+        if self.tile_size < 1 or self.rate <= 0:
+            raise ValueError(f'tile_size and rate of the source {self.name!r} must be positive, '
+                             f'got {self.tile_size} and {self.rate}.')
+
+    def _check_url(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ('http', 'https') or not parts.netloc:
+            raise ValueError(f'url of the source {self.name!r} must start with http:// or '
+                             f'https:// and a host, got {self.url!r}.')
+        places = set(re.findall(r'\{(.*?)\}', self.url))
+        if unknown := sorted(places.difference(PLACES)):
+            raise ValueError(f'url of the source {self.name!r} has the place {{{unknown[0]}}}; '
+                             f'known are {", ".join(f"{{{name}}}" for name in PLACES)}.')
+        if places - {'s', 'key'} not in PROTOCOLS.values():
+            raise ValueError(
+                f'url of the source {self.name!r} must have the places of one protocol: '
+                '{z} {x} {y} (XYZ), {z} {x} {-y} (TMS), {quadkey} (Bing) or {TileMatrix} {TileRow} '
+                f'{{TileCol}} (WMTS), got {self.url!r}.')
+        if ('s' in places) != bool(self.subdomains):
+            raise ValueError(f'The source {self.name!r} needs both {{s}} in its url and '
+                             'subdomains, or neither.')
+        needs_key = 'key' in places or any('{key}' in text for text in self.headers.values())
+        if needs_key != bool(self.key_env):
+            raise ValueError(f'The source {self.name!r} needs both {{key}} in its url or headers '
+                             'and key_env, the environment variable with the key, or neither.')
+
+    def key(self) -> str:
+        """The key out of the environment; '' for a source without.
+
+        Raises:
+            ValueError: if the environment has none.
+        """
+        if self.key_env is None:
+            return ''
+        if not (key := os.environ.get(self.key_env, '').strip()):
+            raise ValueError(f'The source {self.name!r} needs a key: put it into the environment '
+                             f'variable {self.key_env}.')
+        if not (key.isascii() and key.isprintable()):
+            raise ValueError(f'The environment variable {self.key_env} holds a character that no '
+                             'key has.')
+        return key
+
+    def address(self, tile: Tile, key: str) -> str:
+        """Where a tile is asked for."""
+        zoom, column, row = tile
+        values = {
+            'z': zoom, 'x': column, 'y': row, '-y': flip_row(row, zoom),
+            'quadkey': to_quadkey(*tile),
+            'TileMatrix': zoom, 'TileRow': row, 'TileCol': column,
+            's': self.subdomains[(column + row) % len(self.subdomains)] if self.subdomains else '',
+            'key': quote(key, safe=''),
+        }
+        return re.sub(r'\{(.*?)\}', lambda place: str(values[place[1]]), self.url)
+
+    def squares(self, lon: ArrayLike, lat: ArrayLike, gsd: ArrayLike, size: int) -> Square:
+        """Choose the zoom and the tiles of images.
+
+        Args:
+            lon, lat: Centres in degrees ``[n]``.
+            gsd: m on the ground per pixel ``[n]``.
+            size: Pixels of an image's side.
+
+        Returns:
+            Arrays ``[n]``.
+        """
+        lon, lat, gsd = (np.asarray(column, float) for column in (lon, lat, gsd))
+        zoom = np.clip(zoom_for(gsd, lat, self.tile_size), *self.zooms)
+        native = ground_resolution(lat, zoom, self.tile_size)
+        shrinking = np.maximum(gsd / native, 1.0)  # 1: only the finest zoom is coarser than gsd
+        side = size * shrinking
+        x, y = to_pixels(lon, lat, zoom, self.tile_size)
+        left, top = x - side / 2, y - side / 2
+        # Pixels that need not shrink are taken as they are: the centre moves by up to half a pixel.
+        whole = shrinking == 1
+        left, top = np.where(whole, np.rint(left), left), np.where(whole, np.rint(top), top)
+
+        # The filter of an outer pixel, centred half a pixel inside, looks beyond the square.
+        reach = np.where(whole, 0, (KERNEL_RADIUS - 0.5) * shrinking)
+        last = np.exp2(zoom) - 1  # column and row
+        west, north = (np.floor((edge - reach) / self.tile_size) for edge in (left, top))
+        east, south = (np.ceil((edge + side + reach) / self.tile_size) - 1 for edge in (left, top))
+
+        polar = (top < 0) | (top + side > (last + 1) * self.tile_size)
+        many = f'needs over {MAX_SHRINKING:.0f} x {MAX_SHRINKING:.0f} times its pixels: the ' \
+               f'coarsest zoom, {self.zooms[0]}, is too fine'
+        reason = np.where(polar, POLAR, np.where(shrinking > MAX_SHRINKING, many, ''))
+        return Square(zoom, native * shrinking, left, top, side, west.astype(int),
+                      np.maximum(north, 0).astype(int), east.astype(int),
+                      np.minimum(south, last).astype(int), reason)
+
+    def assemble(self, square: Square, tiles: Sequence[NDArray[np.uint8]],
+                 size: int) -> Image.Image:
+        """Put the tiles of a square together and cut it out, antialiased.
+
+        Args:
+            square: A single one.
+            tiles: Those of ``square.tiles()``, in that order, each ``[tile_size, tile_size, 3]``.
+            size: Pixels of the result's side.
+        """
+        columns = square.east - square.west + 1
+        rows = [np.concatenate(tiles[start:start + columns], axis=1)
+                for start in range(0, len(tiles), columns)]
+        left = square.left - square.west * self.tile_size
+        top = square.top - square.north * self.tile_size
+        return Image.fromarray(np.concatenate(rows)).resize(
+            (size, size), Image.Resampling.BICUBIC,
+            box=(left, top, left + square.side, top + square.side))
+
+
+class Raster(NamedTuple):
+    """What is known of a raster before it is read."""
+
+    path: str
+    gsd: float  # m on the ground that a pixel covers at the centre
+    boxes: list[tuple[float, float, float, float]]  # EPSG:3857 metres; two across the antimeridian
+    dtype: str
+
+
+class RasterSource:
+    """A mosaic of rasters in any projections, local or remote COGs; the first valid pixel wins.
+
+    Args:
+        name: As it stands in the tables.
+        paths: Files, glob patterns, or what GDAL opens (``/vsicurl/https://...``, an address);
+            the order of the list, and within a pattern that of the names, is that of precedence.
+        terms, attribution: As of :class:`TileSource`.
+        bands: One or three 1-based numbers; None: the first three, or the first.
+        scale: How pixels that are not 8-bit become so, as in :mod:`pera_mm.datasets.reading`:
+            'auto' stretches every image by itself, (low, high) all alike.
+        date: The imagery's date, for the tables.
+
+    Raises:
+        ValueError: if something is missing or makes no sense, a pattern finds no file, or a raster
+            cannot be read, has no georeference, lacks a band, has a palette, or other pixels than
+            the first one.
+    """
+
+    def __init__(self, name: str, paths: str | Sequence[str], terms: str, attribution: str,
+                 bands: Sequence[int] | None = None, scale: Scale = 'auto',
+                 date: str = '') -> None:
+        self.name, self.terms, self.attribution, self.date = name, terms, attribution, date
+        check_texts(self)
+        self.bands = None if bands is None else tuple(bands)
+        self.scale = scale
+        check_rule(self.bands, scale)
+        self.rasters = [self._look_at(path) for path in find_rasters(paths)]
+        first = self.rasters[0]
+        for raster in self.rasters:
+            if raster.dtype != first.dtype:
+                raise ValueError(f'The rasters of one source must have the same type of pixels: '
+                                 f'{first.path} has {first.dtype}, {raster.path} {raster.dtype}.')
+        self.boxes = np.array([box for raster in self.rasters for box in raster.boxes])
+        self.owners = np.repeat(np.arange(len(self.rasters)),
+                                [len(raster.boxes) for raster in self.rasters])
+
+    def _look_at(self, path: str) -> Raster:
+        try:
+            with rasterio.open(path) as raster:
+                if raster.crs is None:
+                    raise ValueError(f'{path} has no georeference; give it one (gdal_translate '
+                                     '-a_srs EPSG:... -a_ullr west north east south).')
+                if self.bands and max(self.bands) > raster.count:
+                    raise ValueError(f'{path} has {raster.count} bands; bands asks for '
+                                     f'{max(self.bands)}.')
+                if raster.colorinterp[0] == ColorInterp.palette:
+                    raise ValueError(f'{path} has a palette; expand it first (gdal_translate '
+                                     '-expand rgb).')
+                return Raster(path, _ground_resolution_of(raster), _boxes_of(raster),
+                              raster.dtypes[0])
+        except rasterio.errors.RasterioError as error:
+            raise ValueError(f'{path} cannot be read as a raster: {error}') from None
+
+    def render(self, lon: float, lat: float, gsd: float,
+               size: int) -> tuple[NDArray[np.uint8], float]:
+        """An image around a place, and its m on the ground per pixel.
+
+        Pixels that no raster has are black. A raster that is coarser than ``gsd`` at this place
+        decides on the resolution.
+
+        Returns:
+            uint8 ``[size, size, 3]`` and the resolution got.
+
+        Raises:
+            Refused: if no raster has a pixel there, or the image would reach beyond ±85.05°.
+        """
+        x, y = (float(metres) for metres in to_metres(lon, lat))
+        stretch = 1 / math.cos(math.radians(lat))  # m of the projection per m on the ground
+        at_hand = self._touching(x, y, gsd * stretch * size / 2)
+        if len(at_hand):
+            here = set(self._touching(x, y, 0))
+            decisive = next((index for index in at_hand if index in here), at_hand[0])
+            gsd = max(gsd, self.rasters[decisive].gsd)
+        half = gsd * stretch * size / 2
+        if abs(y) + half > HALF_WORLD:
+            raise Refused(POLAR)
+        image, valid = self.read(x - half, y + half, gsd * stretch, size)
+        if not valid.any():
+            raise Refused('lies outside of the rasters')
+        return image, gsd
+
+    def read(self, left: float, top: float, resolution: float,
+             size: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """A square of the Web Mercator plane.
+
+        Args:
+            left, top: Its upper left corner in m of EPSG:3857.
+            resolution: m of EPSG:3857 per pixel.
+            size: Pixels of a side.
+
+        Returns:
+            uint8 ``[size, size, 3]``, black where no raster has a pixel; and where one has.
+        """
+        place = dict(crs='EPSG:3857', transform=Affine(resolution, 0, left, 0, -resolution, top),
+                     width=size, height=size, resampling=Resampling.cubic)
+        valid = np.zeros((size, size), bool)
+        pixels = None  # [bands, size, size]
+        half = resolution * size / 2
+        for index in self._touching(left + half, top - half, half):
+            with rasterio.open(self.rasters[index].path) as raster:
+                bands = self.bands or ((1, 2, 3) if raster.count >= 3 else (1,))
+                has_alpha = ColorInterp.alpha in raster.colorinterp
+                with WarpedVRT(raster, add_alpha=not has_alpha, **place) as square:
+                    found = square.read(bands)
+                    alpha = square.colorinterp.index(ColorInterp.alpha) + 1
+                    new = (square.read(alpha) > 0) & np.isfinite(found).all(axis=0) & ~valid
+            pixels = np.zeros_like(found) if pixels is None else pixels
+            pixels[:, new] = found[:, new]
+            valid |= new
+            if valid.all():
+                break
+        if pixels is None or not valid.any():
+            return np.zeros((size, size, 3), np.uint8), valid
+        rgb = to_uint8(pixels, valid, self.scale)
+        return np.ascontiguousarray(np.broadcast_to(rgb, (3, size, size)).transpose(1, 2, 0)), valid
+
+    def _touching(self, x: float, y: float, half: float) -> list[int]:
+        """The rasters, in their order, that a square touches, also across the antimeridian."""
+        left, bottom, right, top = self.boxes.T
+        touching = np.zeros(len(self.boxes), bool)
+        for turn in (-2 * HALF_WORLD, 0, 2 * HALF_WORLD):
+            touching |= ((left <= x + turn + half) & (right >= x + turn - half)
+                         & (bottom <= y + half) & (top >= y - half))
+        return sorted(set(self.owners[touching].tolist()))
+
+
+def check_texts(source: Any) -> None:
+    """Check that a source says its name, terms and attribution.
+
+    Raises:
+        ValueError: if one is missing.
+    """
+    for name in ('name', 'terms', 'attribution'):
+        text = getattr(source, name)
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f'The source needs {name}, a text that is not empty, got {text!r}.')
+
+
+def find_rasters(paths: str | Sequence[str]) -> list[str]:
+    """Files, glob patterns and remote addresses to a list without repetition.
+
+    Raises:
+        ValueError: if there are none, or a pattern finds none.
+    """
+    found: dict[str, None] = {}
+    for pattern in [paths] if isinstance(paths, str | Path) else paths:
+        pattern = str(pattern)
+        is_remote = pattern.startswith('/vsi') or '://' in pattern
+        matches = [pattern] if is_remote else sorted(glob.glob(pattern, recursive=True))
+        if not matches:
+            raise ValueError(f'No raster is found at {pattern}.')
+        found.update(dict.fromkeys(matches))
+    if not found:
+        raise ValueError('paths must name at least one raster.')
+    return list(found)
+
+
+def _ground_resolution_of(raster: rasterio.DatasetReader) -> float:
+    """Metres on the ground of a raster's pixel at its centre: the root of the pixel's area."""
+    column, row = raster.width / 2, raster.height / 2
+    # A step of one pixel to the east and one to the south; larger steps would leave small rasters.
+    x, y = raster.xy([row, row, row + 1], [column, column + 1, column], offset='ul')
+    lon, lat = np.radians(transform(raster.crs, 'EPSG:4326', x, y))
+    east = (lon[1:] - lon[0]) * np.cos(lat[0]) * EARTH_RADIUS
+    north = (lat[1:] - lat[0]) * EARTH_RADIUS
+    return float(np.sqrt(abs(east[0] * north[1] - east[1] * north[0])))
+
+
+def _boxes_of(raster: rasterio.DatasetReader) -> list[tuple[float, float, float, float]]:
+    """Left, bottom, right, top in EPSG:3857."""
+    west, south, east, north = transform_bounds(raster.crs, 'EPSG:4326', *raster.bounds)
+    pairs = [(west, east)] if west <= east else [(west, 180.0), (-180.0, east)]
+    boxes = []
+    for first, last in pairs:
+        (left, right), (bottom, top) = to_metres([first, last], [south, north])
+        boxes.append((left, bottom, right, top))
+    return boxes

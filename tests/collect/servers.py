@@ -1,0 +1,139 @@
+"""A real tile server on 127.0.0.1 that misbehaves as it is told, and counts what it did."""
+
+import io
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event, Lock, Thread
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+Behaviour = Callable[[str, int], str]  # path and how often it was asked before to the answer's kind
+
+
+def picture(zoom: int, column: int, row: int, size: int = 256) -> np.ndarray:
+    """A smooth picture that goes on in the next tile: uint8 [size, size, 3]."""
+    x = column * size + np.arange(size)
+    y = row * size + np.arange(size)[:, None]
+    waves = [np.sin(x / 37) + np.cos(y / 53), np.sin((x + y) / 41) + 0 * y, np.cos(x / 29 - y / 47)]
+    return (127.5 + 60 * np.stack(waves, axis=2)).round().astype(np.uint8)
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        pass  # clients that go away are part of the tests
+
+
+class Asked(NamedTuple):
+    """A line of the server's log."""
+
+    path: str
+    kind: str
+    time: float  # monotonic
+    whole: bool  # a good tile that went out to its last byte
+
+
+class TileServer:
+    """``/zoom/column/row`` as a context; ``behave`` decides on the kind of every answer.
+
+    Kinds: good; slow (0.3 s); busy (429, Retry-After: 1); busy-date (the same as a date);
+    busy-long (Retry-After of a day); 500 and other statuses by number; short (fewer bytes than
+    Content-Length says); cut (half a JPEG); html; closed (no answer); silent (none for 20 s).
+    """
+
+    def __init__(self, behave: Behaviour = lambda path, before: 'good', size: int = 256) -> None:
+        self.log: list[Asked] = []
+        self.agents: set[str] = set()
+        counts: Counter[str] = Counter()
+        lock, self.over = Lock(), Event()
+        tiles = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = 'HTTP/1.1'
+            disable_nagle_algorithm = True
+
+            def do_GET(self) -> None:
+                with lock:
+                    kind = behave(self.path, counts[self.path])
+                    counts[self.path] += 1
+                tiles.agents.add(self.headers.get('User-Agent', ''))
+                start, whole = time.monotonic(), False
+                try:
+                    whole = self.answer(kind)
+                except OSError:  # the client has gone
+                    self.close_connection = True
+                with lock:
+                    tiles.log.append(Asked(self.path, kind, start, whole))
+
+            def answer(self, kind: str) -> bool:
+                stream = io.BytesIO()
+                zoom, column, row = map(int, self.path.partition('?')[0].split('/')[-3:])
+                Image.fromarray(picture(zoom, column, row, size)).save(stream, 'JPEG', quality=95)
+                data = stream.getvalue()
+                if kind in ('good', 'slow'):
+                    tiles.over.wait(0.3 if kind == 'slow' else 0)
+                    return self.send(200, data, imagery=f'2020-0{1 + column % 2}-01')
+                if kind == 'busy':
+                    return self.send(429, b'', retry='1')
+                if kind == 'busy-date':
+                    until = datetime.now(timezone.utc) + timedelta(seconds=2)
+                    return self.send(429, b'', retry=format_datetime(until, usegmt=True))
+                if kind == 'busy-long':
+                    return self.send(503, b'', retry='86400')
+                if kind == 'short':
+                    self.close_connection = True
+                    return self.send(200, data[:len(data) // 2], length=len(data))
+                if kind == 'cut':
+                    return self.send(200, data[:len(data) // 2])
+                if kind == 'html':
+                    return self.send(200, b'<html>quota exceeded</html>')
+                if kind == 'closed':
+                    self.close_connection = True
+                    return False
+                if kind == 'silent':
+                    tiles.over.wait(20)
+                    self.close_connection = True
+                    return False
+                return self.send(int(kind), b'')
+
+            def send(self, status: int, data: bytes, length: int | None = None, retry: str = '',
+                     imagery: str = '') -> bool:
+                self.send_response(status)
+                self.send_header('Content-Length', str(len(data) if length is None else length))
+                if retry:
+                    self.send_header('Retry-After', retry)
+                if imagery:
+                    self.send_header('X-Imagery-Date', imagery)
+                if status in (301, 302):
+                    self.send_header('Location', self.path)
+                self.end_headers()
+                self.wfile.write(data)
+                return status == 200 and imagery != ''
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = Server(('127.0.0.1', 0), Handler)
+        self.host = f'127.0.0.1:{self.server.server_port}'
+        self.url = f'http://{self.host}/{{z}}/{{x}}/{{y}}'
+
+    def __enter__(self) -> 'TileServer':
+        self.thread = Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+    def delivered(self) -> Counter:
+        """How often each tile went out whole."""
+        return Counter(asked.path for asked in self.log if asked.whole)
