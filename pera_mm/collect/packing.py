@@ -253,12 +253,12 @@ def _pack_lmdb(packed: Path, parts: Iterator[list[Tile]], room: int) -> list[str
     """Add the images that are not there yet, a transaction for each part; returns the keys."""
     keys: list[str] = []
     try:
-        with lmdb.open(str(packed), map_size=room) as environment:
-            done = environment.stat()['entries']  # whole transactions
-            for part in parts:
-                start = len(keys)
-                keys += [position_key(start + i).decode() for i in range(len(part))]
-                if len(keys) > done:
+        for part in parts:
+            start = len(keys)
+            keys += [position_key(start + i).decode() for i in range(len(part))]
+            # Opened anew: unused bytes of its pages would tell which part came before which.
+            with lmdb.open(str(packed), map_size=room) as environment:
+                if environment.stat()['entries'] < len(keys):
                     with environment.begin(write=True) as transaction:
                         for key, tile in zip(keys[start:], part):
                             transaction.put(key.encode(), tile.read(), append=True)
@@ -290,8 +290,8 @@ def verify(path: Path) -> dict[str, Any]:
 
     Returns:
         Whether all is well (``ok``), how many images the manifest has, how many are sound,
-        missing, altered and extra (there, but not in the manifest), and ``problems``: the file
-        and problem of each that is not sound.
+        missing (or cut short), altered, and extra (there, but not in the manifest), and
+        ``problems``: the file and problem of each that is not sound.
 
     Raises:
         ValueError: if there is no manifest, or no image at all.
@@ -302,28 +302,20 @@ def verify(path: Path) -> dict[str, Any]:
     problems = []
     with progress_bar('verify', len(images)) as advance:
         for index in range(len(images)):
+            advance(1)
+            try:
+                digest = hashlib.sha256(images.read(index)).hexdigest()
+            except UnreadableImage:
+                continue  # and so missing
             file = images.name(index)[len(str(path)) + 1:]
             expected = left.pop(file, None)
-            problem = _problem(images, index, expected)
-            if problem:
-                problems.append(dict(file=file, problem=problem))
-            advance(1)
+            if digest != expected:
+                problems.append(dict(file=file, problem='altered' if expected else 'extra'))
     problems += [dict(file=file, problem='missing') for file in left]
     counts = {kind: sum(row['problem'] == kind for row in problems)
               for kind in ('missing', 'altered', 'extra')}
     sound = len(manifest) - counts['missing'] - counts['altered']
     return dict(ok=not problems, images=len(manifest), sound=sound, **counts, problems=problems)
-
-
-def _problem(images: ImageList | TarShards | LmdbImages, index: int,
-             expected: str | None) -> str | None:
-    try:
-        data = images.read(index)
-    except UnreadableImage:  # without a name that is known, another row will be missing
-        return None if expected is None else 'altered'
-    if expected is None:
-        return 'extra'
-    return None if hashlib.sha256(data).hexdigest() == expected else 'altered'
 
 
 # Subsets ----------------------------------------------------------------------------------------
