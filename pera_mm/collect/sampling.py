@@ -473,7 +473,7 @@ def _summary(strata: Strata, areas: NDArray[np.float64], quotas: NDArray[np.int6
     table = []
     for number in np.flatnonzero(quotas):
         name, continent = strata.names[number]
-        km2 = round(float(areas[:, number].sum()), 3)
+        km2 = float(f'{areas[:, number].sum():.6g}')
         table.append({'class': name, 'continent': continent, 'asked': int(quotas[number]),
                       'got': int(got[number]), 'km2': km2})
         if got[number] < quotas[number]:
@@ -491,8 +491,8 @@ def draw_map(points: pd.DataFrame) -> bytes:
     from matplotlib.figure import Figure
     from matplotlib.patheffects import withStroke
 
-    figure = Figure(figsize=(14, 6.4), layout='constrained')
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(14, 6.4))
+    axes = figure.add_axes((0.05, 0.08, 0.94, 0.9))
     for name, land in polygons().items():
         for part in land.geoms:
             axes.fill(*part.exterior.xy, facecolor='#f3f1ec', edgecolor='#8a8a8a', linewidth=0.5)

@@ -1,0 +1,266 @@
+"""Land-cover rasters: true areas and places in any coordinate system, legends, bad files."""
+
+import contextlib
+import functools
+import http.server
+import threading
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.transform import from_origin
+from rasterio.warp import transform
+from rasterio.windows import Window
+
+from pera_mm.collect.landcover import LEGENDS, NO_DATA, LandCover, find_rasters, to_degrees
+
+UTM33 = 'EPSG:32633'  # central meridian 15 degrees east
+A, F = 6378137.0, 1 / 298.257223563  # WGS84
+E = (F * (2 - F))**0.5
+
+
+def write(path, codes, crs='EPSG:4326', affine=None, **options):
+    codes = np.asarray(codes)
+    affine = affine or from_origin(10, 50, 0.001, 0.001)
+    with rasterio.open(path, 'w', driver='GTiff', height=codes.shape[-2], width=codes.shape[-1],
+                       count=1 if codes.ndim == 2 else len(codes), dtype=codes.dtype, crs=crs,
+                       transform=affine, **options) as file:
+        file.write(codes if codes.ndim == 3 else codes[None])
+    return str(path)
+
+
+def band_area(south, north):
+    """Area of the ellipsoid between two latitudes, km²; the textbook's closed form."""
+    def q(degrees):
+        s = np.sin(np.radians(degrees))
+        return s / (1 - (E * s)**2) + np.arctanh(E * s) / E
+
+    return np.pi * (A * (1 - E**2)**0.5)**2 * (q(north) - q(south)) / 1e6
+
+
+def total_area(land):
+    total = 0.0
+    for number in range(len(land.rasters)):
+        for window in land.windows(number):
+            grid = land.grid(number, window)
+            valid = land.read(number, window) != NO_DATA
+            valid &= grid.spread(land.first(number, grid))
+            total += (grid.spread(grid.pixel_areas()) * valid).sum()
+    return total
+
+
+# -- areas and places ----------------------------------------------------------------------------
+
+
+def test_the_globe_has_the_area_of_the_ellipsoid(tmp_path):
+    path = write(tmp_path / 'globe.tif', np.ones((180, 360), np.uint8),
+                 affine=from_origin(-180, 90, 1, 1))
+    land = LandCover(path)
+    assert total_area(land) == pytest.approx(510_065_621.7, rel=1e-8)
+    grid = land.grid(0, next(land.windows(0)))
+    assert grid.pixel_areas()[30] == pytest.approx(band_area(59, 60) / 360, rel=1e-6)
+
+
+def test_pixels_of_utm_have_their_area_on_the_ground(tmp_path):
+    # On the central meridian the scale is 0.9996, 180 km away 1.0004.
+    codes = np.ones((300, 300), np.uint8)
+    middle = write(tmp_path / 'a.tif', codes, UTM33, from_origin(498_500, 5_300_000, 10, 10))
+    assert total_area(LandCover(middle)) == pytest.approx(9 / 0.9996**2, rel=1e-5)
+    edge = write(tmp_path / 'b.tif', codes, UTM33, from_origin(678_500, 5_300_000, 10, 10))
+    assert total_area(LandCover(edge)) == pytest.approx(9 / 1.0000**2, rel=2e-4)
+    assert total_area(LandCover(edge)) < total_area(LandCover(middle))
+
+
+@pytest.mark.parametrize('crs', ['EPSG:4326', UTM33, 'EPSG:3857', 'ESRI:54009'])
+def test_a_pixels_place_is_where_its_raster_says(tmp_path, crs):
+    lon, lat = np.array([13.0]), np.array([47.0])
+    (x,), (y,) = transform('EPSG:4326', crs, lon, lat)
+    size = 0.0001 if crs == 'EPSG:4326' else 10.0
+    affine = from_origin(x, y, size, size)
+    land = LandCover(write(tmp_path / 'a.tif', np.ones((700, 900), np.uint8), crs, affine))
+    grid = land.grid(0, Window(0, 0, 900, 700))
+    rows, cols = np.array([0.5, 333.25, 699.9]), np.array([0.5, 871.5, 11.125])
+    truth = transform(crs, 'EPSG:4326', *rasterio.transform.xy(affine, rows, cols, offset='ul'))
+    lon, lat = to_degrees(grid.places(rows, cols))
+    assert np.abs(lon - truth[0]).max() < 1e-6 and np.abs(lat - truth[1]).max() < 1e-6  # 0.1 m
+
+
+def test_a_window_across_the_antimeridian_stays_whole(tmp_path):
+    # UTM zone 60 with the 180th meridian in the middle, 20 degrees north.
+    (x,), (y,) = transform('EPSG:4326', 'EPSG:32660', [179.9999], [20.0])
+    path = write(tmp_path / 'a.tif', np.ones((400, 400), np.uint8), 'EPSG:32660',
+                 from_origin(x - 2000, y + 2000, 10, 10))
+    land = LandCover(path)
+    assert total_area(land) == pytest.approx(16, rel=3e-3)
+    lon, lat = land.grid(0, Window(0, 0, 400, 400)).centres()
+    assert (lon >= -180).all() and (lon < 180).all()
+    assert (lon > 179.9).any() and (lon < -179.9).any() and (np.abs(np.abs(lon) - 180) < 0.03).all()
+    assert land.rasters[0].bounds[:3:2] == (-180, 180)
+
+
+def test_windows_cover_every_pixel_once(tmp_path):
+    land = LandCover(write(tmp_path / 'a.tif', np.ones((2100, 1500), np.uint8)), step=1)
+    seen = np.zeros((2100, 1500), int)
+    for window in land.windows(0):
+        seen[window.toslices()] += 1
+    assert (seen == 1).all()
+
+
+# -- reading -------------------------------------------------------------------------------------
+
+
+def test_codes_become_classes(tmp_path):
+    land = LandCover(write(tmp_path / 'a.tif', np.array([[0, 1, 2], [7, 11, 10]], np.uint8)))
+    read = land.read(0, Window(0, 0, 3, 2))
+    names = [[land.classes[index] if index >= 0 else '' for index in row] for row in read]
+    assert names == [['', 'water', 'forest'], ['urban', 'grassland', 'cloud']]
+
+
+def test_codes_may_share_a_name_and_the_rasters_own_no_data_counts(tmp_path):
+    codes = np.array([[-5, 300, 301], [302, 300, -5]], np.int16)
+    land = LandCover(write(tmp_path / 'a.tif', codes, nodata=-5),
+                     legend={'300': 'forest', '301': 'forest', '302': ''})
+    assert land.classes == ('forest',)
+    assert land.read(0, Window(0, 0, 3, 2)).tolist() == [[-1, 0, 0], [-1, 0, -1]]
+
+
+def test_worldcover_names_what_esri_names():
+    assert set(LEGENDS['esri'].values()) - {'cloud'} < set(LEGENDS['worldcover'].values())
+
+
+def test_step_looks_at_the_middle_of_every_square(tmp_path):
+    codes = np.random.default_rng(0).choice(np.array([1, 2, 4, 5], np.uint8), (90, 60))
+    path = write(tmp_path / 'a.tif', codes)
+    whole = LandCover(path).read(0, Window(0, 0, 60, 90))
+    land = LandCover(path, step=3)
+    assert np.array_equal(land.read(0, next(land.windows(0))), whole[1::3, 1::3])
+    assert total_area(land) == pytest.approx(total_area(LandCover(path)), rel=1e-9)
+
+
+def test_where_rasters_overlap_the_first_counts(tmp_path):
+    # The same square kilometre in two coordinate systems, the second twice as wide.
+    codes = np.full((100, 100), 2, np.uint8)
+    write(tmp_path / 'a.tif', codes, UTM33, from_origin(500_000, 5_300_000, 100, 100))
+    lon, lat = transform(UTM33, 'EPSG:4326', [500_000, 510_000], [5_300_000, 5_290_000])
+    wide = 2 * (lon[1] - lon[0])
+    write(tmp_path / 'b.tif', codes,
+          affine=from_origin(lon[0], lat[0], wide / 100, (lat[0] - lat[1]) / 100))
+    once = total_area(LandCover(str(tmp_path / '*.tif')))
+    assert once == pytest.approx(200, rel=0.03)
+    assert total_area(LandCover(str(tmp_path / 'a.tif'))) == pytest.approx(100, rel=0.01)
+
+
+def test_no_data_of_the_first_raster_leaves_the_place_to_the_second(tmp_path):
+    codes = np.full((100, 100), 2, np.uint8)
+    codes[:, :50] = 0
+    write(tmp_path / 'a.tif', codes)
+    write(tmp_path / 'b.tif', np.full((100, 100), 5, np.uint8))
+    land = LandCover([str(tmp_path / 'b.tif'), str(tmp_path / 'a.tif')])
+    assert [path.path[-5:] for path in land.rasters] == ['a.tif', 'b.tif']
+    first = land.first(1, land.grid(1, Window(0, 0, 100, 100)))
+    assert first[:, 0].all() and not first[:, -1].any()
+
+
+class RangeHandler(http.server.SimpleHTTPRequestHandler):
+    """Python's file server, and byte ranges, which cloud-optimised GeoTIFFs live on."""
+
+    def do_GET(self):
+        data = open(self.translate_path(self.path), 'rb').read()
+        first, _, last = self.headers.get('Range', 'bytes=0-').removeprefix('bytes=').partition('-')
+        part = data[int(first):int(last or len(data)) + 1]
+        self.send_response(206)
+        end = int(first) + len(part) - 1
+        self.send_header('Content-Range', f'bytes {first}-{end}/{len(data)}')
+        self.send_header('Content-Length', str(len(part)))
+        self.end_headers()
+        self.wfile.write(part)
+
+    def log_message(self, *_):
+        pass
+
+
+@contextlib.contextmanager
+def serving(folder):
+    handler = functools.partial(RangeHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}'
+        server.shutdown()
+
+
+def test_a_remote_raster_reads_as_a_local_one(tmp_path):
+    codes = np.random.default_rng(0).choice(np.array([1, 2, 4, 5], np.uint8), (600, 700))
+    path = write(tmp_path / 'a.tif', codes, tiled=True, blockxsize=256, blockysize=256)
+    with serving(tmp_path) as address:
+        window = Window(300, 100, 200, 200)
+        for remote in (f'{address}/a.tif', f'/vsicurl/{address}/a.tif'):
+            assert np.array_equal(LandCover(remote).read(0, window),
+                                  LandCover(path).read(0, window))
+        with pytest.raises(ValueError, match='b.tif cannot be read as a raster'):
+            LandCover(f'{address}/b.tif')
+
+
+# -- bad input -----------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings('ignore::rasterio.errors.NotGeoreferencedWarning')
+def test_a_raster_without_georeference_is_refused(tmp_path):
+    with rasterio.open(tmp_path / 'a.tif', 'w', driver='GTiff', height=4, width=4, count=1,
+                       dtype='uint8'):
+        pass
+    with pytest.raises(ValueError, match='a.tif has no georeference .*gdal_edit'):
+        LandCover(str(tmp_path / 'a.tif'))
+
+
+def test_an_unknown_code_is_named_with_its_place(tmp_path):
+    codes = np.ones((40, 50), np.uint8)
+    codes[30, 20] = 77
+    land = LandCover(write(tmp_path / 'a.tif', codes))
+    with pytest.raises(ValueError, match=r'a.tif has the class code 77 in row 30, column 20 '
+                                         r'\(10.0205° E, 49.9695° N\).*name it in'):
+        land.read(0, Window(0, 0, 50, 40))
+
+
+@pytest.mark.parametrize(('settings', 'message'), [
+    (dict(paths='nowhere/*.tif'), "no land-cover raster matches 'nowhere/\\*.tif'"),
+    (dict(paths=[]), 'landcover.paths is empty'),
+    (dict(legend='nlcd'), "landcover.legend is 'nlcd'; it must be 'esri' or 'worldcover'"),
+    (dict(legend={'one': 'water'}), 'must be a dictionary of class code: name'),
+    (dict(legend={0: ''}), 'must be a dictionary of class code: name'),
+    (dict(legend=[1, 2]), 'must be a dictionary of class code: name'),
+    (dict(step=0), 'landcover.step must be a whole number from 1, got 0'),
+])
+def test_bad_settings(tmp_path, settings, message):
+    path = write(tmp_path / 'a.tif', np.ones((4, 4), np.uint8))
+    with pytest.raises(ValueError, match=message):
+        LandCover(**dict(paths=path) | settings)
+
+
+def test_what_is_no_land_cover_map_is_refused(tmp_path):
+    path = write(tmp_path / 'f.tif', np.ones((4, 4), np.float32))
+    with pytest.raises(ValueError, match='f.tif is no land-cover map: it has 1 bands of float32'):
+        LandCover(path)
+    path = write(tmp_path / 'rgb.tif', np.ones((3, 4, 4), np.uint8))
+    with pytest.raises(ValueError, match='it has 3 bands of uint8'):
+        LandCover(path)
+    (tmp_path / 'text.tif').write_text('hello')
+    with pytest.raises(ValueError, match='text.tif cannot be read as a raster'):
+        LandCover(str(tmp_path / 'text.tif'))
+
+
+def test_a_truncated_raster_is_named(tmp_path):
+    codes = np.random.default_rng(0).choice(np.array([1, 2], np.uint8), (800, 800))
+    path = write(tmp_path / 'a.tif', codes, compress='deflate', tiled=True, blockxsize=256,
+                 blockysize=256)
+    data = open(path, 'rb').read()
+    open(path, 'wb').write(data[:len(data) // 2])
+    with pytest.raises(ValueError, match='a.tif cannot be read'):
+        LandCover(path).read(0, Window(0, 0, 800, 800))
+
+
+def test_globs_are_sorted_and_each_file_counts_once(tmp_path):
+    for name in 'bca':
+        write(tmp_path / f'{name}.tif', np.ones((2, 2), np.uint8))
+    found = find_rasters([str(tmp_path / '*.tif'), str(tmp_path / 'a.tif'),
+                          '/vsicurl/https://x/y'])
+    assert found == [*(str(tmp_path / f'{name}.tif') for name in 'abc'), '/vsicurl/https://x/y']
