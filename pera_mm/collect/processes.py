@@ -6,16 +6,18 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 import cv2
 
-Item, Result = TypeVar('Item'), TypeVar('Result')
+Item = TypeVar('Item')
+Result = TypeVar('Result')
 
 CHUNK = 16  # items a process takes at once
 ROUND = 64  # chunks per process and round
+FEW = 400  # items that are done sooner than processes have started
 
 _function: Callable | None = None  # of a process that in_processes started
 
@@ -29,15 +31,18 @@ def in_processes(function: Callable[[Item], Result], items: Iterable[Item],
     Args:
         function: Pickled once for every process; a ``functools.partial`` may hold what is large.
         items: Small things that pickle.
-        workers: Number of processes; 1 works in this one.
+        workers: Number of processes; 1 works in this one, as do fewer than 400 items.
     """
-    if workers == 1:
-        yield from map(function, items)
+    rest = iter(items)
+    few = list(islice(rest, FEW))
+    if workers == 1 or len(few) < FEW:
+        yield from map(function, chain(few, rest))
         return
+    rest = chain(few, rest)
     # Not forked from here: the progress bar's thread may hold a lock at that moment. The fork
     # server imports the packages once for all.
     context = multiprocessing.get_context('forkserver')
-    rest = iter(items)
+    context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(workers, context, _start, (function, )) as pool:
         while some := list(islice(rest, workers * ROUND * CHUNK)):
             yield from pool.map(_call, some, chunksize=CHUNK)

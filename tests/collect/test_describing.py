@@ -16,6 +16,7 @@ from pera_mm.collect.describing import (
     mean_and_std,
 )
 from pera_mm.collect.packing import pack
+from pera_mm.collect.processes import FEW
 from pera_mm.collect.tables import TILE, write_table
 from pera_mm.datasets.unlabeled import open_source
 
@@ -152,10 +153,10 @@ def test_choose_is_seeded_and_without_repeats():
 
 
 def test_a_subset_is_read_and_the_same_for_any_number_of_processes(tmp_path):
-    collect(tmp_path, [noise(seed) for seed in range(40)])
-    one = describe(str(tmp_path / 'tiles'), tmp_path / 'one', count=30, workers=1)
-    two = describe(str(tmp_path / 'tiles'), tmp_path / 'two', count=30, workers=2)
-    assert (one['images'], one['looked at']) == (40, 30)
+    collect(tmp_path, [noise(seed) for seed in range(FEW + 50)])
+    one = describe(str(tmp_path / 'tiles'), tmp_path / 'one', count=FEW + 20, workers=1)
+    two = describe(str(tmp_path / 'tiles'), tmp_path / 'two', count=FEW + 20, workers=2)
+    assert (one['images'], one['looked at']) == (FEW + 50, FEW + 20)
     sheets = [summary.pop('contact sheet') for summary in (one, two)]
     assert one == two
     assert open(sheets[0], 'rb').read() == open(sheets[1], 'rb').read()
