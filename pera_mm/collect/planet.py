@@ -152,7 +152,7 @@ def _desert(rng: np.random.Generator, size: int) -> NDArray:
 
 def _ice(rng: np.random.Generator, size: int) -> NDArray:
     cracks = np.exp(-np.abs(_fractal(rng, size, 70)) * 14)[..., None]
-    return _shade((226, 234, 242), _fractal(rng, size, 90), 6) - cracks * (70, 48, 30)
+    return _shade((212, 230, 246), _fractal(rng, size, 90), 6) - cracks * (66, 44, 26)
 
 
 def _cloud(rng: np.random.Generator, size: int) -> NDArray:
