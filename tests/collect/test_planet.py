@@ -69,7 +69,7 @@ def test_the_picture_shows_the_classes_of_the_map(islands, name):
     assert 200**2 < blank.sum() < 260**2
     colour = {code: image[:, (cover == code) & valid & ~blank] for code in planet.PAINTS}
     mean = {code: pixels.mean(axis=1) for code, pixels in colour.items()}
-    looks = {code: np.append(mean[code], pixels.std()) for code, pixels in colour.items()}
+    looks = {code: np.append(mean[code], pixels.std(axis=1)) for code, pixels in colour.items()}
     pairs = [(one, other) for one in looks for other in looks if one < other]
     assert min(np.abs(looks[one] - looks[other]).max() for one, other in pairs) > 12
     assert mean[planet.CLOUD].min() > 200 and mean[planet.ICE].min() > 190
