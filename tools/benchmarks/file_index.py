@@ -1,32 +1,36 @@
-"""Start time and memory of UnlabeledImages over millions of paths.
+"""Start time and memory of UnlabeledImages over millions of images.
 
     python tools/benchmarks/file_index.py [--paths 5000000] [--workers 4] [--method fork]
 
-Writes a list of paths of realistic length (no images: only their paths are looked up), opens it
-as a training does, starts data loader workers, lets each look up 20,000 paths in random order, and
-prints the seconds to start and the memory of all processes together: the proportional set size,
-which counts a page shared by n processes as 1/n in each, minus what the processes take with a
-list of 10,000 paths (Python, torch and OpenCV).
+Writes a list of paths of realistic length, the index of tar shards and an LMDB (no images: only
+their names are looked up), opens each as a training does, starts data loader workers, lets each
+look up 20,000 names in the order of an epoch, and prints the seconds to start and the memory of all
+processes together: the proportional set size, which counts a page shared by n processes as 1/n in
+each, minus what the processes take with 10,000 images (Python, torch and OpenCV).
 """
 
 import argparse
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
+import lmdb
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from pera_mm.datasets.packed import INDEX, PLACE, SHARD, position_key, write_index
 from pera_mm.datasets.sampler import DrawSampler
 from pera_mm.datasets.unlabeled import UnlabeledImages
 
-MIB = 2**20
+PER_SHARD, IMAGE_BLOCKS, JSON_BLOCKS = 1000, 118, 2  # 60 KB an image
 
 
 class PathsOnly(Dataset):
-    """The paths of the images in place of the images, and the memory of who looked them up."""
+    """The names of the images in place of the images, and who looked them up."""
 
     def __init__(self, images: UnlabeledImages) -> None:
         self.images = images
@@ -36,12 +40,13 @@ class PathsOnly(Dataset):
         return len(self.images)
 
     def __getitem__(self, draw: tuple[int, int]) -> tuple[int, int]:
-        assert len(self.images.sources[0].name(draw[0])) > 60
+        assert self.images.sources[0].name(draw[0])
         return os.getpid(), draw[0]
 
 
-def write_list(file: Path, count: int) -> None:
+def write_list(folder: Path, count: int) -> Path:
     """Paths as in RSRSD-like collections: about 70 bytes each."""
+    file = folder / 'list.txt'
     with open(file, 'w') as stream:
         for i in range(count):
             stream.write(f'region_{i // 100_000:03}/sensor_gf2/scene_{i // 500:06}/'
@@ -50,6 +55,35 @@ def write_list(file: Path, count: int) -> None:
         first = file.parent / stream.readline().strip()
     first.parent.mkdir(parents=True, exist_ok=True)
     first.touch()  # at least one listed file must exist
+    return file
+
+
+def write_shards(folder: Path, count: int) -> Path:
+    """Tars that are holes, and the index of what would lie in them."""
+    numbers = np.arange(count)
+    places = np.empty(count, PLACE)
+    places['shard'] = numbers // PER_SHARD
+    places['offset'] = 512 * (1 + numbers % PER_SHARD * (1 + IMAGE_BLOCKS + JSON_BLOCKS))
+    places['size'] = 512 * IMAGE_BLOCKS
+    size = 512 * PER_SHARD * (1 + IMAGE_BLOCKS + JSON_BLOCKS)
+    shards = [(b'%06d.tar' % number, size) for number in range(-(-count // PER_SHARD))]
+    for name, _ in shards:
+        with open(folder / name.decode(), 'wb') as file:
+            file.truncate(size)
+    write_index(folder / INDEX, np.array(shards, SHARD), [places])
+    return folder
+
+
+def write_lmdb(folder: Path, count: int) -> Path:
+    """Keys without images."""
+    with lmdb.open(str(folder), map_size=1 << 34) as environment:
+        with environment.begin(write=True) as transaction:
+            for position in range(count):
+                transaction.put(position_key(position), b'', append=True)
+    return folder
+
+
+FORMS = dict(list=write_list, webdataset=write_shards, lmdb=write_lmdb)
 
 
 def proportional_mib(pids: set[int]) -> float:
@@ -62,13 +96,13 @@ def proportional_mib(pids: set[int]) -> float:
     return kib / 1024
 
 
-def measure(count: int, workers: int, method: str) -> tuple[float, float, float, float]:
+def measure(write: Callable[[Path, int], Path], count: int, workers: int,
+            method: str) -> tuple[float, float, float, float]:
     """Seconds to open, seconds to order an epoch, lookups per second, MiB in use."""
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / 'list.txt'
-        write_list(file, count)
+        path = write(Path(folder), count)
         begin = time.perf_counter()
-        images = UnlabeledImages(str(file), [])
+        images = UnlabeledImages(str(path), [])
         opened = time.perf_counter()
         images.epoch_order(torch.Generator().manual_seed(0))
         ordered = time.perf_counter()
@@ -78,11 +112,23 @@ def measure(count: int, workers: int, method: str) -> tuple[float, float, float,
         pids = {os.getpid(), *next(batches)[0].tolist()}
         begin_lookups = time.perf_counter()
         lookups = 0
-        for pid, _ in islice(batches, 200 * workers):
+        for pid, _ in islice(batches, min(200 * workers, count // 100 - 2)):  # none may end
             pids.update(pid.tolist())
             lookups += len(pid)
         rate = lookups / (time.perf_counter() - begin_lookups)
         return opened - begin, ordered - opened, rate, proportional_mib(pids)
+
+
+def starts(count: int, workers: int, method: str = 'fork') -> str:
+    """A table of all forms, markdown."""
+    lines = [f'{count:,} images, {workers} {method}ed workers; MiB over all processes:', '',
+             '| form | start, s | order of an epoch, s | lookups/s | memory, MiB |',
+             '|---|---:|---:|---:|---:|']
+    for form, write in FORMS.items():
+        *_, empty = measure(write, 10_000, workers, method)
+        start, order, rate, full = measure(write, count, workers, method)
+        lines.append(f'| {form} | {start:.2f} | {order:.2f} | {rate:,.0f} | {full - empty:.0f} |')
+    return '\n'.join([*lines, '', f'Python and libraries take {empty:.0f} MiB more.'])
 
 
 def main() -> None:
@@ -92,14 +138,7 @@ def main() -> None:
     parser.add_argument('--workers', type=int, default=4)
     parser.add_argument('--method', default='fork', choices=['fork', 'spawn', 'forkserver'])
     args = parser.parse_args()
-    *_, empty = measure(10_000, args.workers, args.method)
-    start, order, rate, full = measure(args.paths, args.workers, args.method)
-    print(f'{args.paths:,} paths, {args.workers} {args.method}ed workers\n'
-          f'start            {start:8.2f} s\n'
-          f'order of an epoch{order:8.2f} s\n'
-          f'lookups          {rate:8.0f} per second\n'
-          f'memory           {full - empty:8.0f} MiB over all processes, the mapped list included '
-          f'(+ {empty:.0f} MiB of Python and libraries)')
+    print(starts(args.paths, args.workers, args.method))
 
 
 if __name__ == '__main__':
