@@ -27,6 +27,7 @@ import os
 import random
 import re
 import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -122,27 +123,27 @@ def fetch(folder: Path, seed: int, *, source: dict[str, Any], size: int = 512,
     """
     _check_settings(size, format, quality, concurrency, retries, timeout, backoff)
     origin = build_source(source)
-    key = origin.key() if isinstance(origin, TileSource) else ''
     _check_terms(origin, accept_terms)
+    key = origin.key() if isinstance(origin, TileSource) else ''
     points = _read_points(folder / 'points.csv')
-    with _open_journal(folder, source, dict(size=size, format=format, quality=quality)) as journal:
-        known = _known(journal, folder, points)
-        todo = [position for position, name in enumerate(points['id']) if name not in known]
+    output = dict(size=size, format=format, quality=quality)
+    with _open_journal(folder, source, output) as journal:
+        results = Results(folder, points, journal, format, quality)
+        todo = results.open_points()
         _check_space(folder, len(todo), size, format)
         log.info('fetch: %d of %d images are there or refused; source %s (%s)',
-                 len(known), len(points), origin.name, origin.attribution)
-        work = _Work(folder, points, journal, origin, size, format, quality, known)
-        with progress_bar('fetch', len(points), len(known)) as advance:
-            work.advance = advance
-            if not todo:
-                pass
-            elif isinstance(origin, TileSource):
+                 len(points) - len(todo), len(points), origin.name, origin.attribution)
+        with progress_bar('fetch', len(points), len(points) - len(todo)) as results.advance:
+            if isinstance(origin, TileSource):
                 manners = Manners(concurrency, retries, timeout, backoff, random.Random(seed))
                 download = Download(folder / 'arriving', origin, key, size, manners)
-                asyncio.run(download.run(work, todo))
+                asyncio.run(download.run(results, todo))
             else:
-                asyncio.run(_render_all(origin, work, todo, size))
-    return _write_tables(folder, points, work, len(todo))
+                asyncio.run(_render_all(origin, results, todo, size))
+    if not results.failed:
+        shutil.rmtree(folder / 'arriving', ignore_errors=True)
+    _write_tables(folder, points, results, origin)
+    return _summary(results, len(todo), origin)
 
 
 # -- settings ------------------------------------------------------------------------------------
@@ -182,10 +183,10 @@ def build_source(source: dict[str, Any]) -> TileSource | RasterSource:
 
 def _check_terms(source: TileSource | RasterSource, accepted: str) -> None:
     if accepted != source.name:
-        raise ValueError(
-            f'The source {source.name!r} may be used on these terms: {source.terms} Credit: '
-            f'{source.attribution} If you accept them, write accept_terms={source.name!r} into '
-            'the fetch step of the config.')
+        terms, credit = source.terms.rstrip('.'), source.attribution.rstrip('.')
+        raise ValueError(f'The source {source.name!r} may be used on these terms: {terms}. Credit: '
+                         f'{credit}. If you accept them, say so with its name: --accept-terms '
+                         f'{source.name!r}.')
 
 
 def _read_points(path: Path) -> pd.DataFrame:
@@ -219,113 +220,167 @@ def _check_space(folder: Path, images: int, size: int, format: str) -> None:
 
 
 def _open_journal(folder: Path, source: dict[str, Any], output: dict[str, Any]) -> Journal:
-    """The journal of this folder, begun with these settings.
+    """The journal of this folder: first the settings, then a row per image and refusal.
 
-    Only what decides about pixels must be the same again; a journal without an image is begun anew.
+    What decides about pixels must be the same again, unless no image has come yet. With a new url
+    or new paths it goes on; a row tells that what was refused before may be asked for again.
     """
-    deciding = ('type', 'name', 'url', 'zooms', 'tile_size', 'paths', 'bands', 'scale')
-    wanted = json.loads(json.dumps({name: source[name] for name in deciding if name in source}
-                                   | output, default=str))
+    deciding = ('type', 'name', 'zooms', 'tile_size', 'bands', 'scale')
+    wanted = _as_json({name: source[name] for name in deciding if name in source} | output)
+    where = _as_json(source.get('url', source.get('paths')))
     journal = Journal(folder / 'fetch.jsonl')
-    begun = journal.rows[0] if journal.rows else {}
-    if begun and begun != wanted:
-        differs = next(name for name in wanted | begun if wanted.get(name) != begun.get(name))
+    begun = journal.rows[0]['settings'] if journal.rows else wanted
+    if begun != wanted:
+        differs = next(name for name in begun | wanted if begun.get(name) != wanted.get(name))
         if any('sha256' in row for row in journal.rows):
-            raise ValueError(
-                f'{folder} was begun with {differs}={begun.get(differs)!r}, and the config says '
-                f'{wanted.get(differs)!r}; take another work folder, or delete '
-                f'{journal.path} to begin anew.')
+            raise ValueError(f'{folder} was begun with {differs}={begun.get(differs)!r}, and the '
+                             f'config says {wanted.get(differs)!r}; take another work folder, or '
+                             f'delete {journal.path} to begin anew.')
         with journal:
             journal.path.unlink()
         journal = Journal(journal.path)
     if not journal.rows:
         shutil.rmtree(folder / 'arriving', ignore_errors=True)  # perhaps another source's
-        journal.add(wanted)
+        journal.add(dict(settings=wanted))
+    if where != next((row['where'] for row in reversed(journal.rows) if 'where' in row), None):
+        journal.add(dict(where=where))
     return journal
 
 
-def _known(journal: Journal, folder: Path, points: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """The journal's rows by id, of the points that are still the same and whose files exist."""
-    places = dict(zip(points['id'], zip(points['lon'], points['lat'], points['gsd'])))
-    known = {row['id']: row for row in journal.rows[1:]
-             if places.get(row['id']) == tuple(row['point'])}
-    return {name: row for name, row in known.items()
-            if 'reason' in row or (folder / row['file']).exists()}
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
 
 
-class _Work:
-    """What becomes of the points: images and refusals are written down, failures remembered."""
+class Results:
+    """What became of every point: in memory as columns, 60 bytes a point; on disk as a journal.
 
-    def __init__(self, folder: Path, points: pd.DataFrame, journal: Journal,
-                 source: TileSource | RasterSource, size: int, format: str, quality: int,
-                 known: dict[str, dict[str, Any]]) -> None:
-        self.folder, self.journal, self.size, self.format = folder, journal, size, format
+    Args:
+        folder: The work folder.
+        points: Its points.csv.
+        journal: Rows of earlier starts count where the point is still the same and the file exists.
+        format, quality: Of the images.
+
+    Attributes:
+        advance: Called with 1 for every point that is dealt with.
+    """
+
+    def __init__(self, folder: Path, points: pd.DataFrame, journal: Journal, format: str,
+                 quality: int) -> None:
+        self.folder, self.journal, self.format = folder, journal, format
         self.options = {'quality': quality} if format == 'jpg' else {}
         self.ids = points['id'].tolist()
-        self.lon, self.lat, self.gsd = (points[name].to_numpy() for name in ('lon', 'lat', 'gsd'))
-        self.source = source
-        self.known = known
-        self.failed: dict[str, str] = {}  # by id
+        self.lon, self.lat, self.asked = (points[name].to_numpy(float)
+                                          for name in ('lon', 'lat', 'gsd'))
+        count = len(points)
+        self.group = np.full(count, -1, np.int32)  # the image is in tiles/GROUP; -1: there is none
+        self.gsd = np.zeros(count)
+        self.zoom = np.full(count, -1, np.int8)  # -1: none
+        self.date = [''] * count
+        self.sha256 = np.zeros((count, 32), np.uint8)
+        self.reason = [''] * count  # why there is no image
+        self.failed: set[int] = set()  # positions whose reason holds for this start only
         self.advance: Callable[[int], None] = lambda items: None
+        self._take_in(journal.rows)
+        journal.rows = []  # they would take 2 kB each
 
-    def point(self, position: int) -> tuple[float, float, float]:
-        return self.lon[position].item(), self.lat[position].item(), self.gsd[position].item()
+    def _take_in(self, rows: list[dict[str, Any]]) -> None:
+        positions = {name: position for position, name in enumerate(self.ids)}
+        refused: list[int] = []
+        for row in rows:
+            position = positions.get(row.get('id', ''))
+            if 'where' in row:  # another place to ask at
+                while refused:
+                    self.reason[refused.pop()] = ''
+            elif position is None or row['point'] != self.point(position):
+                continue
+            elif 'reason' in row:
+                self.reason[position] = sys.intern(row['reason'])
+                refused.append(position)
+            elif (self.folder / self.file(position, row['group'])).exists():
+                self._fill(position, row)
 
-    def _row(self, position: int, **columns: Any) -> None:
-        row = dict(id=self.ids[position], point=self.point(position), **columns)
-        self.journal.add(row)
-        self.known[row['id']] = row
-        self.advance(1)
+    def _fill(self, position: int, row: dict[str, Any]) -> None:
+        self.group[position] = row['group']
+        self.gsd[position] = row['gsd']
+        self.zoom[position] = -1 if row['zoom'] is None else row['zoom']
+        self.date[position] = sys.intern(row['date'])
+        self.sha256[position] = np.frombuffer(bytes.fromhex(row['sha256']), np.uint8)
+
+    def point(self, position: int) -> list[float]:
+        """Longitude, latitude and the resolution asked for."""
+        return [column[position].item() for column in (self.lon, self.lat, self.asked)]
+
+    def file(self, position: int, group: int) -> str:
+        """The image's file, from the work folder on."""
+        return f'tiles/{group:03d}/{self.ids[position]}.{self.format}'
+
+    def open_points(self) -> list[int]:
+        """The positions that have no image and are not refused."""
+        refused = np.array([reason != '' for reason in self.reason], bool)
+        return np.flatnonzero((self.group < 0) & ~refused).tolist()
 
     def refuse(self, position: int, reason: str) -> None:
-        self._row(position, reason=reason)
+        """There is no such image, and there will be none."""
+        self._add(position, reason=reason)
+        self.reason[position] = reason
 
     def fail(self, position: int, reason: str) -> None:
-        self.failed[self.ids[position]] = reason
+        """The image could not be had this time."""
+        self.reason[position] = reason
+        self.failed.add(position)
         self.advance(1)
 
     async def store(self, position: int, make: Callable[[], Picture]) -> None:
         """Make an image, write its file, then its row in the journal."""
-        self._row(position, **await asyncio.to_thread(self._write, position, make))
+        row = await asyncio.to_thread(self._write, position, make)
+        self._add(position, **row)
+        self._fill(position, row)
 
     def _write(self, position: int, make: Callable[[], Picture]) -> dict[str, Any]:
         picture = make()
         stream = io.BytesIO()
         picture.image.save(stream, {'jpg': 'JPEG', 'png': 'PNG'}[self.format], **self.options)
         data = stream.getvalue()
-        group = f'{position // IMAGES_PER_FOLDER:03d}'
-        file = f'tiles/{group}/{self.ids[position]}.{self.format}'
-        write_whole(self.folder / file, data)
-        return dict(gsd=round(picture.gsd, 3), zoom=picture.zoom, date=picture.date, file=file,
+        group = position // IMAGES_PER_FOLDER
+        write_whole(self.folder / self.file(position, group), data)
+        return dict(group=group, gsd=round(picture.gsd, 3), zoom=picture.zoom, date=picture.date,
                     sha256=hashlib.sha256(data).hexdigest())
 
+    def _add(self, position: int, **columns: Any) -> None:
+        self.journal.add(dict(id=self.ids[position], point=self.point(position), **columns))
+        self.journal.rows.clear()
+        self.advance(1)
 
-def _write_tables(folder: Path, points: pd.DataFrame, work: _Work,
-                  tried: int) -> dict[str, Any]:
-    """tiles.csv and missing.csv in the order of the points, and the summary."""
-    images = [name for name in work.ids if 'file' in work.known.get(name, ())]
-    table = points.set_index('id', drop=False).loc[images]
-    rows = [work.known[name] for name in images]
-    for name in ('gsd', 'zoom', 'date', 'file', 'sha256'):
-        table[name] = pd.Series([row[name] for row in rows], table.index,
-                                dtype='Int64' if name == 'zoom' else None)
-    table['source'] = work.source.name
+
+def _write_tables(folder: Path, points: pd.DataFrame, results: Results,
+                  source: TileSource | RasterSource) -> None:
+    """tiles.csv and missing.csv, in the order of the points."""
+    images = results.group >= 0
+    positions = np.flatnonzero(images).tolist()
+    table = points[images].assign(
+        gsd=results.gsd[images],
+        zoom=pd.Series(results.zoom[images], dtype='Int64').mask(results.zoom[images] < 0).array,
+        source=source.name,
+        date=[results.date[position] for position in positions],
+        file=[results.file(position, results.group[position]) for position in positions],
+        sha256=[results.sha256[position].tobytes().hex() for position in positions])
     write_table(folder / 'tiles.csv', table[list(TILE)])
+    reasons = [reason for reason, is_there in zip(results.reason, images) if not is_there]
+    write_table(folder / 'missing.csv',
+                points[~images][['id', 'lon', 'lat']].assign(reason=reasons))
 
-    missing = points[~points['id'].isin(images)][['id', 'lon', 'lat']]
-    reasons = [work.failed.get(name) or work.known[name]['reason'] for name in missing['id']]
-    write_table(folder / 'missing.csv', missing.assign(reason=reasons))
-    kinds = Counter(sorted(reason.partition(', tile ')[0] for reason in reasons))
-    if not work.failed:
-        shutil.rmtree(folder / 'arriving', ignore_errors=True)
+
+def _summary(results: Results, tried: int, source: TileSource | RasterSource) -> dict[str, Any]:
+    reasons = (reason.partition(', tile ')[0] for reason in results.reason)
+    kinds = Counter(sorted(filter(None, reasons)))
     return {
-        'points': len(points),
-        'images': len(images),
-        'missing': len(missing),
-        'missing, tried again by the next start': len(work.failed),
+        'points': len(results.ids),
+        'images': int((results.group >= 0).sum()),
+        'missing': kinds.total(),
+        'missing, tried again by the next start': len(results.failed),
         'tried now': tried,
-        'source': work.source.name,
-        'credit': work.source.attribution,
+        'source': source.name,
+        'credit': source.attribution,
         'reasons': [dict(reason=reason, images=count) for reason, count in kinds.most_common()],
     }
 
@@ -363,16 +418,18 @@ def _one_thread_per_core() -> Iterator[None]:
         yield
 
 
-async def _render_all(source: RasterSource, work: _Work, todo: Sequence[int], size: int) -> None:
+async def _render_all(source: RasterSource, results: Results, todo: Sequence[int],
+                      size: int) -> None:
     async def render(position: int) -> None:
         def make() -> Picture:
-            pixels, gsd = source.render(*work.point(position), size)
+            lon, lat, asked = results.point(position)
+            pixels, gsd = source.render(lon, lat, asked, size)
             return Picture(Image.fromarray(pixels), gsd, None, source.date)
 
         try:
-            await work.store(position, make)
+            await results.store(position, make)
         except Refused as refusal:
-            work.refuse(position, str(refusal))
+            results.refuse(position, str(refusal))
 
     with _one_thread_per_core():
         await _in_parallel(2 * (os.cpu_count() or 1), todo, render)
@@ -436,11 +493,11 @@ class Download:
         self.under_way: dict[Tile, asyncio.Task[Arrived]] = {}
         self.requests = self.bytes = 0
 
-    async def run(self, work: _Work, todo: Sequence[int]) -> None:
+    async def run(self, results: Results, todo: Sequence[int]) -> None:
         """Get the images of these positions."""
         start = time.monotonic()
-        self.squares = self.source.squares(work.lon[todo], work.lat[todo], work.gsd[todo],
-                                           self.size)
+        self.squares = self.source.squares(results.lon[todo], results.lat[todo],
+                                           results.asked[todo], self.size)
         self.needed = _count_tiles(self.squares)
         headers = {name: text.replace('{key}', self.key)
                    for name, text in self.source.headers.items()}
@@ -449,7 +506,7 @@ class Download:
         self.slots = asyncio.Semaphore(self.manners.concurrency)
 
         async def one(index: int) -> None:
-            await self._image(work, todo[index], self.squares.one(index))
+            await self._image(results, todo[index], self.squares.one(index))
 
         with _silent_client(), _one_thread_per_core():
             async with httpx2.AsyncClient(headers=headers, limits=limits, timeout=None) as client:
@@ -462,16 +519,16 @@ class Download:
         log.info('fetch: %d requests, %.1f MB, %.1f s: %.1f requests/s', self.requests,
                  self.bytes / 1e6, seconds, self.requests / max(seconds, 1e-9))
 
-    async def _image(self, work: _Work, position: int, square: Square) -> None:
+    async def _image(self, results: Results, position: int, square: Square) -> None:
         if square.reason:
-            return work.refuse(position, square.reason)
+            return results.refuse(position, square.reason)
         places = square.tiles()
         # Where there is no imagery, one request tells; the others go together.
         tiles = await self._tiles(places[:1])
         if isinstance(tiles[0], Arrived):
             tiles += await self._tiles(places[1:])
         # One reason per image, the same whichever tile was faster.
-        for kind, tell in ((Refused, work.refuse), (Failed, work.fail)):
+        for kind, tell in ((Refused, results.refuse), (Failed, results.fail)):
             for place, tile in zip(places, tiles):
                 if isinstance(tile, kind):
                     tell(position, f'{tile}, tile {place}')
@@ -488,7 +545,7 @@ class Download:
             date = ' '.join(sorted(set(filter(None, dates))))
             return Picture(image, square.gsd, square.zoom, date)
 
-        await work.store(position, make)
+        await results.store(position, make)
         self._release(places)
 
     async def _tiles(self, tiles: Sequence[Tile]) -> list[Arrived | BaseException]:

@@ -120,13 +120,27 @@ def test_an_image_that_was_deleted_is_fetched_again(tmp_path, undisturbed):
     folder = tmp_path / 'undisturbed'
     (folder / 'tiles/000/0000004.jpg').unlink()
     with TileServer() as server:  # another port: another url
-        with pytest.raises(ValueError, match=r'was begun with url=.* and the config says'):
-            fetch(folder, 0, source=tiles(server), **QUICK)
-        journal = (folder / 'fetch.jsonl').read_text().partition('\n')
-        header = json.loads(journal[0]) | dict(url=server.url)
-        (folder / 'fetch.jsonl').write_text(json.dumps(header) + '\n' + journal[2])
         assert fetch(folder, 0, source=tiles(server), **QUICK)['tried now'] == 1
     assert contents(folder) == undisturbed
+
+
+def test_other_settings_are_refused_once_there_are_images(tmp_path, undisturbed):
+    folder = tmp_path / 'undisturbed'
+    with TileServer() as server:
+        for settings, message in [
+                (dict(size=64), 'was begun with size=128, and the config says 64; take another'),
+                (dict(source=tiles(server, zooms=(0, 9))), r'zooms=\[0, 20\], .* says \[0, 9\]')]:
+            with pytest.raises(ValueError, match=message):
+                fetch(folder, 0, **QUICK | dict(source=tiles(server)) | settings)
+    assert contents(folder) == undisturbed
+
+
+def test_another_url_is_asked_for_what_the_first_refused(tmp_path):
+    folder = write_points(tmp_path, 4)
+    with TileServer(lambda path, before: '404') as server:
+        assert fetch(folder, 0, source=tiles(server), **QUICK)['missing'] == 4
+    with TileServer() as server:
+        assert fetch(folder, 0, source=tiles(server), **QUICK)['images'] == 4
 
 
 def test_rasters(tmp_path):
@@ -296,8 +310,8 @@ def test_terms_come_first(tmp_path):
     with TileServer() as server:
         for accepted in ('', 'yes'):
             with pytest.raises(ValueError, match=(
-                    "'local' may be used on these terms: for tests Credit: nobody If you accept "
-                    "them, write accept_terms='local' into the fetch step")):
+                    "'local' may be used on these terms: for tests. Credit: nobody. If you accept "
+                    "them, say so with its name: --accept-terms 'local'")):
                 fetch(write_points(tmp_path, 2), 0, source=tiles(server),
                       **QUICK | dict(accept_terms=accepted))
         assert not server.log
