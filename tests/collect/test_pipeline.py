@@ -1,0 +1,210 @@
+"""The documented commands, one after the other: from a land-cover map to a trained model."""
+
+import hashlib
+import json
+import os
+import re
+import runpy
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pera_mm.collect import planet
+from pera_mm.collect.planet import ISLANDS, make_planet
+
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / 'tools/data/rsrsd.py'
+CONFIG = ROOT / 'configs/collect/planet.py'
+TWO = ('asia', 'africa')
+
+
+@pytest.fixture(scope='module')
+def two_islands(tmp_path_factory):
+    """Two of the six islands: quicker to draw."""
+    folder = tmp_path_factory.mktemp('planet')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planet, 'ISLANDS', {name: ISLANDS[name] for name in TWO})
+        make_planet(folder)
+    return folder
+
+
+@pytest.fixture
+def served(two_islands):
+    """The address of the tile server of tools/data, as a process of its own."""
+    command = [sys.executable, str(ROOT / 'tools/data/tile_server.py'),
+               str(two_islands / 'imagery/*.tif'), '--port', '0']
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        yield re.search(r'http://127.0.0.1:\d+', process.stdout.readline())[0]
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def run(monkeypatch, *arguments) -> str | int | None:
+    """The command in this process; what it exits with."""
+    monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, arguments)])
+    try:
+        runpy.run_path(str(TOOL), run_name='__main__')
+    except SystemExit as error:
+        return error.code
+    return 0
+
+
+def small(folder: Path, islands: Path, url: str, fetch: str = '') -> list[Path | str]:
+    """A config as a user writes one: two islands, and 32 points for 340. And its work folder."""
+    config = folder / 'two_islands.py'
+    config.write_text(f"""
+_base_ = '{CONFIG}'
+sample = dict(
+    landcover=dict(paths='{islands}/landcover/*.tif'),
+    total=24,
+    counts=dict(desert=2, ice=2, grassland=2, cloud=2),
+    continents=dict(_delete_=True, asia=2, africa=1))
+fetch = dict(source=dict(url='{url}'), {fetch})
+pack = dict(images_per_shard=10)
+""")
+    return [config, '--work-dir', folder / 'work']
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob('*')) if path.is_file()}
+
+
+def test_from_land_cover_to_a_trained_model(tmp_path, monkeypatch, capsys, two_islands, served):
+    work = tmp_path / 'work'
+    options = small(tmp_path, two_islands, f'{served}/{{z}}/{{x}}/{{y}}.png')
+    assert run(monkeypatch, 'sample', *options) == 0
+    assert len(pd.read_csv(work / 'points.csv')) == 32
+    assert 'accept' in run(monkeypatch, 'fetch', *options)  # the terms, not yet
+    assert not (work / 'tiles.csv').exists()
+    accepted = [*options, '--accept-terms', 'drawn planet']
+    assert run(monkeypatch, 'fetch', *accepted) == 0
+    for step in ('filter', 'pack'):
+        assert run(monkeypatch, step, *options) == 0
+    tables = {name: pd.read_csv(work / f'{name}.csv', dtype=str)
+              for name in ('tiles', 'missing', 'kept', 'dropped')}
+    assert len(tables['tiles']) + len(tables['missing']) == 32
+    assert len(tables['kept']) + len(tables['dropped']) == len(tables['tiles']) > 20
+    manifest = pd.read_csv(work / 'packed/manifest.csv', dtype=str)
+    assert manifest['id'].tolist() == tables['kept']['id'].tolist()
+    for step in ('sample', 'fetch', 'filter', 'pack'):  # a log and a summary of each
+        assert (work / f'logs/{step}.log').stat().st_size
+        assert json.loads((work / f'{step}.json').read_text())
+    assert run(monkeypatch, 'verify', work / 'packed') == 0
+    capsys.readouterr()
+    assert run(monkeypatch, 'stats', work / 'packed', '--out', work) == 0
+    assert 'drawn planet' in capsys.readouterr().out
+    assert (work / 'contact_sheet.png').stat().st_size > 10_000
+    train(work / 'packed', tmp_path)
+
+    # The same commands again change nothing: all is there.
+    before = digest(work / 'packed') | digest(work / 'tiles')
+    for step in ('sample', 'fetch', 'filter', 'pack'):
+        assert run(monkeypatch, step, *(accepted if step == 'fetch' else options)) == 0
+    assert digest(work / 'packed') | digest(work / 'tiles') == before
+
+    # A byte of a shard changes: verify says which image.
+    shard = work / 'packed/000001.tar'
+    data = bytearray(shard.read_bytes())
+    data[1000] ^= 1
+    shard.write_bytes(data)
+    assert 'not as its manifest says' in run(monkeypatch, 'verify', work / 'packed')
+
+
+def train(packed: Path, tmp_path: Path) -> None:
+    """A short training with the demo's model on what was packed."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / 'tools/train.py'),
+         str(ROOT / 'configs/pera/pera_tiny_planet.py'), '--work-dir', str(tmp_path / 'train'),
+         '--cfg-options', f'train_dataloader.dataset.source={packed}',
+         'train_dataloader.batch_size=8', 'train_cfg.max_epochs=2'],
+        capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert list((tmp_path / 'train').glob('*.pth'))
+
+
+def test_the_key_is_in_no_file_and_no_message(tmp_path, monkeypatch, capsys, two_islands):
+    monkeypatch.setenv('PLANET_KEY', 'top-secret-7')
+    # Nobody listens there.
+    options = small(tmp_path, two_islands, 'http://127.0.0.1:9/{z}/{x}/{y}?{key}', 'retries=0')
+    options += ['--cfg-options', '+fetch.source.key_env=PLANET_KEY']
+    assert run(monkeypatch, 'sample', *options) == 0
+    code = run(monkeypatch, 'fetch', *options, '--accept-terms', 'drawn planet')
+    said = capsys.readouterr()
+    assert code and 'top-secret' not in f'{code}{said.out}{said.err}'
+    for path in tmp_path.rglob('*'):
+        assert path.is_dir() or b'top-secret' not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize(('step', 'option', 'sentence'), [
+    ('sample', '+sample.totl=5', "sample has no setting 'totl'; it has landcover, "),
+    ('sample', 'sample.totl=5', 'the config has no key sample.totl; did you mean sample.total?'),
+    ('fetch', 'fetch.size=16', r'.*points.csv does not exist: it is written by'),
+    ('filter', 'fetch.size=16', r'.*tiles.csv does not exist: it is written by'),
+    ('pack', 'fetch.size=16', r'.*kept.csv does not exist: it is written by'),
+])
+def test_what_is_wrong_is_one_sentence(tmp_path, monkeypatch, step, option, sentence):
+    accept = ['--accept-terms', 'drawn planet'] if step == 'fetch' else []
+    code = run(monkeypatch, step, CONFIG, '--work-dir', tmp_path, *accept, '--cfg-options', option)
+    assert re.search(sentence, code) and '\n' not in code
+
+
+@pytest.mark.parametrize('step', ['fetch', 'pack'])
+def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path, monkeypatch, two_islands, served,
+                                                       step):
+    """On a real small disk. The images are noise-free, so the estimate of their size is too high
+    to be of use here: the test fills the disk with a file of its own."""
+    disk = tmp_path / 'disk'
+    disk.mkdir()
+    if os.geteuid() or subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', disk],
+                                      capture_output=True).returncode:
+        pytest.skip('a small disk cannot be mounted here: that needs root')
+    try:
+        options = small(disk, two_islands, f'{served}/{{z}}/{{x}}/{{y}}.png')
+        accepted = [*options, '--accept-terms', 'drawn planet']
+        steps = {'sample': options, 'fetch': accepted, 'filter': options, 'pack': options}
+        for name, arguments in steps.items():
+            if name == step:
+                fill(disk, leave=60_000)
+                code = run(monkeypatch, name, *arguments)
+                assert re.search('full|free', code) and '\n' not in code
+                (disk / 'filler').unlink()
+            assert run(monkeypatch, name, *arguments) == 0
+        assert run(monkeypatch, 'verify', disk / 'work/packed') == 0
+    finally:
+        subprocess.run(['umount', '-l', disk], check=True)
+
+
+def fill(disk: Path, leave: int) -> None:
+    (disk / 'filler').write_bytes(bytes(shutil.disk_usage(disk).free - leave))
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_step_with_a_word(tmp_path, two_islands):
+    """A server that never answers; the step is asked to end."""
+    with socket.create_server(('127.0.0.1', 0)) as listener:
+        url = f'http://127.0.0.1:{listener.getsockname()[1]}'
+        options = small(tmp_path, two_islands, f'{url}/{{z}}/{{x}}/{{y}}')
+        for step in ('sample', 'fetch'):
+            accept = ['--accept-terms', 'drawn planet'] if step == 'fetch' else []
+            process = subprocess.Popen([sys.executable, TOOL, step, *options, *accept],
+                                       stderr=subprocess.PIPE, text=True)
+            if step == 'sample':
+                assert process.wait(120) == 0
+        log = tmp_path / 'work/logs/fetch.log'
+        for _ in range(300):
+            if log.exists() and log.stat().st_size:
+                break
+            time.sleep(0.2)
+        time.sleep(1)
+        process.terminate()
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 1 and 'stopped; the same command goes on' in said
