@@ -55,9 +55,9 @@ class TarShards:
 
     Args:
         path: A folder of ``.tar`` files, or one of them.
-        index_file: Where the index is kept if there is none beside the shards (``index.npy``, or
-            ``NAME.tar.index.npy`` for a single one). Without it, it is written beside them. An
-            index of other shards is replaced; one is kept while no shard came, went or grew.
+        index_file: Where the index is kept if it cannot be written beside the shards
+            (``index.npy``, or ``NAME.tar.index.npy`` for a single one). An index of other shards
+            is replaced; one is kept while no shard came, went or grew.
 
     Raises:
         ValueError: if there is no shard or no image in any, or the index cannot be written.
@@ -72,24 +72,26 @@ class TarShards:
         shards = np.array([(os.fsencode(name), os.path.getsize(os.path.join(self.folder, name)))
                            for name in names], SHARD)
         beside = Path(path, INDEX) if os.path.isdir(path) else Path(f'{path}.{INDEX}')
-        file = beside if index_file is None or _fits(beside, shards) else Path(index_file)
-        if not _fits(file, shards):
-            self._write(file, names, shards)
-        self._map(file)
+        files = [beside] if index_file is None else [beside, Path(index_file)]
+        fitting = [file for file in files if _fits(file, shards)]
+        self._map(fitting[0] if fitting else self._write(files, names, shards))
 
-    def _write(self, file: Path, names: list[str], shards: np.ndarray) -> None:
-        print_log(f'finding the images in {len(names)} tar shard(s) of {self.folder or "."}, once: '
-                  f'their places go to {file}', logger='current')
+    def _write(self, files: list[Path], names: list[str], shards: np.ndarray) -> Path:
+        """Find the images and write the index to the first of the files that can be written."""
+        print_log(f'finding the images in {len(names)} tar shard(s) of {self.folder or "."}, once',
+                  logger='current')
         places = [scan_shard(Path(self.folder, name), number) for number, name in enumerate(names)]
         if not any(map(len, places)):
             raise ValueError(f'no image lies in the tar shards of {self.folder!r}; their members '
                              'must have the suffix of an image, and the tars no compression.')
-        try:
-            write_index(file, shards, places)
-        except OSError as error:
-            raise ValueError(f'the index of the tar shards cannot be written to {str(file)!r} '
-                             f'({error.strerror}): set index_file to a place that can be '
-                             'written.') from None
+        for file in files:
+            try:
+                write_index(file, shards, places)
+                return file
+            except OSError as error:
+                reason = error.strerror
+        raise ValueError(f'the index of the tar shards cannot be written to {str(files[-1])!r} '
+                         f'({reason}): set index_file to a place that can be written.')
 
     def _map(self, file: Path) -> None:
         self.file = file

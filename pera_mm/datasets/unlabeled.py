@@ -275,7 +275,7 @@ class UnlabeledImages(Dataset):
         data_root: What the lines of a text list are relative to. Default: the list's folder.
         index_file: A text list of a folder's images, written when missing and used from then on
             (delete it after adding images). It may be given as a source, too. For tar shards:
-            their index, where none lies beside them. An LMDB needs none.
+            their index, where it cannot lie beside them. An LMDB needs none.
         bands, scale: How rasters become 8-bit RGB, see :mod:`pera_mm.datasets.reading`.
         shuffle_buffer: In how many images those of tar shards are shuffled, see
             :meth:`epoch_order`; 1: none. Everything else is permuted as a whole.

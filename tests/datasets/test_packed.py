@@ -83,19 +83,22 @@ def test_the_index_is_made_once_and_again_when_shards_came_went_or_grew(tmp_path
     assert numbers(TarShards(str(tmp_path))) == list(range(56))
 
 
-def test_an_index_elsewhere(tmp_path):
-    write_shards(tmp_path / 'shards', [3, 4])
-    elsewhere = tmp_path / 'lists/shards.npy'
-    assert len(TarShards(str(tmp_path / 'shards'), str(elsewhere))) == 7
-    assert elsewhere.exists() and not (tmp_path / 'shards/index.npy').exists()
-    TarShards(str(tmp_path / 'shards'))
+def test_an_index_elsewhere_where_it_cannot_lie_beside_the_shards(tmp_path):
+    shards, elsewhere = tmp_path / 'shards', tmp_path / 'lists/shards.npy'
+    write_shards(shards, [3, 4])
+    (shards / 'index.npy').mkdir()  # a file cannot be written here, even by root
+    assert len(TarShards(str(shards), str(elsewhere))) == 7
+    made = elsewhere.stat().st_ino
+    assert TarShards(str(shards), str(elsewhere)).file == elsewhere
+    assert elsewhere.stat().st_ino == made
+    for index_file in (None, str(shards / '000000.tar/x.npy')):
+        with pytest.raises(ValueError, match='index .* cannot be written to .*npy.* set index_fil'):
+            TarShards(str(shards), index_file)
+    (shards / 'index.npy').rmdir()
+    TarShards(str(shards))
     elsewhere.unlink()
-    TarShards(str(tmp_path / 'shards'), str(elsewhere))  # the one beside the shards will do
-    assert not elsewhere.exists()
-    write_shards(tmp_path / 'shards', [3, 5])
-    with pytest.raises(ValueError, match='cannot be written to .*manifest/x.npy.* set index_file'):
-        (tmp_path / 'manifest').touch()
-        TarShards(str(tmp_path / 'shards'), str(tmp_path / 'manifest/x.npy'))
+    assert TarShards(str(shards), str(elsewhere)).file == shards / 'index.npy'
+    assert sorted(os.listdir(shards)) == ['000000.tar', '000001.tar', 'index.npy']
 
 
 def test_no_shard_and_no_image(tmp_path):
@@ -180,7 +183,10 @@ def test_pickles_as_a_name_and_opens_few_files(tmp_path):
 
 
 def ask(images, queue):
-    queue.put(numbers(images))
+    read = numbers(images)
+    if isinstance(images, LmdbImages):  # LMDB forbids to use what the parent opened
+        assert images.environment.process == os.getpid()
+    queue.put(read)
 
 
 def in_a_process(method, images):

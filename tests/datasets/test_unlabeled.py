@@ -8,6 +8,7 @@ import lmdb
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.registry import DATASETS
 from PIL import Image
 from shards import picture, write_shards
@@ -442,3 +443,27 @@ def test_lmdb_missing(packed, monkeypatch):
     monkeypatch.setitem(sys.modules, 'lmdb', None)  # as Python marks what cannot be imported
     with pytest.raises(ValueError, match='is an LMDB: install the package lmdb to read it'):
         UnlabeledImages(str(packed['lmdb']), [])
+
+
+BASE = Path(__file__).parents[2] / 'configs/_base_/data'
+
+
+@pytest.mark.parametrize('name, images', [
+    ('rsrsd-5m', 60), ('tov-rs', 8), ('million-aid', 6), ('rsrsd-100k', 3), ('tov-100k', 2),
+    ('rsrsd-5m_tov_million-aid', 74)])
+def test_data_configs_read_what_lies_at_their_paths(tmp_path, monkeypatch, name, images):
+    write_shards(tmp_path / 'data/rsrsd-5m', [20, 40])  # packed or not: the same line
+    for folder, count in (('tov-rs', 8), ('million-aid', 6)):
+        for number in range(count):
+            make(tmp_path / 'data' / folder / f'class/{number}.png', number)
+    for subset, count in (('rsrsd-100k', 3), ('tov-rs-100k', 2)):
+        lines = ''.join(f'tov-rs/class/{number}.png\n' for number in range(count))
+        (tmp_path / f'data/{subset}.txt').write_text(lines)
+    monkeypatch.chdir(tmp_path)
+    cfg = Config.fromfile(BASE / f'{name}.py').train_dataloader.dataset
+    assert len(DATASETS.build(dict(cfg, pipeline=[]))) == images
+    assert not (tmp_path / 'data/rsrsd-5m.txt').exists()
+    written = {'data/tov-rs.txt', 'data/million-aid.txt'}
+    found = {path for path in written if (tmp_path / path).exists()}
+    assert found == {f'data/{part}.txt' for part in ('tov-rs', 'million-aid')
+                     if part in name or (part == 'tov-rs' and '_tov_' in name)}
