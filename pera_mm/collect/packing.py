@@ -158,7 +158,7 @@ def _claim(packed: Path, form: str, images_per_shard: int, kept: Path) -> None:
 def _file_sizes(folder: Path, files: pd.Series) -> np.ndarray:
     """Bytes of each image, int64."""
     try:
-        return np.array([os.path.getsize(folder / file) for file in files], np.int64)
+        return np.array([os.path.getsize(os.path.join(folder, file)) for file in files], np.int64)
     except FileNotFoundError as error:
         raise ValueError(f'{error.filename} is missing, but kept.csv names it: put it back, or run '
                          'fetch and filter again.') from None
@@ -191,10 +191,10 @@ def _pack_shards(packed: Path, parts: Iterator[list[Tile]]) -> list[str]:
     names, shards, places = [], [], []
     for number, part in enumerate(parts):
         shard = packed / f'{number:06}.tar'
-        if not shard.exists():
-            places.append(_write_shard(shard, number, part))
-        else:
-            places.append(scan_shard(shard, number))
+        found = scan_shard(shard, number) if shard.exists() else np.empty(0, PLACE)
+        if len(found) < len(part):  # a power failure may empty a shard that was there
+            found = _write_shard(shard, number, part)
+        places.append(found)
         shards.append((shard.name.encode(), shard.stat().st_size))
         names += [f'{shard.name}/{tile.name}' for tile in part]
     write_index(packed / INDEX, np.array(shards, SHARD), places)

@@ -179,6 +179,18 @@ def test_finished_work_is_not_done_twice(work, form, rest, monkeypatch):
     assert pack_quickly(work, form) == first and len(reads) == rest
 
 
+def test_a_shard_that_a_power_failure_emptied_is_made_again(work, tmp_path):
+    undisturbed = shutil.copytree(work, tmp_path / 'undisturbed')
+    pack_quickly(undisturbed)
+    process = get_context('fork').Process(target=pack_and_die, args=(work, 'webdataset', 22))
+    process.start()
+    process.join()
+    (work / 'packed/000000.tar').write_bytes(b'')
+    os.truncate(work / 'packed/000001.tar', 5000)
+    pack_quickly(work)
+    assert files_of(work / 'packed') == files_of(undisturbed / 'packed')
+
+
 def test_a_full_disk_surfaces_and_loses_nothing(work, monkeypatch):
     read = Tile.read
 
