@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError  # what PROJ and GDAL raise; no RasterioError
 from rasterio.errors import RasterioError
 from rasterio.warp import transform, transform_bounds
 from rasterio.windows import Window
@@ -50,7 +51,7 @@ class Raster(NamedTuple):
     transform: Any  # (column, row) to coordinates
     height: int
     width: int
-    bounds: tuple[float, float, float, float]  # west, south, east, north in degrees
+    bounds: tuple[float, float, float, float]  # west, south, east (> west), north in degrees
 
 
 class Grid(NamedTuple):
@@ -185,7 +186,7 @@ class LandCover:
             with _reading(raster.path) as file:
                 codes = file.read(1, window=window, out_shape=shape)
                 nodata = file.nodata
-        except RasterioError as error:
+        except (RasterioError, CPLE_BaseError) as error:
             raise ValueError(f'{raster.path} cannot be read: {_line(error)}.') from None
         classes = self._index[codes.astype(np.int32) + 32768]
         if nodata is not None:
@@ -205,31 +206,37 @@ class LandCover:
         """Whether no raster before this one has data at the centre of a cell, [R, C]."""
         lon, lat = grid.centres()
         is_first = np.ones(lon.shape, bool)
-        west, south, east, north = self._bounds[:number].T if number else np.empty((4, 0))
-        near = ((west < lon.max()) & (lon.min() < east)
-                & (south < lat.max()) & (lat.min() < north))
+        west, south, east, north = self._bounds[:number].T
+        low, high = np.array([grid.corners[..., 0].min(), grid.corners[..., 0].max()]) * (
+            360 / PLANE_WIDTH)
+        near = ((west - low) % 360 <= high - low) | ((low - west) % 360 <= east - west)
+        near &= (south <= lat.max()) & (lat.min() <= north)
         for other in np.flatnonzero(near):
-            is_first &= ~self._has_data(int(other), lon, lat)
+            west, south, east, north = self._bounds[other]
+            inside = ((lon - west) % 360 <= east - west) & (south <= lat) & (lat <= north)
+            if inside.any():
+                is_first[inside] &= ~self._has_data(int(other), lon[inside], lat[inside])
         return is_first
 
     def _has_data(self, number: int, lon: NDArray, lat: NDArray) -> NDArray[np.bool_]:
-        """Whether a raster has data at places in degrees [R, C]."""
+        """Whether a raster has data at places in degrees within its bounds, [n]."""
         raster = self.rasters[number]
-        x, y = transform(DEGREES, raster.crs, lon.ravel(), lat.ravel())
-        col, row = _apply(~raster.transform, np.array(x), np.array(y))
+        x, y = map(np.array, transform(DEGREES, raster.crs, lon, lat))
+        if raster.crs.is_geographic:  # its degrees may go from 0 to 360
+            x = raster.transform.c + (x - raster.transform.c) % 360
+        col, row = _apply(~raster.transform, x, y)
         inside = (0 <= col) & (col < raster.width) & (0 <= row) & (row < raster.height)
         if not inside.any():
-            return inside.reshape(lon.shape)
+            return inside
         row, col = row[inside].astype(int), col[inside].astype(int)
         top, left = row.min(), col.min()
         window = Window(left, top, col.max() - left + 1, row.max() - top + 1)
-        # No finer than needed to tell the cells apart.
-        height, width = (min(length, 4 * max(lon.shape))
-                         for length in (window.height, window.width))
+        most = 4 * max(round(len(lon)**0.5), 64)  # no finer than needed to tell cells apart
+        height, width = min(window.height, most), min(window.width, most)
         known = self._read(number, window, (height, width)) != NO_DATA
         inside[inside] = known[(row - top) * height // window.height,
                                (col - left) * width // window.width]
-        return inside.reshape(lon.shape)
+        return inside
 
 
 def find_rasters(paths: str | Sequence[str]) -> list[str]:
@@ -280,11 +287,13 @@ def _open(path: str) -> Raster:
                 raise ValueError(f'{path} is no land-cover map: it has {file.count} bands of '
                                  f'{file.dtypes[0]}, not one of class codes in 8 or 16 bits.')
             west, south, east, north = transform_bounds(file.crs, DEGREES, *file.bounds)
+            if not np.isfinite((west, south, east, north)).all():
+                raise ValueError(_beyond(path))
             if west > east:  # it crosses the antimeridian
-                west, east = -180.0, 180.0
+                east += 360
             return Raster(path, file.crs, file.transform, file.height, file.width,
                           (west, south, east, north))
-    except RasterioError as error:
+    except (RasterioError, CPLE_BaseError) as error:
         raise ValueError(f'{path} cannot be read as a raster: {_line(error)}.') from None
 
 
@@ -292,7 +301,8 @@ def _open(path: str) -> Raster:
 def _reading(path: str) -> Iterator[Any]:
     """An open raster; a remote one is tried again, and its neighbours are not listed."""
     remote = dict(GDAL_DISABLE_READDIR_ON_OPEN='EMPTY_DIR', GDAL_HTTP_MAX_RETRY=5,
-                  GDAL_HTTP_RETRY_DELAY=1) if is_remote(path) else {}
+                  GDAL_HTTP_RETRY_DELAY=1, GDAL_HTTP_CONNECTTIMEOUT=20,
+                  GDAL_HTTP_TIMEOUT=120) if is_remote(path) else {}
     with rasterio.Env(**remote), rasterio.open(path) as file:
         yield file
 
@@ -314,10 +324,20 @@ def _line(error: Exception) -> str:
 def _to_plane(crs: Any, x: Any, y: Any) -> NDArray[np.float64]:
     """Coordinates in any system to the equal-area plane, metres [..., 2]."""
     x, y = np.asarray(x, float), np.asarray(y, float)
-    plane = np.stack(transform(crs, PLANE, x.ravel(), y.ravel()), axis=-1)
+    if crs.is_geographic:
+        y = y.clip(-90, 90)  # global rasters may reach over the poles by half a pixel
+    try:
+        plane = np.stack(transform(crs, PLANE, x.ravel(), y.ravel()), axis=-1)
+    except CPLE_BaseError:
+        plane = np.full((1, 2), np.inf)
     if not np.isfinite(plane).all():
-        raise ValueError(f'a raster in {crs} reaches beyond what its coordinate system can tell.')
+        raise ValueError(_beyond(f'a land-cover raster in {crs}'))
     return plane.reshape(*x.shape, 2)
+
+
+def _beyond(what: str) -> str:
+    return (f'{what} reaches beyond the globe; cut it to where its coordinate system holds, or '
+            'warp it to EPSG:4326.')
 
 
 def to_degrees(plane: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -90,9 +90,11 @@ def sample(folder: Path, seed: int, *, landcover: Mapping[str, Any], total: int,
     if (folder / 'points.csv').exists():
         return _finished_before(folder, draws)
 
+    log.info('a land-cover map of %d rasters', len(land.rasters))
     strata = Strata(land, tuple(continents) if continents is not None else ('',))
     areas = census(strata, folder / 'census' / _digest(ground), workers)
     quotas = strata_quotas(strata, areas, total, shares, counts or {}, continents)
+    log.info('%d points are asked for on %.6g km²', quotas.sum(), areas.sum())
     points = draw(strata, areas, quotas, seed, min_distance, draws, workers)
     points = points[_generator(seed, ORDER).permutation(len(points))]
     table = _points_table(strata, points, seed, gsd)
@@ -349,9 +351,10 @@ def strata_quotas(strata: Strata, areas: NDArray[np.float64], total: int,
                              'to landcover.paths' + (name and ', or leave it out of continents.'
                                                      or '.'))
     quotas = np.zeros(occurs.shape, np.int64)
-    asked = dict(zip(shares, split(total, list(shares.values())))) if total else {}
+    asked = dict(zip(shares, split(int(total), list(shares.values())))) if total else {}
     for name in dict.fromkeys((*asked, *counts)):
-        number, points = strata.land.classes.index(name), asked.get(name, 0) + counts.get(name, 0)
+        number = strata.land.classes.index(name)
+        points = int(asked.get(name, 0) + counts.get(name, 0))
         here = occurs[:, number]
         if points and not here.any():
             raise ValueError(f'the class {name!r} does not occur on the land cover'
@@ -400,6 +403,8 @@ def draw(strata: Strata, areas: NDArray[np.float64], quotas: NDArray[np.int64], 
             drawn = drawn[np.argsort(drawn['key'], kind='stable')]
             new = drawn[far_enough(drawn, points, min_distance)]
             points = np.concatenate([points, new])
+            log.info('round %d: %d places drawn, %d of them far enough from all others',
+                     number + 1, len(drawn), len(new))
             barren = 0 if len(new) else barren + 1
             advance(len(new))
     return points

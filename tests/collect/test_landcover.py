@@ -61,6 +61,20 @@ def test_the_globe_has_the_area_of_the_ellipsoid(tmp_path):
     assert grid.pixel_areas()[30] == pytest.approx(band_area(59, 60) / 360, rel=1e-6)
 
 
+@pytest.mark.parametrize(('west', 'north', 'width', 'height'), [
+    (0, 90, 360, 180), (-180.05, 90.05, 360, 180.1)])
+def test_a_globe_from_greenwich_or_over_the_poles_is_one_too(tmp_path, west, north, width,
+                                                             height):
+    affine = from_origin(west, north, width / 720, height / 360)
+    land = LandCover(write(tmp_path / 'a.tif', np.ones((360, 720), np.uint8), affine=affine))
+    assert total_area(land) == pytest.approx(510_065_621.7, rel=1e-6)
+    lon, lat = land.grid(0, next(land.windows(0))).centres()
+    assert lon.min() < -179 and 179 < lon.max() < 180 and np.abs(lat).max() < 90
+    write(tmp_path / 'b.tif', np.ones((360, 720), np.uint8), affine=affine)
+    # Laid double, it is as large.
+    assert total_area(LandCover(str(tmp_path / '*.tif'))) == pytest.approx(510_065_621.7, rel=1e-6)
+
+
 def test_pixels_of_utm_have_their_area_on_the_ground(tmp_path):
     # On the central meridian the scale is 0.9996, 180 km away 1.0004.
     codes = np.ones((300, 300), np.uint8)
@@ -95,7 +109,12 @@ def test_a_window_across_the_antimeridian_stays_whole(tmp_path):
     lon, lat = land.grid(0, Window(0, 0, 400, 400)).centres()
     assert (lon >= -180).all() and (lon < 180).all()
     assert (lon > 179.9).any() and (lon < -179.9).any() and (np.abs(np.abs(lon) - 180) < 0.03).all()
-    assert land.rasters[0].bounds[:3:2] == (-180, 180)
+    assert land.rasters[0].bounds[:3:2] == pytest.approx((179.98, 180.02), abs=2e-3)
+    # Zone 1 sees the same ground from the other side, and adds nothing to it.
+    (x,), (y,) = transform('EPSG:4326', 'EPSG:32601', [179.9999], [20.0])
+    write(tmp_path / 'b.tif', np.ones((380, 380), np.uint8), 'EPSG:32601',
+          from_origin(x - 1900, y + 1900, 10, 10))
+    assert total_area(LandCover(str(tmp_path / '*.tif'))) == pytest.approx(16, rel=0.01)
 
 
 def test_windows_cover_every_pixel_once(tmp_path):
@@ -246,6 +265,13 @@ def test_what_is_no_land_cover_map_is_refused(tmp_path):
     (tmp_path / 'text.tif').write_text('hello')
     with pytest.raises(ValueError, match='text.tif cannot be read as a raster'):
         LandCover(str(tmp_path / 'text.tif'))
+
+
+def test_a_raster_beyond_the_globe_is_refused(tmp_path):
+    path = write(tmp_path / 'a.tif', np.ones((100, 100), np.uint8), 'ESRI:54009',
+                 from_origin(-17.9e6, 8.9e6, 10_000, 10_000))  # a corner of Mollweide's ellipse
+    with pytest.raises(ValueError, match='a.tif reaches beyond the globe; cut it'):
+        LandCover(path)
 
 
 def test_a_truncated_raster_is_named(tmp_path):
