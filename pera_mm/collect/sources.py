@@ -93,7 +93,7 @@ class Square(NamedTuple):
 
     def one(self, index: int) -> 'Square':
         """One of many."""
-        return Square(*(column[index].item() for column in self))
+        return Square(*(column.item(index) for column in self))
 
     def tiles(self) -> list[Tile]:
         """The tiles in rows from the north-west; for a single square."""
@@ -144,7 +144,7 @@ class TileSource:
     def __post_init__(self) -> None:
         check_texts(self)
         self._check_url()
-        low, high = self.zooms
+        low, high = self.zooms if len(self.zooms) == 2 else (1, 0)
         if not 0 <= low <= high <= MAX_ZOOM:
             raise ValueError(f'zooms of the source {self.name!r} must be (first, last) with '
                              f'0 <= first <= last <= {MAX_ZOOM}, got {self.zooms}.')
@@ -233,7 +233,8 @@ class TileSource:
         polar = (top < 0) | (top + side > (last + 1) * self.tile_size)
         many = f'needs over {MAX_SHRINKING:.0f} x {MAX_SHRINKING:.0f} times its pixels: the ' \
                f'coarsest zoom, {self.zooms[0]}, is too fine'
-        reason = np.where(polar, POLAR, np.where(shrinking > MAX_SHRINKING, many, ''))
+        reasons = np.array(['', POLAR, many], object)
+        reason = reasons[np.where(polar, 1, np.where(shrinking > MAX_SHRINKING, 2, 0))]
         return Square(zoom, native * shrinking, left, top, side, west.astype(int),
                       np.maximum(north, 0).astype(int), east.astype(int),
                       np.minimum(south, last).astype(int), reason)

@@ -1,4 +1,5 @@
 import asyncio
+import hashlib
 import itertools
 import json
 import logging
@@ -81,6 +82,8 @@ def test_images_and_tables(tmp_path):
     assert set(table['source']) == {'local'}
     assert table['date'].str.fullmatch(r'2020-0[12]-01( 2020-02-01)?').all()
     assert table['file'][3] == 'tiles/000/0000003.jpg'
+    for file, digest in zip(table['file'], table['sha256']):
+        assert hashlib.sha256((folder / file).read_bytes()).hexdigest() == digest
     with Image.open(folder / table['file'][3]) as image:
         assert image.size == (128, 128) and image.mode == 'RGB'
     assert (folder / 'missing.csv').read_text() == 'id,lon,lat,reason\n'

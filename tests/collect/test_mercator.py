@@ -39,7 +39,9 @@ def test_zoom_is_the_coarsest_that_is_fine_enough():
 @pytest.mark.parametrize('zoom', [0, 3, 17, 23])
 def test_the_resolution_of_a_zoom_asks_for_that_zoom(zoom):
     lat = np.linspace(-85, 85, 101)
-    assert (zoom_for(ground_resolution(lat, zoom), lat) == zoom).all()
+    resolution = ground_resolution(lat, zoom)
+    assert (zoom_for(resolution, lat) == zoom).all()
+    assert (zoom_for(resolution * (1 - 1e-12), lat) == zoom).all()  # as after rounding
 
 
 def test_pixels():

@@ -63,6 +63,7 @@ def test_a_key_comes_from_the_environment(monkeypatch):
     (dict(url=XYZ + '?key={key}'), r'needs both \{key\} in its url or headers and key_env'),
     (dict(key_env='KEY'), r'needs both \{key\}'),
     (dict(zooms=(5, 3)), r'zooms .* got \(5, 3\)'),
+    (dict(zooms=(3,)), r'must be \(first, last\)'),
     (dict(zooms=(0, 40)), r'0 <= first <= last <= 28'),
     (dict(rate=0), 'must be positive, got 256 and 0'),
     (dict(terms=''), "needs terms, a text that is not empty, got ''"),
@@ -122,6 +123,7 @@ def test_the_antimeridian_is_crossed():
     square = tile_source().squares([180.0], [10.0], [10.0], 512).one(0)
     tiles = square.tiles()
     assert {tile.column for tile in tiles} > {0, 2 ** square.zoom - 1}
+    assert all(0 <= tile.column < 2 ** square.zoom for tile in tiles)
     assert tiles == tile_source().squares([-180.0], [10.0], [10.0], 512).one(0).tiles()
 
 
