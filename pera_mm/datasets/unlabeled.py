@@ -226,6 +226,7 @@ def open_source(path: str, data_root: str | None = None, index_file: str | None 
     Raises:
         ValueError: if nothing lies there, or no image, or shards and other images.
     """
+    path = os.fspath(path)
     if os.path.isfile(os.path.join(path, LMDB_FILE)):
         return LmdbImages(path)
     is_listed = index_file is not None and _is_text(index_file)  # no need to look into the folder

@@ -361,7 +361,7 @@ def test_every_form_gives_the_same_images(packed):
         assert [int(dataset[i]['img'][0, 0, 0]) for i in range(60)] == list(range(60)), name
         assert dataset[37]['img_path'].startswith(str(packed['folder'] if name == 'list.txt'
                                                       else path))
-    shards = UnlabeledImages(str(packed['shards'] / '000002.tar'), [])
+    shards = UnlabeledImages(packed['shards'] / '000002.tar', [])
     assert len(shards) == 35 and shards[0]['img_path'].endswith('/000002.tar/0025.png')
 
 
