@@ -20,7 +20,8 @@ sample = dict(
     continents={'asia': 2, 'europe': 2, 'north america': 2,
                 'africa': 1, 'south america': 1, 'oceania': 1},
     min_distance=200.,  # m
-    gsd=(0.3, 10.))  # m per px on the ground, log-uniform
+    gsd=(0.3, 10.),  # m per px on the ground, log-uniform
+    workers=4)
 
 fetch = dict(
     source=dict(
@@ -31,12 +32,23 @@ fetch = dict(
         terms='what its provider allows',
         attribution='its provider',
         zooms=(0, 19),
-        rate=10.),  # requests a second
+        rate=10.),  # requests a second to each host
     size=512,
     format='jpg',
     quality=95,
-    concurrency=16)
+    concurrency=16,  # requests under way at once
+    retries=5,
+    timeout=30.,  # s
+    backoff=1.)  # s before the first retry, doubled for each further one
 
-filter = dict()
+filter = dict(
+    blank=2.,  # drop below this standard deviation of the pixels, 0-255
+    no_data=0.2,  # above this share of one exact colour
+    placeholders=None,  # a folder with examples of "no imagery" pictures
+    placeholder_copies=10,  # the same picture at so many places
+    near_duplicate=4,  # bits of 64; None: exact duplicates only
+    cloud=0.8,  # above this share of bright grey pixels
+    white_classes=['cloud', 'ice', 'desert'],  # exempt from it
+    workers=2)
 
 pack = dict(form='webdataset', images_per_shard=1000)
