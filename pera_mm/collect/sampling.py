@@ -137,7 +137,7 @@ def _check(total: int, shares: Mapping[str, float], counts: Mapping[str, int],
                          'whole map.')
     if not min_distance >= 0:
         raise ValueError(f'min_distance must be 0 or more metres, got {min_distance}.')
-    if len(gsd) != 2 or not 0 < gsd[0] <= gsd[1]:
+    if not isinstance(gsd, Sequence) or len(gsd) != 2 or not 0 < gsd[0] <= gsd[1]:
         raise ValueError('gsd must be the lowest and the highest metres per pixel, e.g. '
                          f'(0.3, 10), got {gsd}.')
     if workers < 1:

@@ -392,6 +392,7 @@ def test_a_table_without_any_point_of_a_class_has_its_columns(islands, tmp_path)
     (dict(min_distance=-1), 'min_distance must be 0 or more metres, got -1'),
     (dict(gsd=(3, 1)), r'gsd must be the lowest and the highest metres per pixel'),
     (dict(gsd=(0, 1)), r'gsd must be the lowest and the highest metres per pixel'),
+    (dict(gsd=4.0), r'gsd must be the lowest and the highest metres per pixel'),
     (dict(workers=0), 'workers must be 1 or more, got 0'),
     (dict(landcover=dict(path='x')), 'landcover needs paths and may have legend and step, got pa'),
     (dict(landcover=dict(paths='nowhere/*.tif')), "no land-cover raster matches 'nowhere"),
