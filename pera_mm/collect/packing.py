@@ -263,7 +263,9 @@ def _pack_lmdb(packed: Path, parts: Iterator[list[Tile]], room: int) -> list[str
                         for key, tile in zip(keys[start:], part):
                             transaction.put(key.encode(), tile.read(), append=True)
     except lmdb.Error as error:
-        is_full = isinstance(error, lmdb.DiskError)
+        # LMDB calls what a full disk cut short an input/output error.
+        missing = sum(os.path.getsize(tile.path) for tile in part)
+        is_full = isinstance(error, lmdb.DiskError) or shutil.disk_usage(packed).free < missing
         raise OSError(errno.ENOSPC if is_full else errno.EIO, str(error), str(packed)) from error
     (packed / 'lock.mdb').unlink(missing_ok=True)
     return keys

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import tarfile
 from multiprocessing import get_context
 from pathlib import Path
@@ -208,13 +209,31 @@ def test_a_full_disk_surfaces_and_loses_nothing(work, monkeypatch):
         shutil.rmtree(work / 'packed')
 
 
-def test_a_full_lmdb_is_a_full_disk(work, monkeypatch):
-    def full(*_, **__):
-        raise lmdb.DiskError('mdb_txn_commit: No space left on device')
-    monkeypatch.setattr(lmdb, 'open', full)
+@pytest.fixture
+def small_disk(tmp_path):
+    """Three megabytes of memory as a disk."""
+    disk = tmp_path / 'disk'
+    disk.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=3m', 'tmpfs', str(disk)],
+                      capture_output=True).returncode:
+        pytest.skip('a small disk can only be made by root')
+    yield disk
+    subprocess.run(['umount', str(disk)], check=True)
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_a_disk_that_is_really_full(work, small_disk, monkeypatch, form):
+    (small_disk / 'packed').mkdir()
+    (work / 'packed').symlink_to(small_disk / 'packed')
+    monkeypatch.setattr(packing, '_check_room', lambda *_: None)  # others fill it meanwhile
+    filler = small_disk / 'filler'
+    filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - 50_000))
     with pytest.raises(OSError) as error:
-        pack_quickly(work, 'lmdb')
+        pack(work, 0, form=form, images_per_shard=3)
     assert error.value.errno == errno.ENOSPC
+    filler.unlink()
+    pack(work, 0, form=form, images_per_shard=3)
+    assert verify(work / 'packed')['ok']
 
 
 def test_lmdb_has_room_for_images_of_any_size(tmp_path):
