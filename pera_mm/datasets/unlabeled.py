@@ -247,7 +247,7 @@ def _is_text(file: str) -> bool:
 
 @DATASETS.register_module()
 class UnlabeledImages(Dataset):
-    """Images without labels from folders and lists, always 8-bit RGB.
+    """Images without labels from folders, lists, tar shards and LMDBs, always 8-bit RGB.
 
     A file that cannot be read is skipped and another one of the same source drawn, by the
     sample's own generator. The pipeline gets, and may change:
