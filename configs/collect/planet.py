@@ -1,6 +1,6 @@
 """The pipeline on a drawn planet, without a network: docs/rsrsd.md has the commands.
 
-Six islands of some 8 km with their land cover, drawn by tools/data/make_planet.py, images from
+Six islands of 6.4 km with their land cover, drawn by tools/data/make_planet.py, images from
 tools/data/tile_server.py on this machine.
 Command:  python tools/data/rsrsd.py sample configs/collect/planet.py
 """
