@@ -527,18 +527,16 @@ class Download:
         tiles = await self._tiles(places[:1])
         if isinstance(tiles[0], Arrived):
             tiles += await self._tiles(places[1:])
+        for tile in tiles:
+            if isinstance(tile, BaseException) and not isinstance(tile, (Refused, Failed)):
+                raise tile  # a full disk, a source that is down
         # One reason per image, the same whichever tile was faster.
         for kind, tell in ((Refused, results.refuse), (Failed, results.fail)):
             for place, tile in zip(places, tiles):
                 if isinstance(tile, kind):
                     tell(position, f'{tile}, tile {place}')
                     return self._release(places) if kind is Refused else None
-        arrived = []
-        for tile in tiles:
-            if isinstance(tile, BaseException):
-                raise tile
-            arrived.append(tile)
-        pixels, dates = zip(*arrived)
+        pixels, dates = zip(*(tile for tile in tiles if isinstance(tile, Arrived)))
 
         def make() -> Picture:
             image = self.source.assemble(square, pixels, self.size)
