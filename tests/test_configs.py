@@ -24,7 +24,8 @@ CONFIGS = Path(__file__).parent.parent / 'configs'
 LEAVES = sorted(path for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts)
 PRETRAINING = [path for path in LEAVES
                if path.relative_to(CONFIGS).parts[0] in ('pera', 'baselines', 'small')]
-DOWNSTREAM = [path for path in LEAVES if path not in PRETRAINING]
+DOWNSTREAM = [path for path in LEAVES
+              if path not in PRETRAINING and path.parent.name != 'collect']
 
 
 def load(path: Path) -> Config:

@@ -44,7 +44,8 @@ def read_table(path: Path, columns: Sequence[str], written_by: str) -> pd.DataFr
     try:
         # Texts as they are: the id '007' is no number, and the country code 'NA' no missing value.
         table = pd.read_csv(path, dtype={name: str for name in TEXTS}, keep_default_na=False,
-                            na_values={name: [''] for name in ('lon', 'lat', 'gsd', 'zoom')})
+                            na_values={name: [''] for name in ('lon', 'lat', 'gsd', 'zoom')},
+                            float_precision='round_trip')  # written again, the same digits
     except (ValueError, UnicodeDecodeError) as error:  # pandas' errors are ValueErrors
         raise ValueError(f'{path} is not a CSV table: {" ".join(str(error).split())}') from None
     missing = [name for name in columns if name not in table]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from mmengine.config import Config
 
 from pera_mm.collect import planet
 from pera_mm.collect.planet import ISLANDS, make_planet
@@ -155,6 +156,14 @@ def test_what_is_wrong_is_one_sentence(tmp_path, monkeypatch, step, option, sent
     accept = ['--accept-terms', 'drawn planet'] if step == 'fetch' else []
     code = run(monkeypatch, step, CONFIG, '--work-dir', tmp_path, *accept, '--cfg-options', option)
     assert re.search(sentence, code) and '\n' not in code
+
+
+@pytest.mark.parametrize('config', sorted(CONFIG.parent.glob('*.py')), ids=lambda path: path.stem)
+def test_every_config_names_settings_that_the_steps_have(config):
+    tool = runpy.run_path(str(TOOL))
+    cfg = Config.fromfile(config)
+    for step in ('sample', 'fetch', 'filter', 'pack'):
+        assert tool['settings_of'](cfg, step, config)
 
 
 @pytest.mark.parametrize('step', ['fetch', 'pack'])
