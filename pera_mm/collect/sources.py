@@ -17,9 +17,9 @@ from urllib.parse import quote, urlsplit
 
 import numpy as np
 import rasterio
-from affine import Affine
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
+from rasterio import Affine
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform, transform_bounds

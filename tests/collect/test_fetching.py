@@ -13,8 +13,8 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from affine import Affine
 from PIL import Image
+from rasterio import Affine
 from servers import TileServer
 from test_sources import write
 

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import rasterio
-from affine import Affine
+from rasterio import Affine
 
 from pera_mm.collect.mercator import ground_resolution, to_metres, to_pixels
 from pera_mm.collect.sources import RasterSource, Refused, Tile, TileSource

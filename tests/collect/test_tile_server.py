@@ -11,8 +11,8 @@ from threading import Thread
 import numpy as np
 import pandas as pd
 import pytest
-from affine import Affine
 from PIL import Image
+from rasterio import Affine
 from test_sources import write
 
 from pera_mm.collect.fetching import fetch
