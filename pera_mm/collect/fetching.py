@@ -30,7 +30,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -192,12 +192,10 @@ def _check_terms(source: TileSource | RasterSource, accepted: str) -> None:
 def _read_points(path: Path) -> pd.DataFrame:
     points = read_table(path, ('id', 'lon', 'lat', 'gsd'), 'the step sample, or by hand')
     for name, least, most in (('lon', -180, 180), ('lat', -90, 90), ('gsd', 1e-3, 1e5)):
-        values = pd.to_numeric(points[name], errors='coerce')
-        if not (good := values.between(least, most)).all():
+        if not (good := points[name].between(least, most)).all():
             row = int(good.argmin())
-            raise ValueError(f'{path}, line {row + 2}: {name} is {points[name][row]}, '
+            raise ValueError(f'{path}, line {row + 2}: {name} is {points[name][row]:g}, '
                              f'not between {least:g} and {most:g}.')
-        points[name] = values
     if not (good := points['id'].map(lambda name: bool(SAFE_ID.fullmatch(name)))).all():
         row = int(good.argmin())
         raise ValueError(f'{path}, line {row + 2}: the id {points["id"][row]!r} cannot name a '
@@ -229,20 +227,20 @@ def _open_journal(folder: Path, source: dict[str, Any], output: dict[str, Any]) 
     wanted = _as_json({name: source[name] for name in deciding if name in source} | output)
     where = _as_json(source.get('url', source.get('paths')))
     journal = Journal(folder / 'fetch.jsonl')
-    begun = journal.rows[0]['settings'] if journal.rows else wanted
-    if begun != wanted:
+    begun = next((row['settings'] for row in journal), {})
+    if begun not in ({}, wanted):
         differs = next(name for name in begun | wanted if begun.get(name) != wanted.get(name))
-        if any('sha256' in row for row in journal.rows):
+        if any('sha256' in row for row in journal):
             raise ValueError(f'{folder} was begun with {differs}={begun.get(differs)!r}, and the '
                              f'config says {wanted.get(differs)!r}; take another work folder, or '
                              f'delete {journal.path} to begin anew.')
         with journal:
             journal.path.unlink()
-        journal = Journal(journal.path)
-    if not journal.rows:
+        journal, begun = Journal(journal.path), {}
+    if not begun:
         shutil.rmtree(folder / 'arriving', ignore_errors=True)  # perhaps another source's
         journal.add(dict(settings=wanted))
-    if where != next((row['where'] for row in reversed(journal.rows) if 'where' in row), None):
+    if where != ([None] + [row['where'] for row in journal if 'where' in row])[-1]:
         journal.add(dict(where=where))
     return journal
 
@@ -280,10 +278,9 @@ class Results:
         self.reason = [''] * count  # why there is no image
         self.failed: set[int] = set()  # positions whose reason holds for this start only
         self.advance: Callable[[int], None] = lambda items: None
-        self._take_in(journal.rows)
-        journal.rows = []  # they would take 2 kB each
+        self._take_in(journal)
 
-    def _take_in(self, rows: list[dict[str, Any]]) -> None:
+    def _take_in(self, rows: Iterable[dict[str, Any]]) -> None:
         positions = {name: position for position, name in enumerate(self.ids)}
         refused: list[int] = []
         for row in rows:
@@ -348,7 +345,6 @@ class Results:
 
     def _add(self, position: int, **columns: Any) -> None:
         self.journal.add(dict(id=self.ids[position], point=self.point(position), **columns))
-        self.journal.rows.clear()
         self.advance(1)
 
 

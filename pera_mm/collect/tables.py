@@ -22,7 +22,7 @@ from pera_mm.datasets.writing import write_whole
 
 POINT = ('id', 'lon', 'lat', 'class', 'continent', 'gsd')
 TILE = ('id', 'lon', 'lat', 'class', 'continent', 'gsd', 'zoom', 'source', 'date', 'file', 'sha256')
-TEXTS = ('id', 'class', 'continent', 'source', 'date', 'file', 'sha256', 'reason')
+NUMBERS = ('lon', 'lat', 'gsd')
 
 log = logging.getLogger('pera_mm.collect')
 
@@ -32,33 +32,49 @@ def read_table(path: Path, columns: Sequence[str], written_by: str) -> pd.DataFr
 
     Args:
         path: A CSV file with a header.
-        columns: Those that must be there; others are kept as they are.
+        columns: Those that must be there; others are kept.
         written_by: What writes this file, for the message.
 
+    Returns:
+        lon, lat and gsd as numbers, everything else as it is written: the id '007' is no number,
+        and the country code 'NA' no missing value.
+
     Raises:
-        ValueError: if the file is missing, empty or no CSV, lacks a column or a value, or two rows
-            have the same id.
+        ValueError: if the file is missing, empty or no CSV, lacks a column or a value, has no
+            number where one must be, or two rows have the same id.
     """
     if not path.is_file():
         raise ValueError(f'{path} does not exist: it is written by {written_by}.')
     try:
-        # Texts as they are: the id '007' is no number, and the country code 'NA' no missing value.
-        table = pd.read_csv(path, dtype={name: str for name in TEXTS}, keep_default_na=False,
-                            na_values={name: [''] for name in ('lon', 'lat', 'gsd', 'zoom')},
-                            float_precision='round_trip')  # written again, the same digits
-    except (ValueError, UnicodeDecodeError) as error:  # pandas' errors are ValueErrors
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except ValueError as error:  # pandas' errors are ValueErrors
         raise ValueError(f'{path} is not a CSV table: {" ".join(str(error).split())}') from None
     missing = [name for name in columns if name not in table]
     if missing:
         raise ValueError(f'{path} has no column {missing[0]!r}; it needs {", ".join(columns)}.')
-    for name in ('id', 'lon', 'lat', 'gsd'):
-        if name in columns and (table[name].isna() | (table[name] == '')).any():
-            row = int((table[name].isna() | (table[name] == '')).argmax())
-            raise ValueError(f'{path}, line {row + 2}: {name} is empty.')
-    if 'id' in columns and table['id'].duplicated().any():
-        twice = table['id'][table['id'].duplicated()].iloc[0]
-        raise ValueError(f'{path} has the id {twice!r} twice.')
+    for name in NUMBERS:
+        if name in table:
+            table[name] = _numbers(path, table[name])
+    if 'id' in columns:
+        ids = table['id']
+        if (ids == '').any():
+            raise ValueError(f'{path}, line {int((ids == "").argmax()) + 2}: id is empty.')
+        if ids.duplicated().any():
+            raise ValueError(f'{path} has the id {ids[ids.duplicated()].iloc[0]!r} twice.')
     return table
+
+
+def _numbers(path: Path, column: pd.Series) -> pd.Series:
+    try:
+        return column.map(float).astype(float)  # Python's float loses no digit
+    except ValueError:
+        for line, text in enumerate(column, 2):
+            try:
+                float(text)
+            except ValueError:
+                said = f'{text!r}, which is no number' if text else 'empty'
+                raise ValueError(f'{path}, line {line}: {column.name} is {said}.') from None
+        raise
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
@@ -69,27 +85,36 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 class Journal:
     """Rows appended as they come to be, one JSON object a line; a kill loses at most the last.
 
-    The line that a kill cut short is removed when the journal is opened again.
+    The line that a kill cut short is removed when the journal is opened again. Iterating gives all
+    rows anew from the file: in memory they would take 2 kB each, and there are millions.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.rows = self._read() if path.exists() else []
-        self.file = open(path, 'a', encoding='utf-8')
+        self.file = open(path, 'ab+')
+        self._cut_half_line()
 
-    def _read(self) -> list[dict[str, Any]]:
-        data = self.path.read_bytes()
-        whole = data[:data.rfind(b'\n') + 1]
-        if len(whole) < len(data):
-            os.truncate(self.path, len(whole))
-        return [json.loads(line) for line in whole.splitlines()]
+    def _cut_half_line(self) -> None:
+        end = last = self.file.seek(0, os.SEEK_END)
+        while last > 0:
+            start = max(last - 4096, 0)
+            self.file.seek(start)
+            if (found := self.file.read(last - start).rfind(b'\n')) >= 0:
+                last = start + found + 1
+                break
+            last = start
+        if last < end:
+            self.file.truncate(last)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        with open(self.path, 'rb') as lines:
+            yield from map(json.loads, lines)
 
     def add(self, row: dict[str, Any]) -> None:
         """Append a row, handed to the operating system before this returns."""
-        self.file.write(json.dumps(row) + '\n')
+        self.file.write(json.dumps(row).encode() + b'\n')
         self.file.flush()
-        self.rows.append(row)
 
     def __enter__(self) -> 'Journal':
         return self

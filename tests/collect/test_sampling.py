@@ -281,27 +281,27 @@ def test_the_same_seed_gives_the_same_bytes(islands, drawn, tmp_path):
     assert not set(zip(one['lon'], one['lat'])) & set(zip(other['lon'], other['lat']))
 
 
-@pytest.mark.parametrize('reads', [3, 9])  # stopped in the census, and while drawing
+@pytest.mark.parametrize('reads', [2, 8])  # stopped in the census, and while drawing
 def test_stopped_and_started_again(islands, drawn, tmp_path, monkeypatch, reads):
     folder, read, seen = tmp_path / 'stopped', LandCover.read, []
 
-    def stop(self, number, window):
-        seen.append(self.rasters[number].path)
-        if len(seen) == reads:
+    def until_stopped(self, number, window):
+        if len(seen) == reads and not (folder / 'stopped').exists():
             raise KeyboardInterrupt
+        seen.append(self.rasters[number].path)
         return read(self, number, window)
 
-    monkeypatch.setattr(LandCover, 'read', stop)
+    monkeypatch.setattr(LandCover, 'read', until_stopped)
     with pytest.raises(KeyboardInterrupt):
         sample(folder, 0, **settings(islands), workers=1)
-    assert not (folder / 'points.csv').exists()
+    assert not (folder / 'points.csv').exists() and len(seen) == reads
+    (folder / 'stopped').touch()
     sample(folder, 0, **settings(islands), workers=1)
+    (folder / 'stopped').unlink()
     assert files_of(folder) == files_of(drawn[0])
-    # Nothing but what was stopped in the middle was read twice: six for the census, six to draw,
-    # and what the later rounds of drawing need.
-    assert len(seen[:12]) == 12 and seen[:reads - 1] + seen[reads:12 + 1] == [
-        str(islands / f'{name}.tif') for name in sorted(ISLANDS)] * 2
-    assert not list((folder / 'draws').rglob('*.npy'))
+    # Nothing was read twice: six for the census, six to draw, and what the later rounds of drawing
+    # need.
+    assert seen[:12] == [str(islands / f'{name}.tif') for name in sorted(ISLANDS)] * 2
 
 
 @pytest.mark.slow
