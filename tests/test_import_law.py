@@ -50,6 +50,11 @@ def broken_law(statement: Import) -> str | None:
         return 'only downstream and ops_bridge import mmseg, mmdet, opencd or mmcv.ops'
     if within(importer, 'pera_mm.datasets') and within(target, 'pera_mm.models', 'pera_mm.engine'):
         return 'datasets know neither models nor engine'
+    if within(importer, 'pera_mm.collect') and within(target, 'pera_mm') and not within(
+            target, 'pera_mm.collect', 'pera_mm.datasets'):
+        return 'collect knows datasets alone'
+    if within(target, 'pera_mm.collect') and not within(importer, 'pera_mm.collect'):
+        return 'nothing of pera_mm needs collect'
     if within(importer, 'pera_mm.models') and within(target, 'pera_mm.datasets', 'pera_mm.engine'):
         return 'models know neither datasets nor engine'
     if within(importer, 'pera_mm.engine') and within(target, 'pera_mm.models') and (
@@ -78,6 +83,8 @@ def test_every_import_keeps_the_law():
     ('pera_mm.patches', 'import mmengine', 'leaves'),
     ('pera_mm.evaluation.knn', 'from pera_mm.registry import MODELS', 'leaves'),
     ('pera_mm.datasets.unlabeled', 'from pera_mm.models.colour import recolour_', 'datasets know'),
+    ('pera_mm.collect.tables', 'from pera_mm.launch import merge_options', 'collect knows'),
+    ('pera_mm.datasets.unlabeled', 'import pera_mm.collect.tables', 'nothing of pera_mm'),
     ('pera_mm.models.colour', 'import pera_mm.engine.schedules', 'models know'),
     ('pera_mm.models.colour', 'from pera_mm import datasets', 'models know'),
     ('pera_mm.engine.loops', 'from pera_mm.models.selfsup.pera import PerA', 'engine sees'),
