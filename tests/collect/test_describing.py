@@ -60,9 +60,14 @@ def test_mean_and_std_are_of_all_pixels_together_in_any_order():
     assert (mean, std) == mean_and_std(looks[::-1])
 
 
-def test_a_constant_data_set_of_any_size_has_no_deviation():
+def test_a_small_deviation_of_a_large_data_set_is_exact():
     one = look(np.full((512, 512, 3), (1, 128, 254), np.uint8))
-    assert mean_and_std([one] * 20_000) == ([1, 128, 254], [0, 0, 0])  # floats would cancel
+    assert mean_and_std([one] * 20_000) == ([1, 128, 254], [0, 0, 0])
+    nearly = np.full((511, 509, 3), 253, np.uint8)
+    nearly[0, 0] = 254  # in floats, little of so small a variance would be left
+    share = 1 / (511 * 509)
+    assert mean_and_std([look(nearly)] * 20_000)[1] == pytest.approx(
+        [math.sqrt(share * (1 - share))] * 3, rel=1e-12)
 
 
 def test_the_lines_for_the_config_can_be_pasted(tmp_path):

@@ -261,6 +261,18 @@ def test_a_second_run_reads_nothing_and_writes_the_same(tmp_path):
     assert len(np.fromfile(journal, MEASURES)) == 20
 
 
+def test_the_half_record_of_a_kill_does_not_spoil_what_is_measured_later(tmp_path):
+    collect(tmp_path, [ground(0)])
+    filter_tiles(tmp_path, 0, workers=1)
+    journal = tmp_path / 'filter' / JOURNAL
+    with open(journal, 'ab') as file:
+        file.write(b'half a record')
+    collect(tmp_path, [ground(0), ground(1)])
+    filter_tiles(tmp_path, 0, workers=1)
+    expected = [sha256(encoded(ground(seed))).digest()[:8] for seed in range(2)]
+    assert np.fromfile(journal, MEASURES)['key'].astype('>u8').tobytes() == b''.join(expected)
+
+
 def test_a_tile_fetched_anew_is_measured_and_one_that_was_altered_is_not_believed(tmp_path):
     collect(tmp_path, [ground(seed) for seed in range(4)])
     filter_tiles(tmp_path, 0, workers=1)
