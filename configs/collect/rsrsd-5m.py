@@ -9,9 +9,8 @@ Ours:      min_distance, how resolutions are spread, step, the filter, the sourc
 Command:   python tools/data/rsrsd.py sample configs/collect/rsrsd-5m.py
 """
 
-seed = 0
-
 sample = dict(
+    seed=0,
     # The map of one year, all UTM zones, from its publisher; step=8: every 8th pixel of 10 m.
     landcover=dict(paths='data/landcover/*.tif', legend='esri', step=8),
     total=5_000_000,

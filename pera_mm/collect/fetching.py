@@ -92,7 +92,7 @@ class Picture(NamedTuple):
     date: str
 
 
-def fetch(folder: Path, seed: int, *, source: dict[str, Any], size: int = 512,
+def fetch(folder: Path, *, source: dict[str, Any], size: int = 512,
           format: Literal['jpg', 'png'] = 'jpg', quality: int = 95, concurrency: int = 16,
           retries: int = 5, timeout: float = 30.0, backoff: float = 1.0,
           accept_terms: str = '') -> dict[str, Any]:
@@ -100,7 +100,6 @@ def fetch(folder: Path, seed: int, *, source: dict[str, Any], size: int = 512,
 
     Args:
         folder: The work folder.
-        seed: Of the waits' jitter; the results do not depend on it.
         source: ``type='tiles'`` and the arguments of :class:`TileSource`, or ``type='rasters'``
             and those of :class:`RasterSource`.
         size: Pixels of an image's side.
@@ -135,7 +134,7 @@ def fetch(folder: Path, seed: int, *, source: dict[str, Any], size: int = 512,
                  len(points) - len(todo), len(points), origin.name, origin.attribution)
         with progress_bar('fetch', len(points), len(points) - len(todo)) as results.advance:
             if isinstance(origin, TileSource):
-                manners = Manners(concurrency, retries, timeout, backoff, random.Random(seed))
+                manners = Manners(concurrency, retries, timeout, backoff)
                 download = Download(folder / 'arriving', origin, key, size, manners)
                 asyncio.run(download.run(results, todo))
             else:
@@ -227,7 +226,7 @@ def _open_journal(folder: Path, source: dict[str, Any], output: dict[str, Any]) 
     wanted = _as_json({name: source[name] for name in deciding if name in source} | output)
     where = _as_json(source.get('url', source.get('paths')))
     journal = Journal(folder / 'fetch.jsonl')
-    begun = next((row['settings'] for row in journal), {})
+    begun: dict[str, Any] = next((row['settings'] for row in journal), {})
     if begun not in ({}, wanted):
         differs = next(name for name in begun | wanted if begun.get(name) != wanted.get(name))
         if any('sha256' in row for row in journal):
@@ -441,7 +440,6 @@ class Manners(NamedTuple):
     retries: int
     timeout: float
     backoff: float
-    jitter: random.Random
 
 
 class Host:
@@ -574,7 +572,7 @@ class Download:
                 if not failure.may_retry or attempt == self.manners.retries:
                     raise
                 wait = min(self.manners.backoff * 2 ** attempt, MAX_BACKOFF)
-                wait *= self.manners.jitter.uniform(0.5, 1.5)
+                wait *= random.uniform(0.5, 1.5)
                 if failure.pause is not None:
                     host.pause(failure.pause or wait)
                 await asyncio.sleep(wait)

@@ -101,7 +101,7 @@ class Rules:
                              f'[{self.white_classes!r}].')
 
 
-def filter_tiles(folder: Path, seed: int, *, blank: float = 2.0, no_data: float = 0.2,
+def filter_tiles(folder: Path, *, blank: float = 2.0, no_data: float = 0.2,
                  placeholders: str | None = None, placeholder_copies: int = 10,
                  near_duplicate: int | None = 4, cloud: float = 0.8,
                  white_classes: Sequence[str] = ('cloud', 'ice', 'desert'),
@@ -114,7 +114,6 @@ def filter_tiles(folder: Path, seed: int, *, blank: float = 2.0, no_data: float 
 
     Args:
         folder: The work folder.
-        seed: Nothing here is random.
         blank: Drop below this standard deviation of the pixels (0-255 units; 0: never). The
             smoothest of 1,400 tiles of RSSCN7 has 4.5.
         no_data: Drop above this share of the picture in one exact colour (1: never). The most in

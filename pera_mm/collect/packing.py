@@ -78,7 +78,7 @@ class Tile(NamedTuple):
 # Packing ----------------------------------------------------------------------------------------
 
 
-def pack(folder: Path, seed: int, *, form: str = 'webdataset',
+def pack(folder: Path, *, form: str = 'webdataset',
          images_per_shard: int = 1000) -> dict[str, Any]:
     """Pack the images of ``kept.csv`` into ``packed/``.
 
@@ -87,7 +87,6 @@ def pack(folder: Path, seed: int, *, form: str = 'webdataset',
 
     Args:
         folder: The work folder.
-        seed: Not used: nothing is drawn here, and the points are in random order already.
         form: 'webdataset', 'folder' or 'lmdb'.
         images_per_shard: Images in a tar shard, a sub-folder or a transaction of LMDB.
 

@@ -104,7 +104,7 @@ def test_every_packed_form_is_described_the_same(tmp_path, form):
     collect(tmp_path, [noise(seed) for seed in range(5)], gsd=[1, 2, 3, 4, 5],
             **{'class': ['urban', 'water', 'ice', 'urban', 'urban']})
     (tmp_path / 'kept.csv').write_bytes((tmp_path / 'tiles.csv').read_bytes())
-    pack(tmp_path, 0, form=form, images_per_shard=2)
+    pack(tmp_path, form=form, images_per_shard=2)
     loose, packed = (describe(str(tmp_path / name), tmp_path / 'out', workers=1)
                      for name in ('tiles', 'packed'))
     for summary in (loose, packed):

@@ -54,7 +54,7 @@ def contents(folder):
 def undisturbed(tmp_path):
     """What a server that behaves gives for 12 points."""
     with TileServer() as server:
-        summary = fetch(write_points(tmp_path / 'undisturbed', 12), 0, source=tiles(server),
+        summary = fetch(write_points(tmp_path / 'undisturbed', 12), source=tiles(server),
                         **QUICK)
     assert summary['images'] == 12
     return contents(tmp_path / 'undisturbed')
@@ -66,12 +66,12 @@ def undisturbed(tmp_path):
 def test_images_and_tables(tmp_path):
     folder = write_points(tmp_path, 12)
     with TileServer() as server:
-        summary = fetch(folder, 0, source=tiles(server, date_header='X-Imagery-Date'), **QUICK)
+        summary = fetch(folder, source=tiles(server, date_header='X-Imagery-Date'), **QUICK)
         asked = len(server.log)
         assert set(server.delivered().values()) == {1}
         # Once more: nothing to do, nothing asked for, nothing changed.
         before = contents(folder)
-        again = fetch(folder, 0, source=tiles(server, date_header='X-Imagery-Date'), **QUICK)
+        again = fetch(folder, source=tiles(server, date_header='X-Imagery-Date'), **QUICK)
         assert len(server.log) == asked and contents(folder) == before
     assert (summary['images'], summary['missing'], again['tried now']) == (12, 0, 0)
     table = pd.read_csv(folder / 'tiles.csv', dtype=dict(id=str))
@@ -94,7 +94,7 @@ def test_images_and_tables(tmp_path):
 def test_png_keeps_every_pixel_and_results_do_not_depend_on_concurrency(tmp_path):
     with TileServer() as server:
         for concurrency in (1, 9):
-            fetch(write_points(tmp_path / str(concurrency), 6), concurrency, source=tiles(server),
+            fetch(write_points(tmp_path / str(concurrency), 6), source=tiles(server),
                   format='png', **QUICK | dict(concurrency=concurrency))
     assert contents(tmp_path / '1') == contents(tmp_path / '9')
     with Image.open(tmp_path / '1/tiles/000/0000000.png') as image:
@@ -104,18 +104,18 @@ def test_png_keeps_every_pixel_and_results_do_not_depend_on_concurrency(tmp_path
 def test_neighbours_share_their_tiles(tmp_path):
     folder = write_points(tmp_path, 30, spread=0.003)
     with TileServer() as server:
-        fetch(folder, 0, source=tiles(server), **QUICK)
+        fetch(folder, source=tiles(server), **QUICK)
         assert set(server.delivered().values()) == {1}
 
 
 def test_a_table_by_hand_needs_only_places(tmp_path):
     (tmp_path / 'points.csv').write_text('id,lon,lat,gsd\nhome,7.5,51.5,1\naway,-7.5,-51.5,2\n')
     with TileServer() as server:
-        assert fetch(tmp_path, 0, source=tiles(server), **QUICK)['images'] == 2
+        assert fetch(tmp_path, source=tiles(server), **QUICK)['images'] == 2
         # A further point later is fetched, and only it.
         with open(tmp_path / 'points.csv', 'a') as file:
             file.write('new,0,0,1\n')
-        assert fetch(tmp_path, 0, source=tiles(server), **QUICK)['tried now'] == 1
+        assert fetch(tmp_path, source=tiles(server), **QUICK)['tried now'] == 1
     assert pd.read_csv(tmp_path / 'tiles.csv')['id'].tolist() == ['home', 'away', 'new']
 
 
@@ -123,7 +123,7 @@ def test_an_image_that_was_deleted_is_fetched_again(tmp_path, undisturbed):
     folder = tmp_path / 'undisturbed'
     (folder / 'tiles/000/0000004.jpg').unlink()
     with TileServer() as server:  # another port: another url
-        assert fetch(folder, 0, source=tiles(server), **QUICK)['tried now'] == 1
+        assert fetch(folder, source=tiles(server), **QUICK)['tried now'] == 1
     assert contents(folder) == undisturbed
 
 
@@ -134,16 +134,16 @@ def test_other_settings_are_refused_once_there_are_images(tmp_path, undisturbed)
                 (dict(size=64), 'was begun with size=128, and the config says 64; take another'),
                 (dict(source=tiles(server, zooms=(0, 9))), r'zooms=\[0, 20\], .* says \[0, 9\]')]:
             with pytest.raises(ValueError, match=message):
-                fetch(folder, 0, **QUICK | dict(source=tiles(server)) | settings)
+                fetch(folder, **QUICK | dict(source=tiles(server)) | settings)
     assert contents(folder) == undisturbed
 
 
 def test_another_url_is_asked_for_what_the_first_refused(tmp_path):
     folder = write_points(tmp_path, 4)
     with TileServer(lambda path, before: '404') as server:
-        assert fetch(folder, 0, source=tiles(server), **QUICK)['missing'] == 4
+        assert fetch(folder, source=tiles(server), **QUICK)['missing'] == 4
     with TileServer() as server:
-        assert fetch(folder, 0, source=tiles(server), **QUICK)['images'] == 4
+        assert fetch(folder, source=tiles(server), **QUICK)['images'] == 4
 
 
 def test_rasters(tmp_path):
@@ -153,7 +153,7 @@ def test_rasters(tmp_path):
         'id,lon,lat,gsd\nin,0.005,0.005,4\ncoarse,0.004,0.004,1\nout,20,20,4\npole,0,85.05,9\n')
     source = dict(type='rasters', name='local', paths=raster, terms='mine', attribution='me',
                   date='2021')
-    summary = fetch(tmp_path, 0, source=source, format='png', **QUICK)
+    summary = fetch(tmp_path, source=source, format='png', **QUICK)
     assert (summary['images'], summary['missing']) == (2, 2)
     table = pd.read_csv(tmp_path / 'tiles.csv')
     assert table['gsd'].tolist() == [4, 4] and table['zoom'].isna().all()
@@ -161,7 +161,7 @@ def test_rasters(tmp_path):
     missing = pd.read_csv(tmp_path / 'missing.csv')
     assert missing['reason'][0] == 'lies outside of the rasters'
     assert 'Web Mercator ends' in missing['reason'][1]
-    assert fetch(tmp_path, 0, source=source, format='png', **QUICK)['tried now'] == 0
+    assert fetch(tmp_path, source=source, format='png', **QUICK)['tried now'] == 0
 
 
 # -- servers that misbehave ----------------------------------------------------------------------
@@ -171,7 +171,7 @@ def test_rasters(tmp_path):
 def test_every_first_answer_is_bad(tmp_path, undisturbed, kind):
     folder = write_points(tmp_path / 'disturbed', 12)
     with TileServer(lambda path, before: 'good' if before else kind) as server:
-        summary = fetch(folder, 0, source=tiles(server), **QUICK | dict(concurrency=32))
+        summary = fetch(folder, source=tiles(server), **QUICK | dict(concurrency=32))
         assert set(server.delivered().values()) == {1}
     assert summary['images'] == 12 and contents(folder) == undisturbed
 
@@ -181,7 +181,7 @@ def test_no_answer_at_all_and_everything_mixed(tmp_path, undisturbed):
                              'closed', 'good', '503', 'good'])
     folder = write_points(tmp_path / 'disturbed', 12)
     with TileServer(lambda path, before: 'good' if before else next(kinds)) as server:
-        summary = fetch(folder, 0, source=tiles(server), timeout=0.5,
+        summary = fetch(folder, source=tiles(server), timeout=0.5,
                         **QUICK | dict(concurrency=32))
         assert {asked.kind for asked in server.log} >= {'500', 'short', 'html', 'cut', 'closed'}
     assert summary['images'] == 12 and contents(folder) == undisturbed
@@ -192,7 +192,7 @@ def test_retry_after_holds_the_whole_host_back(tmp_path, undisturbed, kind):
     folder = write_points(tmp_path / 'disturbed', 12)
     numbers = itertools.count()
     with TileServer(lambda path, before: kind if next(numbers) == 20 else 'good') as server:
-        fetch(folder, 0, source=tiles(server), **QUICK)
+        fetch(folder, source=tiles(server), **QUICK)
         told = next(asked.time for asked in server.log if asked.kind == kind)
         later = np.array([asked.time - told for asked in server.log if asked.time > told])
     # Those that were on their way may still come; then there is silence for a second at least.
@@ -203,7 +203,7 @@ def test_retry_after_holds_the_whole_host_back(tmp_path, undisturbed, kind):
 def test_a_host_that_wants_hours_ends_the_step(tmp_path):
     with TileServer(lambda path, before: 'busy-long') as server:
         with pytest.raises(ValueError, match=r'asks to be left alone for 24\.0 hours \(HTTP 503\)'):
-            fetch(write_points(tmp_path, 12), 0, source=tiles(server), **QUICK)
+            fetch(write_points(tmp_path, 12), source=tiles(server), **QUICK)
         assert len(server.log) <= QUICK['concurrency']
 
 
@@ -211,11 +211,11 @@ def test_what_could_not_be_had_is_told_and_tried_again(tmp_path, undisturbed):
     folder = write_points(tmp_path / 'disturbed', 12)
     broken: dict[str, str] = {}
     with TileServer(lambda path, before: broken.get(path, 'good')) as server:
-        fetch(write_points(tmp_path / 'look', 12), 0, source=tiles(server), **QUICK)
+        fetch(write_points(tmp_path / 'look', 12), source=tiles(server), **QUICK)
         paths = [asked.path for asked in server.log]
         server.log.clear()
         broken |= {paths[0]: '403', paths[-1]: '404', paths[len(paths) // 2]: '500'}
-        summary = fetch(folder, 0, source=tiles(server), **QUICK | dict(concurrency=32))
+        summary = fetch(folder, source=tiles(server), **QUICK | dict(concurrency=32))
         assert summary['images'] == 9 and summary['missing'] == 3
         assert summary['missing, tried again by the next start'] == 2
         assert summary['reasons'] == [dict(reason=f'HTTP {status}', images=1)
@@ -233,7 +233,7 @@ def test_what_could_not_be_had_is_told_and_tried_again(tmp_path, undisturbed):
         server.log.clear()
         lost = paths[-1]
         broken.clear()
-        summary = fetch(folder, 0, source=tiles(server), **QUICK)
+        summary = fetch(folder, source=tiles(server), **QUICK)
         assert (summary['tried now'], summary['images'], summary['missing']) == (2, 11, 1)
         assert lost not in server.delivered()
         # What arrived of the unfinished images is not asked for again.
@@ -245,7 +245,7 @@ def test_what_could_not_be_had_is_told_and_tried_again(tmp_path, undisturbed):
 
 def test_without_imagery_one_request_tells(tmp_path):
     with TileServer(lambda path, before: '404') as server:
-        summary = fetch(write_points(tmp_path, 12), 0, source=tiles(server), **QUICK)
+        summary = fetch(write_points(tmp_path, 12), source=tiles(server), **QUICK)
         assert len(server.log) == 12
     assert summary['reasons'] == [dict(reason='HTTP 404', images=12)]
 
@@ -261,7 +261,7 @@ def test_a_source_that_is_down_ends_the_step(tmp_path, kind, reason):
         good: set[str] = set()
         with pytest.raises(ValueError, match=f'has given no tile 24 times in a row, the last time: '
                                              f'{reason}') as caught:
-            fetch(folder, 0, source=tiles(server), **QUICK)
+            fetch(folder, source=tiles(server), **QUICK)
         assert str(caught.value).count('\n') == 0 and len(server.log) < 60
     assert not (folder / 'tiles.csv').exists()
 
@@ -270,15 +270,15 @@ def test_nobody_listens(tmp_path):
     with TileServer() as server:
         source = tiles(server)
     with pytest.raises(ValueError, match='the last time: no answer: ConnectError'):
-        fetch(write_points(tmp_path, 30), 0, source=source, **QUICK)
+        fetch(write_points(tmp_path, 30), source=source, **QUICK)
 
 
 def test_tiles_of_another_size_are_told(tmp_path):
     with TileServer(size=128) as server:
         with pytest.raises(ValueError, match='the tile has 128 x 128 px, and tile_size is 256'):
-            fetch(write_points(tmp_path, 30), 0, source=tiles(server), **QUICK)
+            fetch(write_points(tmp_path, 30), source=tiles(server), **QUICK)
         # Nothing came: the mended setting begins anew without a word.
-        summary = fetch(tmp_path, 0, source=tiles(server, tile_size=128), **QUICK)
+        summary = fetch(tmp_path, source=tiles(server, tile_size=128), **QUICK)
     assert summary['images'] == 30
 
 
@@ -287,7 +287,7 @@ def test_tiles_of_another_size_are_told(tmp_path):
 
 def test_the_rate_is_kept(tmp_path):
     with TileServer() as server:
-        fetch(write_points(tmp_path, 20), 0, source=tiles(server, rate=50), **QUICK)
+        fetch(write_points(tmp_path, 20), source=tiles(server, rate=50), **QUICK)
         times = np.sort([asked.time for asked in server.log])
     assert len(times) > 40
     # In any half second at most 25 and one; a little more where the server was late to look.
@@ -315,7 +315,7 @@ def test_terms_come_first(tmp_path):
             with pytest.raises(ValueError, match=(
                     "'local' may be used on these terms: for tests. Credit: nobody. If you accept "
                     "them, say so with its name: --accept-terms 'local'")):
-                fetch(write_points(tmp_path, 2), 0, source=tiles(server),
+                fetch(write_points(tmp_path, 2), source=tiles(server),
                       **QUICK | dict(accept_terms=accepted))
         assert not server.log
 
@@ -327,11 +327,11 @@ def test_the_key_is_nowhere(tmp_path, monkeypatch, caplog, capfd):
     with TileServer(lambda path, before: '500' if before < 2 else 'good') as server:
         source = tiles(server, url=server.url + '?key={key}', key_env='PERA_TEST_KEY',
                        headers={'User-Agent': 'agent {key}'})
-        fetch(write_points(tmp_path / 'a', 4), 0, source=source, **QUICK | dict(concurrency=64))
+        fetch(write_points(tmp_path / 'a', 4), source=source, **QUICK | dict(concurrency=64))
         assert all(asked.path.endswith('?key=q7%2FZp%3D8w') for asked in server.log)
         assert server.agents == {f'agent {secret}'}
     with pytest.raises(ValueError, match='ConnectError') as down:
-        fetch(write_points(tmp_path / 'b', 30), 0, source=source, **QUICK)
+        fetch(write_points(tmp_path / 'b', 30), source=source, **QUICK)
     texts = [caplog.text, str(down.value), *capfd.readouterr()]
     texts += [path.read_bytes().decode('latin-1') for path in tmp_path.rglob('*') if path.is_file()]
     assert not [text for text in texts for part in ('q7/Zp', 'q7%2FZp') if part in text]
@@ -344,7 +344,7 @@ import json, logging, sys
 from pathlib import Path
 from pera_mm.collect.fetching import fetch
 logging.disable()
-fetch(Path(sys.argv[1]), 0, **json.loads(sys.argv[2]))
+fetch(Path(sys.argv[1]), **json.loads(sys.argv[2]))
 """
 
 
@@ -365,7 +365,7 @@ def wait_for(server, requests, process):
 def finish(folder, server):
     """Start again; gives the tiles that went out twice."""
     assert not (folder / 'tiles.csv').exists()
-    fetch(folder, 0, source=tiles(server), **QUICK)
+    fetch(folder, source=tiles(server), **QUICK)
     assert not (folder / 'arriving').exists()
     return [path for path, count in server.delivered().items() if count > 1]
 
@@ -402,7 +402,7 @@ def test_interrupted_and_started_again(tmp_path, undisturbed, number, caplog):
     try:
         with TileServer(behave) as server:
             with pytest.raises(KeyboardInterrupt):
-                fetch(folder, 0, source=tiles(server), **QUICK)
+                fetch(folder, source=tiles(server), **QUICK)
             time.sleep(0.4)
             twice = finish(folder, server)
     finally:
@@ -420,9 +420,9 @@ def test_a_full_disk_loses_nothing(tmp_path, undisturbed, monkeypatch):
         part = folder / 'tiles/000/.0000003.jpg.part'
         part.symlink_to('/dev/full')
         with pytest.raises(OSError, match='No space left on device'):
-            fetch(folder, 0, source=tiles(server), **QUICK)
+            fetch(folder, source=tiles(server), **QUICK)
         part.unlink()
-        fetch(folder, 0, source=tiles(server), **QUICK)
+        fetch(folder, source=tiles(server), **QUICK)
         assert sum(count > 1 for count in server.delivered().values()) <= QUICK['concurrency']
     assert contents(folder) == undisturbed
 
@@ -443,7 +443,7 @@ def test_a_full_disk_loses_nothing(tmp_path, undisturbed, monkeypatch):
 ])
 def test_a_wrong_setting_is_one_sentence(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
-        fetch(tmp_path, 0, **dict(source=dict(type='tiles')) | settings)
+        fetch(tmp_path, **dict(source=dict(type='tiles')) | settings)
 
 
 @pytest.mark.parametrize('text, message', [
@@ -459,12 +459,12 @@ def test_a_wrong_point_is_one_sentence(tmp_path, text, message):
     if text is not None:
         (tmp_path / 'points.csv').write_text(text)
     with TileServer() as server, pytest.raises(ValueError, match=message):
-        fetch(tmp_path, 0, source=tiles(server), **QUICK)
+        fetch(tmp_path, source=tiles(server), **QUICK)
 
 
 def test_a_disk_that_is_too_small_is_told_first(tmp_path):
     write_points(tmp_path, 2)
     with TileServer() as server:
         with pytest.raises(ValueError, match=r'2 images need about .* GB, and the disk of .* left'):
-            fetch(tmp_path, 0, source=tiles(server), **QUICK | dict(size=50_000_000))
+            fetch(tmp_path, source=tiles(server), **QUICK | dict(size=50_000_000))
         assert not server.log

@@ -101,7 +101,7 @@ def test_every_reason_once(tmp_path):
         ground(13),
     ]
     collect(tmp_path, images)
-    summary = filter_tiles(tmp_path, 0, placeholders=str(tmp_path / 'placeholders'),
+    summary = filter_tiles(tmp_path, placeholders=str(tmp_path / 'placeholders'),
                            placeholder_copies=4, workers=1)
     reasons = dropped(tmp_path)
     assert kept(tmp_path) == [0, 13]
@@ -129,17 +129,17 @@ def test_white_classes_may_be_white_but_not_empty(tmp_path):
     snow = half(ground(1), 255)
     images = [white_mottled(0), white_mottled(1), snow, snow // 2, half(ground(4), 0), snow]
     collect(tmp_path, images, {0: 'cloud', 2: 'ice', 4: 'ice', 5: 'forest'})
-    filter_tiles(tmp_path, 0, near_duplicate=None, workers=1)
+    filter_tiles(tmp_path, near_duplicate=None, workers=1)
     assert {row: reason.partition(':')[0] for row, reason in dropped(tmp_path).items()} == {
         1: 'cloud', 3: 'no data', 4: 'no data', 5: 'no data'}
-    filter_tiles(tmp_path, 0, near_duplicate=None, white_classes=['urban'], workers=1)
+    filter_tiles(tmp_path, near_duplicate=None, white_classes=['urban'], workers=1)
     assert kept(tmp_path) == [1]
 
 
 def test_a_rule_can_be_switched_off(tmp_path):
     collect(tmp_path, [np.full((SIZE, SIZE, 3), 250, np.uint8), half(ground(3), 0),
                        white_mottled(6)])
-    filter_tiles(tmp_path, 0, blank=0, no_data=1, cloud=1, workers=1)
+    filter_tiles(tmp_path, blank=0, no_data=1, cloud=1, workers=1)
     assert kept(tmp_path) == [0, 1, 2]
 
 
@@ -242,13 +242,13 @@ def test_pictures_that_share_a_hash_but_not_their_colours_are_not_near(tmp_path)
     bright = dark + 30
     assert measure(dark)['look'] == measure(dark + 1)['look'] == measure(bright)['look']
     collect(tmp_path, [dark, dark + 1, bright])
-    filter_tiles(tmp_path, 0, no_data=1, workers=1)
+    filter_tiles(tmp_path, no_data=1, workers=1)
     assert dropped(tmp_path) == {1: 'near duplicate: 0 of 64 bits differ from 0000000'}
 
 
 def test_a_second_run_reads_nothing_and_writes_the_same(tmp_path):
     collect(tmp_path, [ground(seed // 2) for seed in range(20)])
-    filter_tiles(tmp_path, 0, workers=1)
+    filter_tiles(tmp_path, workers=1)
     before = [(tmp_path / name).read_bytes() for name in ('kept.csv', 'dropped.csv')]
     journal = tmp_path / 'filter' / JOURNAL
     assert len(np.fromfile(journal, MEASURES)) == 20
@@ -256,29 +256,29 @@ def test_a_second_run_reads_nothing_and_writes_the_same(tmp_path):
         file.write(b'half a record')
     for file in (tmp_path / 'tiles').rglob('*.png'):
         file.unlink()
-    filter_tiles(tmp_path, 0, workers=1)
+    filter_tiles(tmp_path, workers=1)
     assert [(tmp_path / name).read_bytes() for name in ('kept.csv', 'dropped.csv')] == before
     assert len(np.fromfile(journal, MEASURES)) == 20
 
 
 def test_the_half_record_of_a_kill_does_not_spoil_what_is_measured_later(tmp_path):
     collect(tmp_path, [ground(0)])
-    filter_tiles(tmp_path, 0, workers=1)
+    filter_tiles(tmp_path, workers=1)
     journal = tmp_path / 'filter' / JOURNAL
     with open(journal, 'ab') as file:
         file.write(b'half a record')
     collect(tmp_path, [ground(0), ground(1)])
-    filter_tiles(tmp_path, 0, workers=1)
+    filter_tiles(tmp_path, workers=1)
     expected = [sha256(encoded(ground(seed))).digest()[:8] for seed in range(2)]
     assert np.fromfile(journal, MEASURES)['key'].astype('>u8').tobytes() == b''.join(expected)
 
 
 def test_a_tile_fetched_anew_is_measured_and_one_that_was_altered_is_not_believed(tmp_path):
     collect(tmp_path, [ground(seed) for seed in range(4)])
-    filter_tiles(tmp_path, 0, workers=1)
+    filter_tiles(tmp_path, workers=1)
     collect(tmp_path, [ground(0), np.zeros_like(ground(0)), ground(2), ground(9)])
     (tmp_path / 'tiles/000/0000003.png').write_bytes(encoded(ground(3)))
-    filter_tiles(tmp_path, 0, workers=1)
+    filter_tiles(tmp_path, workers=1)
     assert dropped(tmp_path) == {
         1: 'blank: contrast 0.00 of 255, below 2',
         3: 'unreadable: it is not the file that was fetched, its SHA-256 differs from tiles.csv'}
@@ -289,7 +289,7 @@ import sys
 from pathlib import Path
 from pera_mm.collect.filtering import filter_tiles
 if __name__ == '__main__':
-    filter_tiles(Path(sys.argv[1]), 0, workers=2)
+    filter_tiles(Path(sys.argv[1]), workers=2)
 """
 
 
@@ -308,7 +308,7 @@ def is_running(pid):
 def test_killed_in_the_middle_it_goes_on_and_leaves_no_process(tmp_path):
     images = [encoded(ground(seed // 2, 512)) for seed in range(500)]
     one, other = collect(tmp_path / 'one', images), collect(tmp_path / 'other', images)
-    filter_tiles(other, 0, workers=1)
+    filter_tiles(other, workers=1)
     script = tmp_path / 'killed.py'
     script.write_text(KILLED)
     process = subprocess.Popen([sys.executable, str(script), str(one)], stdout=subprocess.DEVNULL,
@@ -327,7 +327,7 @@ def test_killed_in_the_middle_it_goes_on_and_leaves_no_process(tmp_path):
     while any(is_running(child) for child in started):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    filter_tiles(one, 0, workers=1)
+    filter_tiles(one, workers=1)
     assert len(np.fromfile(journal, MEASURES)) == 500
     for name in ('kept.csv', 'dropped.csv'):
         assert (one / name).read_bytes() == (other / name).read_bytes()
@@ -353,17 +353,17 @@ def test_rules_do_not_look_at_what_could_not_be_read():
 ])
 def test_a_wrong_setting_is_one_sentence(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
-        filter_tiles(tmp_path, 0, **settings)
+        filter_tiles(tmp_path, **settings)
 
 
 def test_placeholders_must_be_pictures(tmp_path):
     collect(tmp_path, [ground(0)])
     (tmp_path / 'examples').mkdir()
     with pytest.raises(ValueError, match='there is no picture in placeholders='):
-        filter_tiles(tmp_path, 0, placeholders=str(tmp_path / 'examples'))
+        filter_tiles(tmp_path, placeholders=str(tmp_path / 'examples'))
     (tmp_path / 'examples' / 'a.png').write_bytes(b'no picture')
     with pytest.raises(ValueError, match='the placeholder .*a.png cannot be read: '):
-        filter_tiles(tmp_path, 0, placeholders=str(tmp_path / 'examples'))
+        filter_tiles(tmp_path, placeholders=str(tmp_path / 'examples'))
 
 
 def test_a_folder_without_its_tiles_is_an_error_and_not_an_empty_result(tmp_path):
@@ -372,7 +372,7 @@ def test_a_folder_without_its_tiles_is_an_error_and_not_an_empty_result(tmp_path
         file.unlink()
     with pytest.raises(ValueError, match="not one of 3 tiles could be read, the first 'tiles/000/"
                                          "0000000.png': there is no such file"):
-        filter_tiles(tmp_path, 0, workers=1)
+        filter_tiles(tmp_path, workers=1)
     assert not (tmp_path / 'kept.csv').exists()
 
 
@@ -382,11 +382,11 @@ def test_a_table_without_hashes_is_refused(tmp_path):
     table.loc[1, 'sha256'] = ''
     write_table(tmp_path / 'tiles.csv', table)
     with pytest.raises(ValueError, match='line 3: sha256 is not 64 hexadecimal digits'):
-        filter_tiles(tmp_path, 0, workers=1)
+        filter_tiles(tmp_path, workers=1)
 
 
 def test_real_tiles_are_all_kept(tmp_path, shared_data):
     files = sorted((shared_data / 'rsscn7').glob('*/*.jpg'))[::10]
     collect(tmp_path, [file.read_bytes() for file in files])
-    filter_tiles(tmp_path, 0, workers=1)
+    filter_tiles(tmp_path, workers=1)
     assert len(kept(tmp_path)) == len(files) == 140

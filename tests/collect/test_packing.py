@@ -58,7 +58,7 @@ def work(tmp_path):
 
 
 def pack_quickly(folder, form='webdataset', images_per_shard=10):
-    return pack(folder, 0, form=form, images_per_shard=images_per_shard)
+    return pack(folder, form=form, images_per_shard=images_per_shard)
 
 
 # Packing ----------------------------------------------------------------------------------------
@@ -229,10 +229,10 @@ def test_a_disk_that_is_really_full(work, small_disk, monkeypatch, form):
     filler = small_disk / 'filler'
     filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - 50_000))
     with pytest.raises(OSError) as error:
-        pack(work, 0, form=form, images_per_shard=3)
+        pack(work, form=form, images_per_shard=3)
     assert error.value.errno == errno.ENOSPC
     filler.unlink()
-    pack(work, 0, form=form, images_per_shard=3)
+    pack(work, form=form, images_per_shard=3)
     assert verify(work / 'packed')['ok']
 
 

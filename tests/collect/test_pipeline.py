@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -18,6 +19,7 @@ from mmengine.config import Config
 
 from pera_mm.collect import planet
 from pera_mm.collect.planet import ISLANDS, make_planet
+from pera_mm.datasets.unlabeled import UnlabeledImages
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / 'tools/data/rsrsd.py'
@@ -35,17 +37,22 @@ def two_islands(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def served(two_islands):
-    """The address of the tile server of tools/data, as a process of its own."""
-    command = [sys.executable, str(ROOT / 'tools/data/tile_server.py'),
-               str(two_islands / 'imagery/*.tif'), '--port', '0']
+@contextmanager
+def tile_server(*arguments):
+    """The address of the tile server of tools/data, a process of its own."""
+    command = [sys.executable, ROOT / 'tools/data/tile_server.py', *arguments, '--port', '0']
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         yield re.search(r'http://127.0.0.1:\d+', process.stdout.readline())[0]
     finally:
         process.terminate()
         process.wait(10)
+
+
+@pytest.fixture(scope='module')
+def served(two_islands):
+    with tile_server(two_islands / 'imagery/*.tif') as address:
+        yield address
 
 
 def run(monkeypatch, *arguments) -> str | int | None:
@@ -132,6 +139,35 @@ def train(packed: Path, tmp_path: Path) -> None:
     assert list((tmp_path / 'train').glob('*.pth'))
 
 
+def test_real_land_cover_and_images(tmp_path, monkeypatch, shared_data):
+    """Zion: NLCD's classes and Landsat 8, 30 m, through the same steps."""
+    zion = shared_data / 'zion'
+    config = tmp_path / 'zion.py'
+    bands = ['--bands', '3', '2', '1', '--scale', '7500', '14000']
+    with tile_server(zion / 'landsat8_b2345.tif', *bands) as url:
+        config.write_text(f"""
+_base_ = '{CONFIG}'
+sample = dict(
+    landcover=dict(_delete_=True, paths='{zion}/nlcd8.tif', legend={{
+        1: 'water', 2: 'urban', 3: 'desert', 4: 'forest', 5: 'shrub', 6: 'grassland',
+        7: 'farmland', 8: 'wetland'}}),
+    total=40, shares=dict(_delete_=True, forest=0.5, shrub=0.3, desert=0.2),
+    counts=dict(_delete_=True, urban=4), continents=None, min_distance=500., gsd=(30., 40.))
+fetch = dict(source=dict(url='{url}/{{z}}/{{x}}/{{y}}.png', name='zion', zooms=(0, 13)), size=64)
+pack = dict(form='lmdb')
+""")
+        options = [config, '--work-dir', tmp_path / 'work']
+        assert run(monkeypatch, 'sample', *options) == 0
+        assert run(monkeypatch, 'fetch', *options, '--accept-terms', 'zion') == 0
+    for step in ('filter', 'pack'):
+        assert run(monkeypatch, step, *options) == 0
+    assert run(monkeypatch, 'verify', tmp_path / 'work/packed') == 0
+    images = UnlabeledImages(str(tmp_path / 'work/packed'), pipeline=[])
+    shape = {images[index]['img'].shape for index in range(len(images))}
+    assert len(images) > 30 and shape == {(64, 64, 3)}
+    assert json.loads((tmp_path / 'work/sample.json').read_text())['points'] == 44
+
+
 def test_the_key_is_in_no_file_and_no_message(tmp_path, monkeypatch, capsys, two_islands):
     monkeypatch.setenv('PLANET_KEY', 'top-secret-7')
     # Nobody listens there.
@@ -146,7 +182,7 @@ def test_the_key_is_in_no_file_and_no_message(tmp_path, monkeypatch, capsys, two
 
 
 @pytest.mark.parametrize(('step', 'option', 'sentence'), [
-    ('sample', '+sample.totl=5', "sample has no setting 'totl'; it has landcover, "),
+    ('sample', '+sample.totl=5', "sample has no setting 'totl'; it has seed, landcover, "),
     ('sample', 'sample.totl=5', 'the config has no key sample.totl; did you mean sample.total?'),
     ('fetch', 'fetch.size=16', r'.*points.csv does not exist: it is written by'),
     ('filter', 'fetch.size=16', r'.*tiles.csv does not exist: it is written by'),

@@ -76,7 +76,7 @@ def test_fetching_tiles_gives_what_fetching_the_raster_gives(address, raster, tm
     for kind, source in sources.items():
         (tmp_path / kind).mkdir()
         points.to_csv(tmp_path / kind / 'points.csv', index=False)
-        fetch(tmp_path / kind, 0, source=source | TEXTS, size=128, format='png',
+        fetch(tmp_path / kind, source=source | TEXTS, size=128, format='png',
               accept_terms='local')
     for name in points['id']:
         images = [np.asarray(Image.open(tmp_path / kind / f'tiles/000/{name}.png')).astype(int)

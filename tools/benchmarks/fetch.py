@@ -90,7 +90,7 @@ def measure(args: argparse.Namespace, url: str, served: Any) -> dict[str, float]
         points.to_csv(Path(folder, 'points.csv'), index=False)
         before = cpu_seconds()
         start = time.perf_counter()
-        fetch(Path(folder), 0, source=source, size=args.size,
+        fetch(Path(folder), source=source, size=args.size,
               concurrency=args.concurrency, accept_terms='here')
         seconds, cpu = time.perf_counter() - start, cpu_seconds() - before
         written = sum(path.stat().st_size for path in Path(folder).rglob('*.jpg'))

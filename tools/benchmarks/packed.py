@@ -68,7 +68,7 @@ def pack_as(form: str, source: Path, folder: Path) -> Path:
     work.mkdir()
     (work / 'tiles').symlink_to((source / 'tiles').absolute())
     (work / 'kept.csv').symlink_to((source / 'kept.csv').absolute())
-    pack(work, 0, form=form)
+    pack(work, form=form)
     return work / 'packed'
 
 

@@ -90,7 +90,7 @@ def run_step(args: argparse.Namespace) -> None:
     if args.command == 'fetch':
         settings['accept_terms'] = args.accept_terms
     with logged(folder / 'logs' / f'{args.command}.log'):
-        summary = STEPS[args.command](folder, cfg.get('seed', 0), **settings)
+        summary = STEPS[args.command](folder, **settings)
         log.info('%s: done', args.command)
     write_whole(folder / f'{args.command}.json', json.dumps(summary, indent=1).encode())
     show(summary)
@@ -102,7 +102,7 @@ def settings_of(cfg: Config, command: str, path: Path) -> dict[str, Any]:
         raise ValueError(f'{path} has no dict {command} = dict(...) for this step.')
     settings = cfg[command].to_dict()
     known = inspect.signature(STEPS[command]).parameters
-    names = [name for name in known if name not in ('folder', 'seed', 'accept_terms')]
+    names = [name for name in known if name not in ('folder', 'accept_terms')]
     unknown = [name for name in settings if name not in names]
     missing = [name for name in names
                if known[name].default is inspect.Parameter.empty and name not in settings]
@@ -151,6 +151,8 @@ def show(summary: dict[str, Any]) -> None:
 
 
 def text(value: Any) -> str:
+    if isinstance(value, bool):
+        return 'yes' if value else 'no'
     return f'{value:,}' if isinstance(value, int) else \
         f'{value:,.4g}' if isinstance(value, float) else str(value)
 
