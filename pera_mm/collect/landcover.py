@@ -11,20 +11,18 @@ or an asset of Google Earth Engine (GDAL's EEDAI: driver, logged in by its own e
 variables).
 """
 
-import glob
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError  # what PROJ and GDAL raise; no RasterioError
 from rasterio.errors import RasterioError
 from rasterio.warp import transform, transform_bounds
 from rasterio.windows import Window
+
+from pera_mm.collect.rasters import find_rasters, opened
 
 # Class codes to names; '' is no data. ESRI 10 m Annual Land Cover (2021 and later: 11 is rangeland)
 # and ESA WorldCover v100/v200.
@@ -129,7 +127,7 @@ class LandCover:
         self.step = int(step)
         names = _legend(legend)
         self.classes = tuple(dict.fromkeys(name for name in names.values() if name))
-        self.rasters = [_open(path) for path in find_rasters(paths)]
+        self.rasters = [_open(path) for path in sorted(find_rasters(paths, 'landcover.paths'))]
         # By code + 32768, so that every data type fits.
         self._index = np.full(1 << 17, UNKNOWN, np.int8)
         for code, name in names.items():
@@ -183,7 +181,7 @@ class LandCover:
     def _read(self, number: int, window: Window, shape: tuple[int, int]) -> NDArray[np.int8]:
         raster = self.rasters[number]
         try:
-            with _reading(raster.path) as file:
+            with opened(raster.path) as file:
                 codes = file.read(1, window=window, out_shape=shape)
                 nodata = file.nodata
         except (RasterioError, CPLE_BaseError) as error:
@@ -239,27 +237,6 @@ class LandCover:
         return inside
 
 
-def find_rasters(paths: str | Sequence[str]) -> list[str]:
-    """The files that paths and globs name, sorted, each once.
-
-    Raises:
-        ValueError: if there is none, or a local pattern matches none.
-    """
-    found: set[str] = set()
-    for path in [paths] if isinstance(paths, str) else paths:
-        if is_remote(path):
-            found.add(path)
-            continue
-        matches = glob.glob(os.path.expanduser(path), recursive=True)
-        if not matches:
-            raise ValueError(f'no land-cover raster matches {path!r} (looked for in '
-                             f'{os.getcwd()}); correct landcover.paths.')
-        found.update(matches)
-    if not found:
-        raise ValueError('landcover.paths is empty; name the rasters of a land-cover map.')
-    return sorted(found)
-
-
 def _legend(legend: str | Mapping[Any, str]) -> dict[int, str]:
     """Code to name; a config's command line makes the codes texts."""
     if isinstance(legend, str):
@@ -279,7 +256,7 @@ def _legend(legend: str | Mapping[Any, str]) -> dict[int, str]:
 
 def _open(path: str) -> Raster:
     try:
-        with _reading(path) as file:
+        with opened(path) as file:
             if file.crs is None or file.transform.is_identity:
                 raise ValueError(f'{path} has no georeference (coordinate system and position); '
                                  'give it one, e.g. with gdal_edit.py -a_srs -a_ullr.')
@@ -295,21 +272,6 @@ def _open(path: str) -> Raster:
                           (west, south, east, north))
     except (RasterioError, CPLE_BaseError) as error:
         raise ValueError(f'{path} cannot be read as a raster: {_line(error)}.') from None
-
-
-@contextmanager
-def _reading(path: str) -> Iterator[Any]:
-    """An open raster; a remote one is tried again, and its neighbours are not listed."""
-    remote = dict(GDAL_DISABLE_READDIR_ON_OPEN='EMPTY_DIR', GDAL_HTTP_MAX_RETRY=5,
-                  GDAL_HTTP_RETRY_DELAY=1, GDAL_HTTP_CONNECTTIMEOUT=20,
-                  GDAL_HTTP_TIMEOUT=120) if is_remote(path) else {}
-    with rasterio.Env(**remote), rasterio.open(path) as file:
-        yield file
-
-
-def is_remote(path: str) -> bool:
-    """Whether a path is an address for GDAL and not a file here."""
-    return '://' in path or path.startswith(('/vsi', 'EEDAI:'))
 
 
 def _apply(affine: Any, col: Any, row: Any) -> tuple[Any, Any]:

@@ -28,7 +28,8 @@ from rasterio.windows import Window
 from scipy.spatial import cKDTree
 
 from pera_mm.collect.continents import CONTINENTS, continent_of, polygons
-from pera_mm.collect.landcover import Grid, LandCover, is_remote, to_degrees
+from pera_mm.collect.landcover import Grid, LandCover, to_degrees
+from pera_mm.collect.rasters import is_remote
 from pera_mm.collect.tables import log, progress_bar
 from pera_mm.datasets.sampler import hash_seed
 from pera_mm.datasets.writing import write_whole

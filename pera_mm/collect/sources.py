@@ -5,13 +5,11 @@ plane, scaled by the cosine of the latitude so that a pixel covers ``gsd`` metre
 Where a source is coarser than that, its own resolution is given, and said to be what was got.
 """
 
-import glob
 import math
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
@@ -35,6 +33,7 @@ from pera_mm.collect.mercator import (
     to_quadkey,
     zoom_for,
 )
+from pera_mm.collect.rasters import find_rasters, opened
 from pera_mm.datasets.reading import Scale, check_rule, to_uint8
 
 POLAR = f'reaches beyond {MAX_LATITUDE:.2f} degrees of latitude, where Web Mercator ends'
@@ -294,7 +293,7 @@ class RasterSource:
         self.bands = None if bands is None else tuple(bands)
         self.scale = scale
         check_rule(self.bands, scale)
-        self.rasters = [self._look_at(path) for path in find_rasters(paths)]
+        self.rasters = [self._look_at(path) for path in find_rasters(paths, 'paths of the source')]
         first = self.rasters[0]
         for raster in self.rasters:
             if raster.dtype != first.dtype:
@@ -306,7 +305,7 @@ class RasterSource:
 
     def _look_at(self, path: str) -> Raster:
         try:
-            with rasterio.open(path) as raster:
+            with opened(path) as raster:
                 if raster.crs is None:
                     raise ValueError(f'{path} has no georeference; give it one (gdal_translate '
                                      '-a_srs EPSG:... -a_ullr west north east south).')
@@ -367,7 +366,7 @@ class RasterSource:
         pixels = None  # [bands, size, size]
         half = resolution * size / 2
         for index in self._touching(left + half, top - half, half):
-            with rasterio.open(self.rasters[index].path) as raster:
+            with opened(self.rasters[index].path) as raster:
                 bands = self.bands or ((1, 2, 3) if raster.count >= 3 else (1,))
                 has_alpha = ColorInterp.alpha in raster.colorinterp
                 with WarpedVRT(raster, add_alpha=not has_alpha, **place) as square:
@@ -404,25 +403,6 @@ def check_texts(source: Any) -> None:
         text = getattr(source, name)
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f'The source needs {name}, a text that is not empty, got {text!r}.')
-
-
-def find_rasters(paths: str | Sequence[str]) -> list[str]:
-    """Files, glob patterns and remote addresses to a list without repetition.
-
-    Raises:
-        ValueError: if there are none, or a pattern finds none.
-    """
-    found: dict[str, None] = {}
-    for pattern in [paths] if isinstance(paths, str | Path) else paths:
-        pattern = str(pattern)
-        is_remote = pattern.startswith('/vsi') or '://' in pattern
-        matches = [pattern] if is_remote else sorted(glob.glob(pattern, recursive=True))
-        if not matches:
-            raise ValueError(f'No raster is found at {pattern}.')
-        found.update(dict.fromkeys(matches))
-    if not found:
-        raise ValueError('paths must name at least one raster.')
-    return list(found)
 
 
 def _ground_resolution_of(raster: rasterio.DatasetReader) -> float:

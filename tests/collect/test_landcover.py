@@ -12,7 +12,8 @@ from rasterio.transform import from_origin
 from rasterio.warp import transform
 from rasterio.windows import Window
 
-from pera_mm.collect.landcover import LEGENDS, NO_DATA, LandCover, find_rasters, to_degrees
+from pera_mm.collect.landcover import LEGENDS, NO_DATA, LandCover, to_degrees
+from pera_mm.collect.rasters import find_rasters
 
 UTM33 = 'EPSG:32633'  # central meridian 15 degrees east
 A, F = 6378137.0, 1 / 298.257223563  # WGS84
@@ -241,7 +242,7 @@ def test_an_unknown_code_is_named_with_its_place(tmp_path):
 
 
 @pytest.mark.parametrize(('settings', 'message'), [
-    (dict(paths='nowhere/*.tif'), "no land-cover raster matches 'nowhere/\\*.tif'"),
+    (dict(paths='nowhere/*.tif'), "no raster matches 'nowhere/\\*.tif'"),
     (dict(paths=[]), 'landcover.paths is empty'),
     (dict(legend='nlcd'), "landcover.legend is 'nlcd'; it must be 'esri' or 'worldcover'"),
     (dict(legend={'one': 'water'}), 'must be a dictionary of class code: name'),
@@ -288,5 +289,5 @@ def test_globs_are_sorted_and_each_file_counts_once(tmp_path):
     for name in 'bca':
         write(tmp_path / f'{name}.tif', np.ones((2, 2), np.uint8))
     found = find_rasters([str(tmp_path / '*.tif'), str(tmp_path / 'a.tif'),
-                          '/vsicurl/https://x/y'])
+                          '/vsicurl/https://x/y'], 'paths')
     assert found == [*(str(tmp_path / f'{name}.tif') for name in 'abc'), '/vsicurl/https://x/y']

@@ -395,7 +395,7 @@ def test_a_table_without_any_point_of_a_class_has_its_columns(islands, tmp_path)
     (dict(gsd=4.0), r'gsd must be the lowest and the highest metres per pixel'),
     (dict(workers=0), 'workers must be 1 or more, got 0'),
     (dict(landcover=dict(path='x')), 'landcover needs paths and may have legend and step, got pa'),
-    (dict(landcover=dict(paths='nowhere/*.tif')), "no land-cover raster matches 'nowhere"),
+    (dict(landcover=dict(paths='nowhere/*.tif')), "no raster matches 'nowhere"),
 ])
 def test_bad_settings(islands, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):

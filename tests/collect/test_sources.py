@@ -287,8 +287,8 @@ def test_real_orthophotos(shared_data):
 
 
 @pytest.mark.parametrize('make, message', [
-    (lambda folder: [], 'must name at least one raster'),
-    (lambda folder: str(folder / '*.tif'), r'No raster is found at .*\*\.tif'),
+    (lambda folder: [], 'name at least one raster'),
+    (lambda folder: str(folder / '*.tif'), r'no raster matches .*\*\.tif'),
     (lambda folder: write(folder / 'a.tif', gradient(8), None, Affine(1, 0, 0, 0, -1, 8)),
      r'a\.tif has no georeference; give it one'),
     (lambda folder: [write(folder / 'a.tif', gradient(8), 'EPSG:3857', Affine(1, 0, 0, 0, -1, 8)),

@@ -103,5 +103,5 @@ def test_the_command_prints_its_address(raster):
 
 def test_the_command_explains_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'argv', [str(TOOL), str(tmp_path / 'none.tif')])
-    with pytest.raises(SystemExit, match=r'tile_server: No raster is found at .*none\.tif\.'):
+    with pytest.raises(SystemExit, match=r'tile_server: no raster matches .*none\.tif'):
         runpy.run_path(str(TOOL), run_name='__main__')
