@@ -194,6 +194,13 @@ def test_what_is_wrong_is_one_sentence(tmp_path, monkeypatch, step, option, sent
     assert re.search(sentence, code) and '\n' not in code
 
 
+def test_a_missing_package_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'lmdb', None)
+    monkeypatch.delitem(sys.modules, 'pera_mm.collect.packing')
+    said = run(monkeypatch, 'stats', 'nowhere')
+    assert said == 'rsrsd: the package lmdb is not installed: pip install -e .[collect]'
+
+
 @pytest.mark.parametrize('config', sorted(CONFIG.parent.glob('*.py')), ids=lambda path: path.stem)
 def test_every_config_names_settings_that_the_steps_have(config):
     tool = runpy.run_path(str(TOOL))

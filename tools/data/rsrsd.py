@@ -30,14 +30,18 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from pera_mm.collect.describing import describe
-from pera_mm.collect.fetching import fetch
-from pera_mm.collect.filtering import filter_tiles
-from pera_mm.collect.packing import pack, subset, verify
-from pera_mm.collect.sampling import sample
-from pera_mm.collect.tables import log
 from pera_mm.datasets.writing import write_whole
 from pera_mm.launch import merge_options, sigterm_as_interrupt
+
+try:
+    from pera_mm.collect.describing import describe
+    from pera_mm.collect.fetching import fetch
+    from pera_mm.collect.filtering import filter_tiles
+    from pera_mm.collect.packing import pack, subset, verify
+    from pera_mm.collect.sampling import sample
+    from pera_mm.collect.tables import log
+except ModuleNotFoundError as missing:
+    sys.exit(f'rsrsd: the package {missing.name} is not installed: pip install -e .[collect]')
 
 STEPS: dict[str, Callable[..., dict[str, Any]]] = dict(
     sample=sample, fetch=fetch, filter=filter_tiles, pack=pack)
@@ -136,18 +140,16 @@ def logged(file: Path) -> Iterator[None]:
 
 
 def show(summary: dict[str, Any]) -> None:
-    """Print names and values; a list of dicts is a table of its own."""
+    """Print names and values, a line each; a list of dicts is a table."""
     console = Console()
-    values = Table(show_header=False)
     for name, value in summary.items():
         if not isinstance(value, list):
-            values.add_row(name, text(value))
+            console.print(f'{name}: {text(value)}', soft_wrap=True, markup=False, highlight=False)
         elif value:
             table = Table(*map(str, value[0]), title=name, title_justify='left')
             for row in value:
                 table.add_row(*(text(cell) for cell in row.values()))
             console.print(table)
-    console.print(values)
 
 
 def text(value: Any) -> str:
@@ -162,7 +164,10 @@ def text(value: Any) -> str:
 
 def run_other(args: argparse.Namespace) -> None:
     if args.command == 'stats':
-        show(describe(args.data, folder=args.out, count=args.count, seed=args.seed))
+        summary = describe(args.data, folder=args.out, count=args.count, seed=args.seed)
+        if args.out is not None:
+            write_whole(args.out / 'stats.json', json.dumps(summary, indent=1).encode())
+        show(summary)
     elif args.command == 'subset':
         show(subset(args.data, args.out, args.count, args.seed))
     else:
