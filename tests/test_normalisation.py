@@ -12,7 +12,7 @@ from pera_mm.export import NORMALISATIONS
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
 LEAVES = [path for path in sorted(CONFIGS.rglob('*.py'))
-          if not {'_base_', 'baselines', 'small'} & set(path.relative_to(CONFIGS).parts)]
+          if not {'_base_', 'baselines', 'collect', 'small'} & set(path.relative_to(CONFIGS).parts)]
 
 
 def statistics(name: str) -> tuple[list[float], list[float]]:

@@ -55,6 +55,8 @@ PACKAGES = (
     Package('tensorboard', False, 'curves'),
     Package('sklearn', False, 'linear probe, t-SNE'),
     Package('matplotlib', False, 'figures'),
+    *(Package(name, False, 'collecting data sets')
+      for name in ('httpx2', 'imagehash', 'lmdb', 'pandas', 'shapely')),
     Package(
         'deepspeed',
         False,
