@@ -131,6 +131,7 @@ def logged(file: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        log.removeHandler(to_terminal)  # there main() says it
         log.info('stopped by %s: %s', type(error).__name__, error)
         raise
     finally:
