@@ -7,8 +7,8 @@ degrees or in the metres of a UTM zone.
 
 A path is anything that GDAL opens: a glob of local files, an http(s) address or /vsicurl/, /vsis3/
 or /vsigs/ path of a cloud-optimised GeoTIFF, of which only the windows asked for are transferred,
-or an asset of Google Earth Engine (GDAL's EEDAI: driver, logged in by its own environment
-variables).
+or an image of Google Earth Engine (``EEDAI:`` and its name; GDAL's driver logs in with
+GOOGLE_APPLICATION_CREDENTIALS, a service account's file, or EEDA_BEARER, an access token).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -137,13 +137,18 @@ class LandCover:
     def _bounds(self) -> NDArray[np.float64]:
         return np.array([raster.bounds for raster in self.rasters])
 
-    def windows(self, number: int) -> Iterator[Window]:
-        """The windows of one raster, row by row."""
+    def count_windows(self, number: int) -> int:
+        """How many windows one raster has."""
         raster, side = self.rasters[number], SIDE * self.step
-        for row in range(0, raster.height, side):
-            for col in range(0, raster.width, side):
-                yield Window(col, row, min(side, raster.width - col),
-                             min(side, raster.height - row))
+        return -(-raster.height // side) * -(-raster.width // side)
+
+    def windows(self, number: int, chosen: range | None = None) -> Iterator[Window]:
+        """The windows of one raster, row by row: all, or those with these numbers."""
+        raster, side = self.rasters[number], SIDE * self.step
+        across = -(-raster.width // side)
+        for index in range(self.count_windows(number)) if chosen is None else chosen:
+            row, col = index // across * side, index % across * side
+            yield Window(col, row, min(side, raster.width - col), min(side, raster.height - row))
 
     def grid(self, number: int, window: Window) -> Grid:
         """Where the pixels of a window lie."""

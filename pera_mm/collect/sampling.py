@@ -6,9 +6,10 @@ drawn uniformly per km² of their stratum: a window by its share of the stratum'
 its own, a place within the pixel. Points nearer than ``min_distance`` to an earlier one are left
 out and drawn again.
 
-The census of a raster and its part of a drawing are written as they come to be (``census/``,
-``draws/``), so that a stopped step goes on where it was. Everything random depends on the seed and
-on the order of the rasters' paths alone, not on threads or on stops.
+The map is worked on in *parts*, up to 64 windows of one raster. The census of a part and what was
+drawn in it are written as they come to be (``census/``, ``draws/``), so that a stopped step goes on
+where it was, also in the middle of a raster that holds the whole globe. Everything random depends
+on the seed and on the order of the rasters' paths alone, not on threads or on stops.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -35,6 +36,7 @@ from pera_mm.datasets.sampler import hash_seed
 from pera_mm.datasets.writing import write_whole
 
 EARTH = 6_371_008.8  # m, mean radius
+PART = 64  # windows measured, or drawn from, at once: what a kill may cost
 ROUNDS = 20  # of drawing again what lay too near to another point
 BARREN = 3  # so many rounds in a row without a new point end the drawing
 DRAWN = np.dtype([('key', 'u8'), ('lon', 'f8'), ('lat', 'f8'), ('stratum', 'i2')])
@@ -65,7 +67,7 @@ def sample(folder: Path, seed: int, *, landcover: Mapping[str, Any], total: int,
         gsd: Lowest and highest ground sampling distance, metres per pixel; every point gets one,
             uniform in its logarithm: as many from 0.3 to 1 as from 3 to 10.
         counts: Class to points besides ``total``.
-        workers: Rasters read at once.
+        workers: Parts of the map read at once.
 
     Returns:
         points, asked: numbers; table: asked, got and the area in km² by class and continent.
@@ -178,6 +180,18 @@ def _generator(*keys: int) -> np.random.Generator:
 # -- strata --------------------------------------------------------------------------------------
 
 
+class Part(NamedTuple):
+    """Windows of one raster that follow each other."""
+
+    raster: int  # its number
+    windows: range  # their numbers
+
+    @property
+    def file(self) -> str:
+        """A file's name for it."""
+        return f'{self.raster:05d}-{self.windows.start:07d}.npy'
+
+
 class Strata:
     """Every class on every continent, numbered, and where on the map each lies.
 
@@ -187,21 +201,26 @@ class Strata:
 
     Attributes:
         names: (class, continent) of each stratum.
+        parts: All windows of the map, in the order of the rasters.
         stopped: Set it to make :meth:`census` and :meth:`draw` in other threads end.
     """
 
     def __init__(self, land: LandCover, continents: tuple[str, ...]) -> None:
         self.land, self.continents = land, continents
         self.names = [(name, continent) for continent in continents for name in land.classes]
+        self.parts = [
+            Part(raster, range(first, min(first + PART, count)))
+            for raster, count in enumerate(map(land.count_windows, range(len(land.rasters))))
+            for first in range(0, count, PART)]
         self.stopped = Event()
         self._number = np.full(len(CONTINENTS) + 1, -1, np.int8)  # the last for none: [-1]
         for number, name in enumerate(continents):
             if name:
                 self._number[CONTINENTS.index(name)] = number
 
-    def windows(self, raster: int) -> Iterator[tuple[int, Window]]:
-        """The numbered windows of a raster, until stopped."""
-        for number, window in enumerate(self.land.windows(raster)):
+    def windows(self, part: Part) -> Iterator[tuple[int, Window]]:
+        """The numbered windows of a part, until stopped."""
+        for number, window in zip(part.windows, self.land.windows(*part)):
             if self.stopped.is_set():
                 raise KeyboardInterrupt
             yield number, window
@@ -226,11 +245,11 @@ class Strata:
         strata[(spread < 0) | (classes < 0)] = -1
         return grid, strata
 
-    def census(self, raster: int, advance: Callable[[int], None]) -> NDArray[np.float64]:
-        """Area of every stratum in every window of a raster, km² [windows, strata]."""
+    def census(self, part: Part, advance: Callable[[int], None]) -> NDArray[np.float64]:
+        """Area of every stratum in every window of a part, km² [windows, strata]."""
         areas: list[NDArray] = []
-        for _, window in self.windows(raster):
-            found = self.of(raster, window)
+        for _, window in self.windows(part):
+            found = self.of(part.raster, window)
             if found is None:
                 areas.append(np.zeros(len(self.names)))
             else:
@@ -241,11 +260,11 @@ class Strata:
             advance(1)
         return np.array(areas)
 
-    def draw(self, raster: int, counts: NDArray[np.int64], *keys: int) -> NDArray:
-        """Random places in a raster, uniform per km² of each stratum in each window.
+    def draw(self, part: Part, counts: NDArray[np.int64], *keys: int) -> NDArray:
+        """Random places in a part, uniform per km² of each stratum in each window.
 
         Args:
-            raster: Its number.
+            part: Where.
             counts: Places by window and stratum [windows, strata].
             keys: Of the randomness, besides raster and window.
 
@@ -253,12 +272,12 @@ class Strata:
             ``DRAWN`` [counts.sum()]; the keys are random numbers to order places by.
         """
         drawn = [np.empty(0, DRAWN)]
-        for number, window in self.windows(raster):
-            if counts[number].any():
-                found = self.of(raster, window)
+        for (number, window), count in zip(self.windows(part), counts):
+            if count.any():
+                found = self.of(part.raster, window)
                 assert found is not None  # the census saw it
-                random = _generator(*keys, raster, number)
-                drawn.append(_places(*found, counts[number], random))
+                random = _generator(*keys, part.raster, number)
+                drawn.append(_places(*found, count, random))
         return np.concatenate(drawn)
 
 
@@ -284,11 +303,11 @@ def _places(grid: Grid, strata: NDArray, counts: NDArray, random: np.random.Gene
     return places
 
 
-def _for_every_raster(strata: Strata, work: Callable[[int], NDArray], workers: int) -> NDArray:
-    """What ``work`` makes of each raster, in their order, one below the other."""
+def _for_every_part(strata: Strata, work: Callable[[Part], NDArray], workers: int) -> NDArray:
+    """What ``work`` makes of each part, in their order, one below the other."""
     with ThreadPoolExecutor(workers) as pool:
         try:
-            return np.concatenate(list(pool.map(work, range(len(strata.land.rasters)))))
+            return np.concatenate(list(pool.map(work, strata.parts)))
         except BaseException:
             strata.stopped.set()
             pool.shutdown(cancel_futures=True)
@@ -312,19 +331,16 @@ def census(strata: Strata, folder: Path, workers: int = 1) -> NDArray[np.float64
 
     Args:
         strata: What to measure.
-        folder: A file per raster is kept here; those that are there are taken as they are.
-        workers: Rasters read at once.
+        folder: A file per part is kept here; those that are there are taken as they are.
+        workers: Parts read at once.
     """
-    windows = [sum(1 for _ in strata.land.windows(raster))
-               for raster in range(len(strata.land.rasters))]
-    with progress_bar('land cover', sum(windows)) as advance:
-        def measure(raster: int) -> NDArray:
-            path = folder / f'{raster:05d}.npy'
-            if path.exists():
-                advance(windows[raster])
-            return _once(path, lambda: strata.census(raster, advance))
+    done = [part for part in strata.parts if (folder / part.file).exists()]
+    totals = [sum(len(part.windows) for part in parts) for parts in (strata.parts, done)]
+    with progress_bar('land cover', *totals) as advance:
+        def measure(part: Part) -> NDArray:
+            return _once(folder / part.file, lambda: strata.census(part, advance))
 
-        return _for_every_raster(strata, measure, workers)
+        return _for_every_part(strata, measure, workers)
 
 
 def split(total: int, weights: Sequence[float]) -> NDArray[np.int64]:
@@ -379,28 +395,30 @@ def draw(strata: Strata, areas: NDArray[np.float64], quotas: NDArray[np.int64], 
         quotas: Points of each stratum [strata].
         seed: Key of the randomness.
         min_distance: Metres on the sphere.
-        folder: What each raster gave in each round is kept here.
-        workers: Rasters read at once.
+        folder: What each part gave in each round is kept here.
+        workers: Parts read at once.
 
     Returns:
         ``DRAWN``; fewer than asked for where a stratum has no room for more.
     """
-    starts = np.cumsum([sum(1 for _ in strata.land.windows(raster))
-                        for raster in range(len(strata.land.rasters))])[:-1]
+    starts = np.cumsum([len(part.windows) for part in strata.parts])[:-1]
     points, barren = np.empty(0, DRAWN), 0
     with progress_bar('points', int(quotas.sum())) as advance:
         for number in range(ROUNDS):
             missing = quotas - np.bincount(points['stratum'], minlength=len(quotas))
             if not missing.any() or barren == BARREN:
                 break
-            counts = np.split(_windows_of(missing, areas, seed, number), starts)
+            counts = dict(zip(strata.parts, np.split(
+                _windows_of(missing, areas, seed, number), starts)))
 
-            def places(raster: int, number: int = number,
-                       counts: list[NDArray] = counts) -> NDArray:
-                return _once(folder / f'{number:02d}-{raster:05d}.npy', lambda: strata.draw(
-                    raster, counts[raster], seed, PLACES, number))
+            def places(part: Part, number: int = number,
+                       counts: dict[Part, NDArray] = counts) -> NDArray:
+                if not counts[part].any():
+                    return np.empty(0, DRAWN)
+                return _once(folder / f'{number:02d}-{part.file}', lambda: strata.draw(
+                    part, counts[part], seed, PLACES, number))
 
-            drawn = _for_every_raster(strata, places, workers)
+            drawn = _for_every_part(strata, places, workers)
             drawn = drawn[np.argsort(drawn['key'], kind='stable')]
             new = drawn[far_enough(drawn, points, min_distance)]
             points = np.concatenate([points, new])

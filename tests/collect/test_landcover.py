@@ -3,11 +3,14 @@
 import contextlib
 import functools
 import http.server
+import io
+import json
 import threading
 
 import numpy as np
 import pytest
 import rasterio
+from PIL import Image
 from rasterio.transform import from_origin
 from rasterio.warp import transform
 from rasterio.windows import Window
@@ -200,8 +203,7 @@ class RangeHandler(http.server.SimpleHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(folder):
-    handler = functools.partial(RangeHandler, directory=str(folder))
+def serving(handler):
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f'http://127.0.0.1:{server.server_port}'
@@ -211,13 +213,77 @@ def serving(folder):
 def test_a_remote_raster_reads_as_a_local_one(tmp_path):
     codes = np.random.default_rng(0).choice(np.array([1, 2, 4, 5], np.uint8), (600, 700))
     path = write(tmp_path / 'a.tif', codes, tiled=True, blockxsize=256, blockysize=256)
-    with serving(tmp_path) as address:
+    with serving(functools.partial(RangeHandler, directory=str(tmp_path))) as address:
         window = Window(300, 100, 200, 200)
         for remote in (f'{address}/a.tif', f'/vsicurl/{address}/a.tif'):
             assert np.array_equal(LandCover(remote).read(0, window),
                                   LandCover(path).read(0, window))
         with pytest.raises(ValueError, match='b.tif cannot be read as a raster'):
             LandCover(f'{address}/b.tif')
+
+
+class EarthEngineHandler(http.server.BaseHTTPRequestHandler):
+    """Earth Engine's REST API as far as GDAL asks for it: an image's head, and its pixels."""
+
+    codes = np.random.default_rng(0).choice(np.array([10, 50, 80, 95], np.uint8), (1500, 2000))
+    asset = '/v1/projects/earthengine-public/assets/ESA/WorldCover/v200/2021'
+
+    def do_GET(self):
+        height, width = self.codes.shape
+        grid = dict(crsCode='EPSG:4326', dimensions=dict(width=width, height=height),
+                    affineTransform=dict(scaleX=0.001, scaleY=-0.001, translateX=10, translateY=50))
+        band = dict(id='Map', dataType=dict(precision='INT', range=dict(max=255)), grid=grid)
+        self.answer(self.asset, json.dumps(dict(type='IMAGE', bands=[band])).encode())
+
+    def do_POST(self):
+        request = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
+        assert (request['bandIds'], request['fileFormat']) == (['Map'], 'PNG')
+        size, place = request['grid']['dimensions'], request['grid']['affineTransform']
+        lon = place['translateX'] + (np.arange(size['width']) + 0.5) * place['scaleX']
+        lat = place['translateY'] + (np.arange(size['height']) + 0.5) * place['scaleY']
+        pixels = self.codes[((50 - lat) / 0.001).astype(int)[:, None],
+                            ((lon - 10) / 0.001).astype(int)]
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, 'PNG')
+        self.answer(f'{self.asset}:getPixels', stream.getvalue())
+
+    def answer(self, path, data):
+        is_known = self.headers['Authorization'] == 'Bearer of-mine'
+        self.send_response(404 if self.path != path else 200 if is_known else 401)
+        self.send_header('Content-Length', str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_an_asset_of_earth_engine_reads_as_a_local_raster(tmp_path, monkeypatch):
+    codes = EarthEngineHandler.codes
+    local = LandCover(write(tmp_path / 'a.tif', codes), 'worldcover')
+    for name in ('EEDA_BEARER', 'GOOGLE_APPLICATION_CREDENTIALS'):
+        monkeypatch.delenv(name, raising=False)
+    with serving(EarthEngineHandler) as address:
+        monkeypatch.setenv('EEDA_URL', f'{address}/v1/')
+        asset = 'EEDAI:ESA/WorldCover/v200/2021'
+        with pytest.raises(ValueError, match=f'{asset} cannot be read as a raster: Missing EEDA_B'):
+            LandCover(asset, 'worldcover')
+        monkeypatch.setenv('EEDA_BEARER', 'not-mine')
+        with pytest.raises(ValueError, match='HTTP error code : 401'):
+            LandCover(asset, 'worldcover')
+        monkeypatch.setenv('EEDA_BEARER', 'of-mine')
+        with pytest.raises(ValueError, match='HTTP error code : 404'):
+            LandCover('EEDAI:ESA/WorldCover/v300', 'worldcover')
+        remote = LandCover(asset, 'worldcover')
+        assert remote.rasters[0].bounds == pytest.approx(local.rasters[0].bounds)
+        windows = list(remote.windows(0))
+        assert windows == list(local.windows(0)) and len(windows) == 4
+        for window in windows:
+            assert np.array_equal(remote.read(0, window), local.read(0, window))
+        # With a step, what is transferred has that step: 500 x 375 px in all.
+        coarse = LandCover(asset, 'worldcover', step=4)
+        read = coarse.read(0, next(coarse.windows(0)))
+        assert read.shape == (375, 500) and (np.bincount(read.ravel() + 1)[1:] > 0).sum() == 4
 
 
 # -- bad input -----------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from rasterio.transform import from_origin
 from rasterio.warp import transform
 from scipy.stats import chisquare, kstest
 
+from pera_mm.collect import landcover, sampling
 from pera_mm.collect.continents import CONTINENTS, continent_of
 from pera_mm.collect.landcover import LandCover
 from pera_mm.collect.planet import ISLANDS
@@ -304,6 +305,31 @@ def test_stopped_and_started_again(islands, drawn, tmp_path, monkeypatch, reads)
     assert seen[:12] == [str(islands / f'{name}.tif') for name in sorted(ISLANDS)] * 2
 
 
+def test_stopped_in_the_middle_of_one_large_raster(islands, tmp_path, monkeypatch):
+    monkeypatch.setattr(landcover, 'SIDE', 60)  # 100 windows
+    monkeypatch.setattr(sampling, 'PART', 8)
+    path = str(islands / 'asia.tif')
+    options = settings(islands, landcover=dict(paths=path), total=50, continents={'asia': 1})
+    sample(tmp_path / 'whole', 0, **options)
+    folder, read, seen = tmp_path / 'stopped', LandCover.read, []
+
+    def until_stopped(self, number, window):
+        if len(seen) == 50 and not (folder / 'stopped').exists():
+            raise KeyboardInterrupt
+        seen.append(window)
+        return read(self, number, window)
+
+    monkeypatch.setattr(LandCover, 'read', until_stopped)
+    with pytest.raises(KeyboardInterrupt):
+        sample(folder, 0, **options, workers=1)
+    assert len(list(folder.glob('census/*/*.npy'))) == 6  # 48 of its windows
+    (folder / 'stopped').touch()
+    sample(folder, 0, **options, workers=1)
+    (folder / 'stopped').unlink()
+    assert seen[48:50] == seen[50:52] and len(set(map(repr, seen[50:102]))) == 52
+    assert files_of(folder) == files_of(tmp_path / 'whole')
+
+
 @pytest.mark.slow
 def test_killed_and_started_again(islands, drawn, tmp_path):
     folder = tmp_path / 'killed'
@@ -322,8 +348,8 @@ sample(Path({str(folder)!r}), 0, **{settings(islands)!r}, workers=1)
 """
     process = subprocess.Popen([sys.executable, '-c', program], stdout=subprocess.DEVNULL)
     try:
-        end = time.monotonic() + 60
-        while not list(folder.glob('census/*/00001.npy')) and time.monotonic() < end:
+        end = time.monotonic() + 200
+        while not list(folder.glob('census/*/00001-*.npy')) and time.monotonic() < end:
             time.sleep(0.02)
             assert process.poll() is None
     finally:
