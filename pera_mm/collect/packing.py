@@ -3,8 +3,9 @@
 A packed data set is a folder of:
 
 * the images in the order of ``kept.csv``: ``000000.tar`` … (WebDataset: ``ID.jpg`` and, with its
-  row of the manifest, ``ID.json``), or ``000/ID.jpg`` … (hard links to the tiles where the file
-  system can), or ``data.mdb`` (LMDB; keys are positions from 0 on);
+  row of the manifest, ``ID.json``), or ``data.mdb`` (LMDB; keys are positions from 0 on), or
+  ``000/ID.jpg`` … (hard links to the tiles where the file system can: who edits the one edits the
+  other; read in the order of the names);
 * ``manifest.csv``: the columns of ``tiles.csv``; ``file`` is the image's name inside this folder;
 * ``index.npy`` for tar shards: where each image lies (:mod:`pera_mm.datasets.packed`).
 
@@ -29,27 +30,21 @@ import numpy as np
 import pandas as pd
 
 from pera_mm.collect.tables import TILE, log, progress_bar, read_table, write_table
-from pera_mm.datasets.packed import (
-    BLOCK,
-    INDEX,
-    PLACE,
-    SHARD,
-    LmdbImages,
-    TarShards,
-    position_key,
-    scan_shard,
-    write_index,
-)
-from pera_mm.datasets.reading import JPEG, UnreadableImage
+from pera_mm.datasets.packed import LmdbImages, TarShards, position_key
+from pera_mm.datasets.reading import JPEG, SUFFIXES, UnreadableImage
 from pera_mm.datasets.sampler import hash_seed
+from pera_mm.datasets.shard_index import BLOCK, INDEX, PLACE, SHARD, scan_shard, write_index
 from pera_mm.datasets.unlabeled import ImageList, open_source
 from pera_mm.datasets.writing import write_whole
 
 FORMS = ('webdataset', 'folder', 'lmdb')
 MANIFEST = 'manifest.csv'
 CLAIM = '.pack.json'  # what is packed here, so that nothing else is packed over it
+COPIES = '.subset.json'  # the same for the copies of a subset
 # WebDataset's key ends at the first dot; a member's name in a ustar header has 100 bytes.
 PLAIN_ID = re.compile(r'[A-Za-z0-9_-]{1,90}')
+ZOOM = re.compile(r'(\d+(\.0)?)?')
+ENDINGS = tuple(suffix.decode() for suffix in SUFFIXES)
 NUMBERS: dict[str, Callable[[str], float]] = dict(
     lon=float, lat=float, gsd=float, zoom=lambda text: int(float(text)))
 
@@ -99,10 +94,15 @@ def pack(folder: Path, *, form: str = 'webdataset',
     """
     if form not in FORMS:
         raise ValueError(f'form is {form!r}; choose one of {", ".join(FORMS)}.')
-    if images_per_shard < 1:
-        raise ValueError(f'images_per_shard is {images_per_shard}, but must be at least 1.')
+    if not isinstance(images_per_shard, int) or images_per_shard < 1:
+        raise ValueError(f'images_per_shard is {images_per_shard!r}, but must be a whole number of '
+                         'at least 1.')
     kept, packed = _read_kept(folder), folder / 'packed'
-    _claim(packed, form, images_per_shard, folder / 'kept.csv')
+    digest = hashlib.sha256((folder / 'kept.csv').read_bytes()).hexdigest()
+    claim = Claim(packed / CLAIM, dict(form=form, images_per_shard=images_per_shard,
+                                       kept_sha256=digest))
+    claim.check('was packed from another kept.csv or with other settings: delete or move it to '
+                'pack anew')
     sizes = _file_sizes(folder, kept['file'])
     shards = -(-len(kept) // images_per_shard)
     summary = dict(form=form, images=len(kept), shards=shards, bytes=int(sizes.sum()))
@@ -111,7 +111,9 @@ def pack(folder: Path, *, form: str = 'webdataset',
     if (packed / MANIFEST).exists():
         log.info('%s is packed already', packed)
         return summary
+    packed.mkdir(exist_ok=True)
     _check_room(packed, form, sizes)
+    claim.make()
     for part in packed.glob('.*.part'):  # of a kill
         part.unlink()
     with progress_bar('pack', len(kept)) as advance:
@@ -133,25 +135,45 @@ def _read_kept(folder: Path) -> pd.DataFrame:
     kept = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=list(TILE))[list(TILE)]
     if len(kept) == 0:
         raise ValueError(f'{path} keeps no image; dropped.csv says why.')
-    for identity in kept['id']:
+    for line, (identity, zoom, file) in enumerate(zip(kept['id'], kept['zoom'], kept['file']), 2):
         if not PLAIN_ID.fullmatch(identity):
-            raise ValueError(f'{path} has the id {identity!r}; to become a file name it must be '
-                             'at most 90 letters, digits, - and _.')
+            raise ValueError(f'{path}, line {line}: the id {identity!r} cannot become a file name; '
+                             'it must be at most 90 letters, digits, - and _.')
+        if not ZOOM.fullmatch(zoom):
+            raise ValueError(f'{path}, line {line}: zoom is {zoom!r}, which is no whole number.')
+        if not file.lower().endswith(ENDINGS):
+            raise ValueError(f'{path}, line {line}: the file {file!r} has no suffix of an image '
+                             f'({" ".join(ENDINGS)}), and would not be found again.')
     return kept
 
 
-def _claim(packed: Path, form: str, images_per_shard: int, kept: Path) -> None:
-    digest = hashlib.sha256(kept.read_bytes()).hexdigest()
-    text = json.dumps(dict(form=form, images_per_shard=images_per_shard, kept_sha256=digest))
-    claim = packed / CLAIM
-    if claim.exists():
-        if claim.read_text() != text:
-            raise ValueError(f'{packed} was packed from another kept.csv or with other settings: '
-                             'delete or move it to pack anew.')
-        return
-    if packed.exists() and any(packed.iterdir()):
-        raise ValueError(f'{packed} holds files that were not packed by this step: move them away.')
-    write_whole(claim, text.encode())
+class Claim:
+    """A file that says what its folder holds, so that nothing else is written into it.
+
+    Args:
+        file: In the folder.
+        content: What it says.
+    """
+
+    def __init__(self, file: Path, content: dict[str, Any]) -> None:
+        self.file, self.text = file, json.dumps(content)
+
+    def check(self, what_if_other: str) -> None:
+        """Raise a ValueError if the folder holds something else; what a kill left is nothing."""
+        folder = self.file.parent
+        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        held = {name for name in names if not name.endswith('.part')}
+        if held <= {self.file.name}:
+            return
+        if self.file.name not in held:
+            raise ValueError(f'{folder} holds files that were not written by this step: move them '
+                             'away.')
+        if self.file.read_text() != self.text:
+            raise ValueError(f'{folder} {what_if_other}.')
+
+    def make(self) -> None:
+        """Say it."""
+        write_whole(self.file, self.text.encode())
 
 
 def _file_sizes(folder: Path, files: pd.Series) -> np.ndarray:
@@ -190,8 +212,8 @@ def _pack_shards(packed: Path, parts: Iterator[list[Tile]]) -> list[str]:
     names, shards, places = [], [], []
     for number, part in enumerate(parts):
         shard = packed / f'{number:06}.tar'
-        found = scan_shard(shard, number) if shard.exists() else np.empty(0, PLACE)
-        if len(found) < len(part):  # a power failure may empty a shard that was there
+        found, damage = scan_shard(shard, number) if shard.exists() else (np.empty(0, PLACE), '')
+        if damage or len(found) < len(part):  # a power failure may cut a shard that was there
             found = _write_shard(shard, number, part)
         places.append(found)
         shards.append((shard.name.encode(), shard.stat().st_size))
@@ -204,13 +226,16 @@ def _write_shard(shard: Path, number: int, tiles: list[Tile]) -> np.ndarray:
     """Write a tar, whole or not at all; returns the places of its images, PLACE."""
     places = []
     part = shard.with_name(f'.{shard.name}.part')
-    with tarfile.open(part, 'w', format=tarfile.USTAR_FORMAT) as tar:
-        for tile in tiles:
-            data = tile.read()
-            row = tile.row | dict(file=f'{shard.name}/{tile.name}')
-            places.append((tar.offset + BLOCK, number, len(data)))
-            _add_member(tar, tile.name, data)
-            _add_member(tar, f'{tile.row["id"]}.json', json.dumps(typed(row)).encode())
+    with open(part, 'wb') as file:
+        with tarfile.open(fileobj=file, mode='w', format=tarfile.USTAR_FORMAT) as tar:
+            for tile in tiles:
+                data = tile.read()
+                row = tile.row | dict(file=f'{shard.name}/{tile.name}')
+                places.append((tar.offset + BLOCK, number, len(data)))
+                _add_member(tar, tile.name, data)
+                _add_member(tar, f'{tile.row["id"]}.json', json.dumps(typed(row)).encode())
+        file.flush()
+        os.fsync(file.fileno())  # so many images are not to hang on one power failure
     os.replace(part, shard)
     return np.array(places, PLACE)
 
@@ -235,13 +260,19 @@ def _pack_folder(packed: Path, parts: Iterator[list[Tile]], digits: int) -> list
         below.mkdir(exist_ok=True)
         for tile in part:
             names.append(f'{below.name}/{tile.name}')
-            if not (below / tile.name).exists():
+            if not _is_there(tile, below / tile.name):
                 _link_or_copy(tile, below / tile.name)
     return names
 
 
+def _is_there(tile: Tile, target: Path) -> bool:
+    """A power failure may have emptied it."""
+    return target.exists() and target.stat().st_size == tile.path.stat().st_size
+
+
 def _link_or_copy(tile: Tile, target: Path) -> None:
     data = tile.read()
+    target.unlink(missing_ok=True)
     try:
         os.link(os.path.realpath(tile.path), target)
     except OSError:  # another disk, or a file system without hard links
@@ -340,23 +371,41 @@ def subset(source: str, out: Path, count: int, seed: int) -> dict[str, Any]:
         What was drawn from what, with which seed.
 
     Raises:
-        ValueError: if there are fewer images, or a packed one cannot be read.
+        ValueError: if there are fewer images, the folder for copies holds something else, or a
+            packed image cannot be read.
     """
     images = open_source(source)
     if not 1 <= count <= len(images):
         raise ValueError(f'count is {count}, but must lie between 1 and {len(images)}, the number '
                          f'of images in {source}.')
+    drawn = dict(images=count, source=os.path.abspath(source), images_of_source=len(images),
+                 seed=seed)
     order = np.random.default_rng(hash_seed(seed)).permutation(len(images))
     chosen = np.sort(order[:count]).tolist()
     if isinstance(images, ImageList):
         paths = [images[index] for index in chosen]
     else:
-        paths = [os.fsencode(path) for path in _copied_out(images, chosen, out.with_suffix(''))]
+        folder = _folder_of_copies(source, out)
+        claim = Claim(folder / COPIES, drawn)
+        claim.check('holds another subset: delete it, or give the list another name')
+        claim.make()
+        paths = [os.fsencode(path) for path in _copied_out(images, chosen, folder)]
     root = os.path.join(os.fsencode(out.parent.absolute()), b'')
     absolute = [os.path.abspath(path) for path in paths]
     lines = [path[len(root):] if path.startswith(root) else path for path in absolute]
     write_whole(out, b''.join(line + b'\n' for line in lines))
-    return dict(list=str(out), images=count, source=source, images_of_source=len(images), seed=seed)
+    return dict(list=str(out), **drawn)
+
+
+def _folder_of_copies(source: str, out: Path) -> Path:
+    folder = out.with_suffix('')
+    if folder == out:
+        raise ValueError(f'the list {out} needs a suffix, e.g. {out}.txt: the images are copied '
+                         'into the folder of that name without it.')
+    if folder.resolve().is_relative_to(Path(source).resolve()):
+        raise ValueError(f'the images of {source} would be copied into {folder}, which lies in '
+                         'the data set itself: give the list another name or place.')
+    return folder
 
 
 def _copied_out(images: TarShards | LmdbImages, chosen: list[int], folder: Path) -> Iterator[Path]:
@@ -368,7 +417,7 @@ def _copied_out(images: TarShards | LmdbImages, chosen: list[int], folder: Path)
                 raise ValueError(f'{images.name(index)} cannot be read: {error}.') from None
             suffix = '.jpg' if data.startswith(JPEG) else Path(images.name(index)).suffix or '.png'
             path = folder / f'{position // 1000:03}' / f'{index:09}{suffix}'
-            if not path.exists():
+            if not path.exists() or path.read_bytes() != data:
                 write_whole(path, data)
             yield path
             advance(1)

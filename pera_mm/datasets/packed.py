@@ -1,49 +1,34 @@
 """Packed images: tar shards, which are read from front to back, and LMDB.
 
 Tar shards are WebDataset's: uncompressed ``.tar`` files of images and, unread here, what is known
-about each (``.json``, ``.txt``, ``.cls``). Where every image lies is found once and kept in an
-index of 16 bytes an image, which all processes of a machine share: any image is one ``pread``,
-so that an epoch is a pure function of its seed, can be split over ranks and workers at any
-position, and goes on exactly where it stopped.
-
-The index is one file: the shards (name, bytes) as a NumPy array, then the places of the images.
+about each (``.json``, ``.txt``, ``.cls``). Every member with the suffix of an image is one: a mask
+beside it would be, too. :mod:`pera_mm.datasets.shard_index` finds them.
 """
 
-import contextlib
 import os
-import tarfile
-import uuid
 import weakref
-from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.logging import print_log
 
-from pera_mm.datasets.reading import MAX_FILE_BYTES, SUFFIXES, UnreadableImage, reason_of
+from pera_mm.datasets.reading import MAX_FILE_BYTES, UnreadableImage, reason_of
+from pera_mm.datasets.shard_index import (
+    BLOCK,
+    INDEX,
+    Index,
+    find_shards,
+    name_in,
+    open_index,
+    read_index,
+    size_in,
+)
 
-SHARD = np.dtype([('name', 'S255'), ('size', '<u8')])
-PLACE = np.dtype([('offset', '<u8'), ('shard', '<u4'), ('size', '<u4')])  # of an image's bytes
-INDEX = 'index.npy'
-BLOCK = 512  # a member's header; its bytes follow
-NAME, SIZE, MAGIC, PREFIX = slice(0, 100), slice(124, 136), slice(257, 263), slice(345, 500)
-OPEN_SHARDS = 64  # file handles a process keeps: more shards than a shuffle buffer spans
+OPEN_SHARDS = 256  # file handles a process keeps; 10,000 images to shuffle span 12 shards of 1,000
 LMDB_FILE = 'data.mdb'
 KEY_DIGITS = 9
-
-
-def find_shards(path: str) -> list[str]:
-    """Names of the ``.tar`` files in a folder, or of the one at ``path``, in bytewise order."""
-    if not os.path.isdir(path):
-        is_shard = path.endswith('.tar') and os.path.isfile(path)
-        return [os.path.basename(path)] if is_shard else []
-    with os.scandir(path) as entries:
-        names = [entry.name for entry in entries
-                 if entry.name.endswith('.tar') and not entry.name.startswith('.')]
-    return sorted(names, key=os.fsencode)
 
 
 class TarShards:
@@ -57,10 +42,10 @@ class TarShards:
         path: A folder of ``.tar`` files, or one of them.
         index_file: Where the index is kept if it cannot be written beside the shards
             (``index.npy``, or ``NAME.tar.index.npy`` for a single one). An index of other shards
-            is replaced; one is kept while no shard came, went or grew.
+            is replaced.
 
     Raises:
-        ValueError: if there is no shard or no image in any, or the index cannot be written.
+        ValueError: if there is no shard, or no image in any.
     """
 
     def __init__(self, path: str, index_file: str | None = None) -> None:
@@ -69,33 +54,13 @@ class TarShards:
         if not names:
             raise ValueError(f'{path!r} holds no .tar shard; check the path.')
         self.folder = path if os.path.isdir(path) else os.path.dirname(path)
-        shards = np.array([(os.fsencode(name), os.path.getsize(os.path.join(self.folder, name)))
-                           for name in names], SHARD)
         beside = Path(path, INDEX) if os.path.isdir(path) else Path(f'{path}.{INDEX}')
         files = [beside] if index_file is None else [beside, Path(index_file)]
-        fitting = [file for file in files if _fits(file, shards)]
-        self._map(fitting[0] if fitting else self._write(files, names, shards))
+        self._take(open_index(self.folder, names, files))
 
-    def _write(self, files: list[Path], names: list[str], shards: np.ndarray) -> Path:
-        """Find the images and write the index to the first of the files that can be written."""
-        print_log(f'finding the images in {len(names)} tar shard(s) of {self.folder or "."}, once',
-                  logger='current')
-        places = [scan_shard(Path(self.folder, name), number) for number, name in enumerate(names)]
-        if not any(map(len, places)):
-            raise ValueError(f'no image lies in the tar shards of {self.folder!r}; their members '
-                             'must have the suffix of an image, and the tars no compression.')
-        for file in files:
-            try:
-                write_index(file, shards, places)
-                return file
-            except OSError as error:
-                reason = error.strerror
-        raise ValueError(f'the index of the tar shards cannot be written to {str(files[-1])!r} '
-                         f'({reason}): set index_file to a place that can be written.')
-
-    def _map(self, file: Path) -> None:
-        self.file = file
-        self.shards, self.places = _read_index(file)
+    def _take(self, index: Index) -> None:
+        self.index = index
+        self.shards, self.places = index.shards, index.places
         self.open = lru_cache(OPEN_SHARDS)(_open_unbuffered)
 
     def __len__(self) -> int:
@@ -109,7 +74,7 @@ class TarShards:
             header = os.pread(self.open(path).fileno(), BLOCK, offset - BLOCK)
         except OSError:
             header = b''
-        return f'{path}/{_name_of(header) or f"byte {offset}"}'
+        return f'{path}/{os.fsdecode(name_in(header)) or f"byte {offset}"}'
 
     def read(self, index: int) -> bytes:
         """The bytes of an image file.
@@ -127,9 +92,9 @@ class TarShards:
             raise UnreadableImage(reason_of(error)) from error
         if len(data) < BLOCK + size:
             raise UnreadableImage(f'the shard ends before byte {offset + size}')
-        if _size_of(data) != size:
+        if size_in(data) != size:
             raise UnreadableImage('the shard has no image of this size here; if it was replaced, '
-                                  f'delete {self.file}')
+                                  f'delete {self.index.file}')
         return data[BLOCK:]
 
     def order(self, generator: torch.Generator, shuffle_buffer: int) -> torch.Tensor:
@@ -159,96 +124,21 @@ class TarShards:
         return os.path.join(self.folder, os.fsdecode(self.shards['name'][shard]))
 
     def __getstate__(self) -> dict[str, Any]:
-        return dict(folder=self.folder, file=self.file)  # spawned workers map the index again
+        # Spawned workers map the index again.
+        return dict(folder=self.folder, index=self.index.file or self.index)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.folder = state['folder']
-        self._map(state['file'])
+        self.folder, index = state['folder'], state['index']
+        if isinstance(index, Path):
+            found = read_index(index)
+            if found is None:
+                raise RuntimeError(f'{index}, the index of tar shards, has gone while it was used.')
+            index = found
+        self._take(index)
 
 
 def _open_unbuffered(path: str) -> Any:
     return open(path, 'rb', buffering=0)
-
-
-def _size_of(header: bytes) -> int | None:
-    digits = header[SIZE].strip(b'\0 ')
-    return int(digits, 8) if digits.isdigit() and not set(digits) & set(b'89') else None
-
-
-def _name_of(header: bytes) -> str:
-    name = header[NAME].split(b'\0')[0]
-    prefix = header[PREFIX].split(b'\0')[0] if header[MAGIC] == b'ustar\0' else b''
-    return os.fsdecode(prefix + b'/' + name if prefix else name)
-
-
-def scan_shard(path: Path, number: int) -> np.ndarray:
-    """The places of a shard's images as they lie; a damage ends it, with a line in the log.
-
-    Returns:
-        PLACE ``[images]``; the bytes of the last may be incomplete.
-    """
-    found, damage = [], None
-    try:
-        with tarfile.open(path, 'r:') as tar:
-            for member in tar:
-                if _is_image(member):
-                    size = min(member.size, 2**32 - 1)  # unreadable from 1 GiB on
-                    found.append((member.offset_data, number, size))
-            end = tar.offset
-        with open(path, 'rb') as file:
-            file.seek(end)
-            if any(file.read(BLOCK)):  # tarfile ends at a broken header as at the end's zeros
-                damage = f'no header at byte {end}'
-    except (tarfile.TarError, OSError, ValueError, EOFError) as error:
-        damage = str(error)
-    if damage:
-        print_log(f'{path} is damaged ({damage}): what lies behind is left out, {len(found)} '
-                  'images lie before.', logger='current', level=30)
-    return np.array(found, PLACE)
-
-
-def _is_image(member: tarfile.TarInfo) -> bool:
-    name = os.path.basename(member.name)
-    return (member.isreg() and not member.issparse() and not name.startswith('.')
-            and os.fsencode(name).lower().endswith(SUFFIXES))
-
-
-def write_index(file: Path, shards: np.ndarray, places: Iterable[np.ndarray]) -> None:
-    """Write an index, whole or not at all; several processes may write the same one at once.
-
-    Args:
-        shards: SHARD ``[shards]``, in bytewise order of the names.
-        places: PLACE of the images of each shard.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    own = file.with_name(f'.{file.name}.{uuid.uuid4().hex}.part')
-    try:
-        with open(own, 'xb') as stream:
-            np.save(stream, shards)
-            np.save(stream, np.concatenate(list(places)))
-        os.replace(own, file)
-    finally:
-        own.unlink(missing_ok=True)
-
-
-def _read_index(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The shards, and the mapped places."""
-    with open(file, 'rb') as stream:
-        shards = np.load(stream, allow_pickle=False)
-        np.lib.format.read_magic(stream)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-        if (shards.dtype, dtype) != (SHARD, PLACE):
-            raise ValueError(f'{file} is no index of tar shards')
-        return shards, np.asarray(np.memmap(file, dtype, 'r', stream.tell(), shape))
-
-
-def _fits(file: Path, shards: np.ndarray) -> bool:
-    """Whether there is an index of these shards; one that lost its end has the same places."""
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        indexed, _ = _read_index(file)
-        return (np.array_equal(indexed['name'], shards['name'])
-                and bool((indexed['size'] >= shards['size']).all()))
-    return False
 
 
 def position_key(position: int) -> bytes:

@@ -14,7 +14,7 @@ from mmengine.dataset import Compose
 from mmengine.logging import print_log
 from torch.utils.data import Dataset, get_worker_info
 
-from pera_mm.datasets.packed import LMDB_FILE, LmdbImages, TarShards, find_shards
+from pera_mm.datasets.packed import LMDB_FILE, LmdbImages, TarShards
 from pera_mm.datasets.reading import (
     SUFFIXES,
     Scale,
@@ -24,11 +24,15 @@ from pera_mm.datasets.reading import (
     read_file,
 )
 from pera_mm.datasets.sampler import Draw
+from pera_mm.datasets.shard_index import find_shards
 from pera_mm.registry import DATASETS
 
 MAX_REDRAWS = 100
+MOST = 1e9  # weight of a source
 LONGEST_LINE = 4096 + 2  # Linux's PATH_MAX and a line end
 CHUNK = 1 << 24
+FIRST = 4096  # bytes of a text list that are looked at
+WORK_FOLDER = ('kept.csv', 'packed')  # of tools/data/rsrsd.py
 
 
 def find_images(folder: bytes) -> Iterator[bytes]:
@@ -96,6 +100,12 @@ def write_list(folder: bytes, file: Path) -> None:
 
 def _no_images(folder: bytes) -> str:
     names = ' '.join(suffix.decode() for suffix in SUFFIXES)
+    for place, _, files in os.walk(folder):
+        tars = [name for name in files if b'.tar' in name.lower() or name.endswith(b'.tgz')]
+        if tars:  # those that are read lie in the folder itself
+            return (f'no image lies below the folder {os.fsdecode(folder)!r}, but '
+                    f'{os.fsdecode(os.path.join(place, tars[0]))!r}: give the folder of the shards '
+                    'itself, each of them an uncompressed .tar.')
     return (f'no image lies below the folder {os.fsdecode(folder)!r} (looked for {names}, any '
             'case, links followed, hidden files left out); check the path.')
 
@@ -129,9 +139,10 @@ class ImageList:
             self.root = os.fsencode(data_root or os.path.dirname(path))
             self._map(Path(path))
         else:
-            raise ValueError(f'the image source {str(path)!r} does not exist (looked for in '
-                             f'{os.getcwd()}); give a folder of images, a text list of paths, tar '
-                             'shards or an LMDB.')
+            what = 'is a pattern' if set(str(path)) & set('*?[{') else 'does not exist'
+            raise ValueError(f'the image source {str(path)!r} {what} (looked for in '
+                             f'{os.getcwd()}); give a folder of images, a text list of paths, a '
+                             'folder of tar shards or an LMDB.')
         if self.file is not None:
             self._check()
 
@@ -157,6 +168,10 @@ class ImageList:
         self.file = file
         is_empty = file.stat().st_size == 0  # an empty file cannot be mapped
         self.text = np.asarray(np.zeros(0, np.uint8) if is_empty else np.memmap(file, mode='r'))
+        if not self.text[:FIRST].all():
+            raise ValueError(f'{str(file)!r} is no text list: it has zero bytes; give a folder of '
+                             'images, a list of paths, uncompressed .tar shards or the folder of '
+                             'an LMDB.')
         if self.text[:3].tobytes() == codecs.BOM_UTF8:
             self.text = self.text[3:]
         self.starts = _line_starts(self.text)
@@ -229,6 +244,9 @@ def open_source(path: str, data_root: str | None = None, index_file: str | None 
     path = os.fspath(path)
     if os.path.isfile(os.path.join(path, LMDB_FILE)):
         return LmdbImages(path)
+    if all(os.path.exists(os.path.join(path, name)) for name in WORK_FOLDER):
+        raise ValueError(f'{path!r} is a work folder of tools/data/rsrsd.py, with images that were '
+                         f'dropped: give {os.path.join(path, "packed")!r}.')
     is_listed = index_file is not None and _is_text(index_file)  # no need to look into the folder
     if not is_listed and find_shards(path):
         if os.path.isdir(path) and next(find_images(os.fsencode(path)), None) is not None:
@@ -292,9 +310,6 @@ class UnlabeledImages(Dataset):
                  bands: Sequence[int] | None = None, scale: Scale = 'auto',
                  shuffle_buffer: int = 10_000) -> None:
         entries = [dict(path=source)] if isinstance(source, (str, os.PathLike)) else source
-        if len(entries) == 0:
-            raise ValueError('source is an empty list; give a folder, a text list, tar shards, an '
-                             'LMDB, or a list of dict(path=..., weight=...).')
         _check_entries(entries)
         if len(entries) > 1 and index_file is not None:
             raise ValueError('each source of a mixture needs an index_file of its own; write it '
@@ -378,7 +393,7 @@ class UnlabeledImages(Dataset):
         """The draws of an epoch from one source, int64 ``[self.counts[number]]``."""
         images, count = self.sources[number], self.counts[number]
         rounds = [torch.empty(0, dtype=torch.int64)]
-        while sum(map(len, rounds)) < count:
+        for _ in range(-(-count // len(images))):
             if isinstance(images, TarShards):
                 rounds.append(images.order(generator, self.buffers[number]))
             else:
@@ -393,28 +408,34 @@ def _reading_rule(entry: dict[str, Any]) -> tuple[tuple[int, ...] | None, Scale]
 
 
 def _checked_buffer(images: int) -> int:
-    if images < 1:
-        raise ValueError(f'shuffle_buffer is {images}, but must be at least 1 image.')
+    if not isinstance(images, int) or images < 1:
+        raise ValueError(f'shuffle_buffer is {images!r}, but must be a whole number of images, at '
+                         'least 1.')
     return images
 
 
-def _check_entries(entries: Sequence[dict]) -> None:
+def _check_entries(entries: Any) -> None:
     known = {'path', 'weight', 'data_root', 'index_file', 'bands', 'scale', 'shuffle_buffer'}
-    for entry in [entries] if isinstance(entries, Mapping) else entries:
-        if isinstance(entries, Mapping) or not isinstance(entry, Mapping) or (
-                'path' not in entry or set(entry) - known):
-            raise ValueError('source must be a path or a list of dict(path=..., weight=...) with '
-                             f'keys among {", ".join(sorted(known))}; got {entry!r}.')
+    listed = entries if isinstance(entries, Sequence) else [None]
+    wrong = [entry for entry in listed if not isinstance(entry, Mapping) or set(entry) - known
+             or not isinstance(entry.get('path'), (str, os.PathLike))]
+    if wrong:
+        raise ValueError('source must be a path or a list of dict(path=..., weight=...) with keys '
+                         f'among {", ".join(sorted(known))}; got {wrong[0] or entries!r}.')
+    if not entries:
+        raise ValueError('source is an empty list; give a folder, a text list, tar shards, an '
+                         'LMDB, or a list of dict(path=..., weight=...).')
 
 
 def _shares(weights: list[float | None], sizes: list[int]) -> list[int]:
     """How many draws of an epoch each source has; they sum to the number of images."""
     if all(weight is None for weight in weights):
         return sizes
-    given = [weight for weight in weights if weight is not None and weight > 0]
+    given = [weight for weight in weights
+             if isinstance(weight, (int, float)) and 0 < weight <= MOST]
     if len(given) < len(weights):
-        raise ValueError(f'give every source of a mixture a weight above 0, or none of them; got '
-                         f'{weights}.')
+        raise ValueError(f'give every source of a mixture a weight above 0 and up to {MOST:g}, or '
+                         f'none of them; got {weights}.')
     exact = [sum(sizes) * weight / sum(given) for weight in given]
     counts = [int(share) for share in exact]
     by_remainder = sorted(range(len(sizes)), key=lambda i: counts[i] - exact[i])

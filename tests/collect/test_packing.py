@@ -19,7 +19,8 @@ from PIL import Image
 from pera_mm.collect import packing
 from pera_mm.collect.packing import FORMS, Tile, pack, subset, verify
 from pera_mm.collect.tables import TILE
-from pera_mm.datasets.packed import TarShards, scan_shard
+from pera_mm.datasets.packed import TarShards
+from pera_mm.datasets.shard_index import scan_shard
 from pera_mm.datasets.unlabeled import UnlabeledImages, open_source
 
 
@@ -106,7 +107,7 @@ def test_the_index_of_a_packer_is_that_of_a_reader(work):
     pack_quickly(work)
     packed = work / 'packed'
     written = TarShards(str(packed))
-    scanned = [scan_shard(packed / f'{number:06}.tar', number) for number in range(3)]
+    scanned = [scan_shard(packed / f'{number:06}.tar', number)[0] for number in range(3)]
     np.testing.assert_array_equal(written.places, np.concatenate(scanned))
     index = (packed / 'index.npy').read_bytes()
     (packed / 'index.npy').unlink()
@@ -257,8 +258,10 @@ def test_lmdb_has_room_for_images_of_any_size(tmp_path):
 def test_wrong_settings(work):
     with pytest.raises(ValueError, match="form is 'zip'; choose one of webdataset, folder, lmdb"):
         pack_quickly(work, 'zip')
-    with pytest.raises(ValueError, match='images_per_shard is 0, but must be at least 1'):
+    with pytest.raises(ValueError, match='images_per_shard is 0, but must be a whole number of'):
         pack_quickly(work, images_per_shard=0)
+    with pytest.raises(ValueError, match="images_per_shard is '10', but must be a whole number"):
+        pack_quickly(work, images_per_shard='10')
     assert not (work / 'packed').exists()
 
 
@@ -272,8 +275,57 @@ def test_other_settings_another_kept_csv_or_files_of_others(work):
     with pytest.raises(ValueError, match='packed was packed from .*: delete or move it'):
         pack_quickly(work)
     (work / 'packed/.pack.json').unlink()
-    with pytest.raises(ValueError, match='holds files that were not packed by this step'):
+    with pytest.raises(ValueError, match='holds files that were not written by this step'):
         pack_quickly(work)
+
+
+def test_what_a_kill_left_of_the_claim_is_nothing(work):
+    (work / 'packed').mkdir()
+    (work / 'packed/..pack.json.part').write_text('{"fo')
+    pack_quickly(work)
+    assert verify(work / 'packed')['ok']
+
+
+@pytest.mark.parametrize('left', [-1024, 3000, 0])  # of the second shard: the end mark, some, none
+def test_a_shard_that_a_power_failure_cut_is_packed_again(work, left):
+    pack_quickly(work)
+    expected = files_of(work / 'packed')
+    (work / 'packed/manifest.csv').unlink()
+    shard = work / 'packed/000001.tar'
+    found = scan_shard(shard, 1)[0]
+    end = int(found['offset'][-1]) + 100 if left < 0 else left  # in the bytes of its last image
+    os.truncate(shard, end)
+    pack_quickly(work)
+    assert files_of(work / 'packed') == expected
+
+
+def test_a_copy_that_a_power_failure_emptied_is_made_again(work, monkeypatch):
+    monkeypatch.setattr(os, 'link', no_links)
+    pack_quickly(work, 'folder')
+    (work / 'packed/manifest.csv').unlink()
+    os.truncate(work / 'packed/001/0000013.jpg', 0)
+    pack_quickly(work, 'folder')
+    assert verify(work / 'packed')['ok']
+
+
+def no_links(*_):
+    raise OSError(errno.EPERM, 'no hard links here')
+
+
+@pytest.mark.parametrize(('column', 'value', 'message'), [
+    ('zoom', 'abc', "line 3: zoom is 'abc', which is no whole number"),
+    ('gsd', 'nan', "line 3: gsd is 'nan', which is no number"),
+    ('file', 'tiles/x.data', "line 3: the file 'tiles/x.data' has no suffix of an image"),
+    ('file', '', "line 3: the file '' has no suffix"),
+])
+def test_a_bad_cell_of_kept_csv_is_named(tmp_path, column, value, message):
+    write_kept(tmp_path, 2)
+    table = pd.read_csv(tmp_path / 'kept.csv', dtype=str, keep_default_na=False)
+    table.loc[1, column] = value
+    table.to_csv(tmp_path / 'kept.csv', index=False)
+    with pytest.raises(ValueError, match=message):
+        pack_quickly(tmp_path)
+    assert not (tmp_path / 'packed').exists()
 
 
 def test_bad_tables(tmp_path):
@@ -284,7 +336,7 @@ def test_bad_tables(tmp_path):
         pack_quickly(tmp_path)
     for wrong in ('../x', 'a/b', 'a.b', '', 'n' * 91, 'é'):
         write_kept(tmp_path, 2, id=['good', wrong])
-        with pytest.raises(ValueError, match='has the id .* 90 letters|id is empty'):
+        with pytest.raises(ValueError, match='line 3: the id .* 90 letters|id is empty'):
             pack_quickly(tmp_path)
 
 
@@ -309,7 +361,10 @@ def test_room_is_looked_for_before_anything_is_written(work, form):
         file.truncate(free + 10**9)  # a hole that takes no room itself
     with pytest.raises(ValueError, match=r'packing needs \d+.\d GB more in .*packed, where \d+.\d'):
         pack_quickly(work, form)
-    assert os.listdir(work / 'packed') == ['.pack.json']
+    assert os.listdir(work / 'packed') == []
+    (work / 'tiles/000/0000003.jpg').write_bytes(tile(3))
+    pack_quickly(work, 'folder')  # another form, as nothing was begun
+    assert verify(work / 'packed')['ok']
 
 
 # Checking ---------------------------------------------------------------------------------------
@@ -418,6 +473,34 @@ def test_a_subset_of_packed_images_is_copied_out(work, form):
         lines = (work / 'few.txt').read_text().splitlines()
         assert lines == [f'few/000/{number:09}.jpg' for number in FROZEN]
         assert [(work / line).read_bytes() for line in lines] == [tile(n) for n in FROZEN]
+
+
+def test_copies_of_another_subset_are_not_taken_for_those_of_this_one(work, tmp_path):
+    pack_quickly(work)
+    subset(str(work / 'packed'), tmp_path / 'few.txt', 10, 0)
+    before = files_of(tmp_path / 'few')
+    for source, count, seed in (('packed', 10, 1), ('packed', 9, 0), ('other', 10, 0)):
+        if source == 'other':
+            shutil.copytree(work / 'packed', work / 'other')
+        with pytest.raises(ValueError, match='few holds another subset: delete it, or give the li'):
+            subset(str(work / source), tmp_path / 'few.txt', count, seed)
+    os.truncate(tmp_path / f'few/000/{FROZEN[3]:09}.jpg', 0)  # as a power failure may leave it
+    subset(str(work / 'packed'), tmp_path / 'few.txt', 10, 0)
+    assert files_of(tmp_path / 'few') == before
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine/a.jpg').touch()
+    with pytest.raises(ValueError, match='mine holds files that were not written by this step'):
+        subset(str(work / 'packed'), tmp_path / 'mine.txt', 10, 0)
+
+
+def test_copies_never_lie_in_the_data_set_itself(work):
+    pack_quickly(work)
+    for out, message in ((work / 'packed.txt', 'lies in the data set itself'),
+                         (work / 'packed/few.txt', 'lies in the data set itself'),
+                         (work / 'few', 'few needs a suffix, e.g. .*few.txt')):
+        with pytest.raises(ValueError, match=message):
+            subset(str(work / 'packed'), out, 10, 0)
+    assert verify(work / 'packed')['ok']
 
 
 def test_a_subset_that_cannot_be(work):

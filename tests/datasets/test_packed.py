@@ -1,6 +1,8 @@
+import io
 import logging
 import os
 import pickle
+import re
 import shutil
 import tarfile
 from multiprocessing import get_context
@@ -11,8 +13,9 @@ import pytest
 import torch
 from shards import picture, write_shards, write_tar
 
-from pera_mm.datasets.packed import OPEN_SHARDS, LmdbImages, TarShards, position_key, write_index
+from pera_mm.datasets.packed import OPEN_SHARDS, LmdbImages, TarShards, position_key
 from pera_mm.datasets.reading import UnreadableImage
+from pera_mm.datasets.shard_index import scan_shard, write_index
 
 
 def numbers(images):
@@ -29,6 +32,16 @@ def numbers(images):
 
 def generator(seed):
     return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def warnings(caplog):
+    """What is logged: MMEngine's logger does not hand on."""
+    from mmengine.logging import MMLogger
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
 
 
 # Finding and reading ----------------------------------------------------------------------------
@@ -83,21 +96,23 @@ def test_the_index_is_made_once_and_again_when_shards_came_went_or_grew(tmp_path
     assert numbers(TarShards(str(tmp_path))) == list(range(56))
 
 
-def test_an_index_elsewhere_where_it_cannot_lie_beside_the_shards(tmp_path):
+def test_an_index_elsewhere_where_it_cannot_lie_beside_the_shards(tmp_path, warnings):
     shards, elsewhere = tmp_path / 'shards', tmp_path / 'lists/shards.npy'
     write_shards(shards, [3, 4])
     (shards / 'index.npy').mkdir()  # a file cannot be written here, even by root
     assert len(TarShards(str(shards), str(elsewhere))) == 7
     made = elsewhere.stat().st_ino
-    assert TarShards(str(shards), str(elsewhere)).file == elsewhere
+    assert TarShards(str(shards), str(elsewhere)).index.file == elsewhere
     assert elsewhere.stat().st_ino == made
     for index_file in (None, str(shards / '000000.tar/x.npy')):
-        with pytest.raises(ValueError, match='index .* cannot be written to .*npy.* set index_fil'):
-            TarShards(str(shards), index_file)
+        images = TarShards(str(shards), index_file)  # in memory
+        assert numbers(images) == numbers(pickle.loads(pickle.dumps(images))) == list(range(7))
+        assert re.search('index .* cannot be written to .*npy.* set index_file',
+                         warnings.records.pop().getMessage())
     (shards / 'index.npy').rmdir()
     TarShards(str(shards))
     elsewhere.unlink()
-    assert TarShards(str(shards), str(elsewhere)).file == shards / 'index.npy'
+    assert TarShards(str(shards), str(elsewhere)).index.file == shards / 'index.npy'
     assert sorted(os.listdir(shards)) == ['000000.tar', '000001.tar', 'index.npy']
 
 
@@ -132,21 +147,13 @@ def test_a_missing_shard_and_a_replaced_one(tmp_path):
     with pytest.raises(UnreadableImage, match='FileNotFoundError'):
         images.read(30)
     write_shards(tmp_path, [30, 4])
-    write_tar(tmp_path / '000000.tar', {'a.png': picture(1) + b'more'})
+    # Another shard of the same size.
+    write_tar(tmp_path / '000000.tar', {
+        f'{number}.png': picture(number) + b'more' for number in range(60)})
     images = TarShards(str(tmp_path))
     with pytest.raises(UnreadableImage, match='no image of this size here; if it was replaced, '
                                               'delete .*index.npy'):
         images.read(0)
-
-
-@pytest.fixture
-def warnings(caplog):
-    """What is logged: MMEngine's logger does not hand on."""
-    from mmengine.logging import MMLogger
-    logger = MMLogger.get_current_instance()
-    logger.addHandler(caplog.handler)
-    yield caplog
-    logger.removeHandler(caplog.handler)
 
 
 @pytest.mark.parametrize('damage', ['header', 'end', 'whole'])
@@ -167,6 +174,83 @@ def test_what_was_damaged_before_it_was_found_is_left_out_with_a_line(tmp_path, 
     assert f'{len(found)} images lie before' in line
 
 
+@pytest.mark.parametrize('hole', ['header', 'second tar'])
+def test_zeros_in_the_middle_do_not_end_a_shard_unseen(tmp_path, warnings, hole):
+    write_shards(tmp_path, [6])
+    shard = tmp_path / '000000.tar'
+    data = bytearray(shard.read_bytes())
+    if hole == 'header':
+        data[1024 * 4:1024 * 4 + 512] = bytes(512)
+    else:
+        data = data + data
+    shard.write_bytes(data)
+    assert numbers(TarShards(str(tmp_path))) == list(range(2 if hole == 'header' else 6))
+    (line,) = (record.getMessage() for record in warnings.records if record.levelno > 20)
+    assert re.search(r'damaged \(an end mark at byte \d+, or a hole, and more behind it\)', line)
+
+
+def test_a_damaged_shard_is_looked_through_again_at_every_start(tmp_path, warnings):
+    write_shards(tmp_path, [3, 4, 2])
+    shard = tmp_path / '000001.tar'
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:2048] + b'x' * 512 + whole[2560:])
+    for _ in range(2):
+        warnings.clear()
+        assert numbers(TarShards(str(tmp_path))) == [0, 1, 2, 3, 7, 8]
+        assert len([record for record in warnings.records if record.levelno > 20]) == 1
+    shard.write_bytes(whole)  # mended: as large as before
+    warnings.clear()
+    assert numbers(TarShards(str(tmp_path))) == list(range(9))
+    assert [record.getMessage()[-18:] for record in warnings.records] == ['once: shard 2 of 3']
+    index = (tmp_path / 'index.npy').stat().st_ino
+    assert len(TarShards(str(tmp_path))) == 9
+    assert (tmp_path / 'index.npy').stat().st_ino == index
+
+
+def test_a_shard_that_cannot_be_opened_for_a_time(tmp_path, warnings):
+    write_shards(tmp_path / 'there', [3, 4])
+    (tmp_path / 'here').mkdir()
+    for name in ('000000.tar', '000001.tar'):
+        (tmp_path / 'here' / name).symlink_to(tmp_path / 'there' / name)
+    (tmp_path / 'there/000001.tar').rename(tmp_path / 'away.tar')
+    images = TarShards(str(tmp_path / 'here'))
+    assert numbers(images) == [0, 1, 2]
+    assert 'No such file' in warnings.records[-1].getMessage()
+    (tmp_path / 'away.tar').rename(tmp_path / 'there/000001.tar')
+    assert numbers(TarShards(str(tmp_path / 'here'))) == list(range(7))
+    (tmp_path / 'there/000001.tar').rename(tmp_path / 'away.tar')  # known, and gone again
+    assert numbers(TarShards(str(tmp_path / 'here'))) == [0, 1, 2, None, None, None, None]
+
+
+def test_a_smaller_shard_in_the_place_of_another_is_looked_through(tmp_path):
+    write_shards(tmp_path, [30, 4])
+    assert len(TarShards(str(tmp_path))) == 34
+    write_tar(tmp_path / '000000.tar', {'a.png': picture(7), 'b.json': bytes(3000)})
+    assert numbers(TarShards(str(tmp_path))) == [7, 30, 31, 32, 33]
+
+
+def test_what_tarfile_finds_is_found(tmp_path):
+    """Every kind of member, by a second reader; webdataset's TarWriter gives every one a PAX header
+    for its time."""
+    for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        shard = tmp_path / f'{form}.tar'
+        with tarfile.open(shard, 'w', format=form) as tar:
+            for number in range(200):
+                member = tarfile.TarInfo(('deep/' * (number % 30 if form else 5)) + f'{number}.png')
+                member.type = {1: tarfile.DIRTYPE, 2: tarfile.SYMTYPE, 3: tarfile.CONTTYPE,
+                               5: tarfile.LNKTYPE}.get(number % 17, tarfile.REGTYPE)
+                if number % 17 == 4 and form == tarfile.USTAR_FORMAT:
+                    member.type = tarfile.AREGTYPE  # tarfile takes long names of it for folders
+                member.linkname = 'l' * (150 if form else 50) if number % 17 in (2, 5) else ''
+                member.mtime = number + (0.5 if form == tarfile.PAX_FORMAT else 0)
+                member.size = number * 37 if member.isreg() else 0
+                tar.addfile(member, io.BytesIO(bytes(member.size)) if member.isreg() else None)
+        with tarfile.open(shard) as tar:
+            expected = [(member.offset_data, 5, member.size) for member in tar if member.isreg()]
+        found, damage = scan_shard(shard, 5)
+        assert found.tolist() == expected and len(expected) > 150 and damage == ''
+
+
 # Processes --------------------------------------------------------------------------------------
 
 
@@ -174,7 +258,7 @@ def test_pickles_as_a_name_and_opens_few_files(tmp_path):
     write_shards(tmp_path, [1] * (OPEN_SHARDS + 40))
     images = TarShards(str(tmp_path))
     before = len(os.listdir('/proc/self/fd'))
-    assert numbers(images) == list(range(len(images)))
+    assert numbers(images) == [number % 256 for number in range(OPEN_SHARDS + 40)]
     assert len(os.listdir('/proc/self/fd')) <= before + OPEN_SHARDS
     data = pickle.dumps(images)
     assert len(data) < 500
@@ -186,7 +270,7 @@ def open_often(folder):
     for _ in range(20):
         images = TarShards(str(folder))
         assert numbers(images) == list(range(9))
-        write_index(images.file, images.shards, [images.places])
+        write_index(images.index.file, images.shards, [images.places])
 
 
 def test_many_processes_find_the_images_at_once(tmp_path):

@@ -1,7 +1,9 @@
+import gzip
 import multiprocessing
 import os
 import pickle
 import sys
+import time
 from pathlib import Path
 
 import lmdb
@@ -187,14 +189,40 @@ def test_wrong_settings(folder, tmp_path):
         UnlabeledImages([dict(path=str(folder)), dict(path=str(folder))], [], index_file='x.txt')
     with pytest.raises(ValueError, match='source is an empty list'):
         UnlabeledImages([], [])
-    with pytest.raises(ValueError, match=r'a weight above 0, or none of them; got \[1, None\]'):
+    with pytest.raises(ValueError, match=r'a weight above 0 .*, or none of them; got \[1, None\]'):
         UnlabeledImages([dict(path=str(folder), weight=1), dict(path=str(folder))], [])
-    for wrong in (dict(path=str(folder)), [str(folder)], [dict(weight=1)],
+    for wrong in (dict(path=str(folder)), [str(folder)], [dict(weight=1)], None, 5,
+                  [dict(path=None)], [dict(path=['a'])],
                   [dict(path=str(folder), wieght=1)]):
         with pytest.raises(ValueError, match='source must be a path or a list of dict'):
             UnlabeledImages(wrong, [])
+    for wrong in ('2', float('inf'), 1e308, 0):
+        with pytest.raises(ValueError, match='a weight above 0 and up to 1e.09'):
+            UnlabeledImages([dict(path=str(folder), weight=wrong)] * 2, [])
     with pytest.raises(ValueError, match='bands must be one'):
         UnlabeledImages(str(folder), [], bands=[1, 2])
+
+
+@pytest.mark.parametrize(('name', 'message'), [
+    ('a.tar.gz', 'is no text list: it has zero bytes; give a folder of images, a list of paths, un'),
+    ('folder', r"no image lies below the folder .*, but '.*deep/0.tar': give the folder of the sh"),
+    ('shards/{00..12}.tar', r'is a pattern \(looked for in'),
+])
+def test_what_is_given_in_place_of_shards(tmp_path, name, message):
+    write_shards(tmp_path / 'folder/deep', [2])
+    (tmp_path / 'folder/deep/000000.tar').rename(tmp_path / 'folder/deep/0.tar')
+    (tmp_path / 'a.tar.gz').write_bytes(gzip.compress(b'0' * 9999, mtime=0))
+    with pytest.raises(ValueError, match=message):
+        UnlabeledImages(str(tmp_path / name), [])
+    (tmp_path / 'folder/deep/0.tar').rename(tmp_path / 'folder/deep/0.TAR')
+    assert len(UnlabeledImages(str(tmp_path / 'folder/deep'), [])) == 2
+
+
+def test_a_work_folder_of_the_collection_is_not_its_packed_images(folder):
+    (folder / 'packed').mkdir()
+    (folder / 'kept.csv').touch()
+    with pytest.raises(ValueError, match="with images that were dropped: give '.*/packed'"):
+        UnlabeledImages(str(folder), [])
 
 
 def test_what_the_pipeline_gets(folder):
@@ -287,6 +315,18 @@ def test_mixture_counts_are_exact(mixture, weights, counts):
     assert not torch.equal(order, order.sort().values)
     other = dataset.epoch_order(torch.Generator().manual_seed(1))
     assert not torch.equal(order, other)
+
+
+def test_a_small_source_beside_a_large_one_takes_no_time(folder, tmp_path):
+    """Ten images, 100,000 times over: quadratic, it took minutes."""
+    (tmp_path / 'list.txt').write_text(f'{folder}/00.png\n' * 400_000)
+    dataset = UnlabeledImages([dict(path=str(folder), weight=1),
+                               dict(path=str(tmp_path / 'list.txt'), weight=1)], [])
+    begin = time.process_time()
+    order = dataset.epoch_order(torch.Generator().manual_seed(0))
+    assert time.process_time() - begin < 20
+    counts = order[order < 10].bincount()
+    assert len(order) == 400_010 and counts.max() - counts.min() <= 1
 
 
 def test_mixture_reads_the_right_source_and_replaces_within_it(mixture, tmp_path):
@@ -435,7 +475,7 @@ def test_the_index_file_of_a_folder_that_has_tars(packed, tmp_path):
 def test_a_buffer_below_one(packed):
     for settings in (dict(source=str(packed['shards']), shuffle_buffer=0),
                      dict(source=[dict(path=str(packed['shards']), shuffle_buffer=-2)])):
-        with pytest.raises(ValueError, match=r'shuffle_buffer is (0|-2), but must be at least 1'):
+        with pytest.raises(ValueError, match=r'shuffle_buffer is (0|-2), but must be a whole'):
             UnlabeledImages(pipeline=[], **settings)
 
 

@@ -13,6 +13,7 @@ from training_runs import (
     last_checkpoint,
     line_cfg,
     on_ranks,
+    packed_mixture,
     train,
     training_cfg,
 )
@@ -30,9 +31,9 @@ def cfg(tmp_path, tiny_cfg, tiny_pipeline):
     tiny_cfg['backbone'].update(drop_path_rate=0.)
     tiny_cfg.update(koleo=None, data_preprocessor=dict(
         type='pera_mm.CropPreprocessor', student={}, teacher={}))
-    images = draw_images(tmp_path / 'images', 8)
+    drawn = draw_images(tmp_path / 'images', 8)
 
-    def make(name: str, **options) -> dict:
+    def make(name: str, images: str | list[dict] = drawn, **options) -> dict:
         return training_cfg(tmp_path / name, images, tiny_cfg, tiny_pipeline, **options)
 
     return make
@@ -54,6 +55,19 @@ def test_two_processes_equal_one_on_the_same_global_batch(cfg, tmp_path, accumul
     for index, state in one['optimizer']['state'].items():
         torch.testing.assert_close(two['optimizer']['state'][index]['exp_avg'], state['exp_avg'],
                                    rtol=0, atol=1e-5)
+
+
+def test_two_processes_with_workers_equal_one_on_packed_images(cfg, tmp_path):
+    """Tar shards and an LMDB, mixed by weight: each process reads its half of every step."""
+    source = packed_mixture(tmp_path / 'data', 4)  # 8 draws an epoch
+    train(cfg('one', batch_size=4, interval=4, images=source))
+    assert on_ranks(train, cfg('two', batch_size=2, interval=4, images=source, num_workers=2,
+                               **ON_CPU_RANKS)) == [0, 0]
+    one, two = (last_checkpoint(tmp_path / name)['state_dict'] for name in ('one', 'two'))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5, msg=name)
+    assert sorted(path.name for path in (tmp_path / 'data/shards').iterdir()) == [
+        '000.tar', 'index.npy']
 
 
 class SpoilHook(Hook):

@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_runs import KillHook, draw_images, in_process, last_checkpoint, train, training_cfg
+from training_runs import (
+    KillHook,
+    draw_images,
+    in_process,
+    last_checkpoint,
+    packed_mixture,
+    train,
+    training_cfg,
+)
 
 KILLED = -9
 
@@ -59,4 +67,16 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert last_checkpoint(tmp_path / 'killed')['meta']['iter'] == resumed_at
     # Nothing of the first run may matter but its checkpoint, not even the worker count.
     train(cfg('killed', resume=True, **dict(options, num_workers=2 - num_workers)))
+    assert_same_end(tmp_path / 'whole', tmp_path / 'killed')
+
+
+def test_packed_images_go_on_in_the_middle_of_a_shard(tmp_path, tiny_cfg, tiny_pipeline):
+    def cfg(name: str, **options) -> dict:
+        return training_cfg(tmp_path / name, source, tiny_cfg, tiny_pipeline, **options)
+
+    source = packed_mixture(tmp_path / 'data', 6)  # 12 draws an epoch
+    train(cfg('whole'))
+    assert in_process(train, cfg('killed', num_workers=2), KillHook(5)) == KILLED
+    assert last_checkpoint(tmp_path / 'killed')['meta']['iter'] == 3
+    train(cfg('killed', resume=True, num_workers=2))
     assert_same_end(tmp_path / 'whole', tmp_path / 'killed')

@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pera_mm.datasets.packed import INDEX, PLACE, SHARD, position_key, write_index
+from pera_mm.datasets.packed import position_key
 from pera_mm.datasets.sampler import DrawSampler
+from pera_mm.datasets.shard_index import INDEX, PLACE, SHARD, write_index
 from pera_mm.datasets.unlabeled import UnlabeledImages
 
 PER_SHARD, IMAGE_BLOCKS, JSON_BLOCKS = 1000, 118, 2  # 60 KB an image

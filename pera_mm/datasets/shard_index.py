@@ -1,0 +1,311 @@
+"""Where every image of tar shards lies: looked up once, kept in a file of 16 bytes an image.
+
+All processes of a machine share that file, and any image is one ``pread``, so that an epoch is a
+pure function of its seed, can be split over ranks and workers at any position, and goes on exactly
+where it stopped.
+
+The index is the shards (name, bytes) as a NumPy array, then the places of the images. What it says
+of a shard counts while the shard keeps its size or loses its end; one that came, grew or was
+replaced by a smaller one is looked through again, it alone. So is a damaged one, at every start:
+perhaps it was mended. (``tar --append`` may add images without a byte more, in the zeros at the
+end: delete the index then.)
+"""
+
+import contextlib
+import fcntl
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from mmengine.logging import print_log
+
+from pera_mm.datasets.reading import SUFFIXES
+
+SHARD = np.dtype([('name', 'S255'), ('size', '<u8')])
+PLACE = np.dtype([('offset', '<u8'), ('shard', '<u4'), ('size', '<u4')])  # of an image's bytes
+INDEX = 'index.npy'
+DAMAGED = 2**64 - 1  # in place of a shard's size
+TOLD_EVERY = 500  # shards
+BLOCK = 512  # a member's header, and what its bytes are filled up to
+NAME, SIZE, SUM, TYPE = slice(0, 100), slice(124, 136), slice(148, 156), slice(156, 157)
+MAGIC, PREFIX = slice(257, 263), slice(345, 500)
+# POSIX: '0', '\0' and '7' are files; a link, folder or device ('1'-'6') has no bytes; 'x' (PAX) and
+# 'L' (GNU) hold the name, or the size, of the next member.
+FILES, WITHOUT_BYTES = (b'0', b'\0', b'7'), (b'1', b'2', b'3', b'4', b'5', b'6')
+
+
+class Index(NamedTuple):
+    """What is known of the shards of a folder.
+
+    Attributes:
+        file: Where it lies; None: nowhere, it is in memory.
+        shards: SHARD ``[shards]``, in bytewise order of the names.
+        places: PLACE ``[images]``, in the order of the shards, then as they lie.
+    """
+
+    file: Path | None
+    shards: np.ndarray
+    places: np.ndarray
+
+    def of(self, number: int) -> np.ndarray:
+        """The places of one shard."""
+        begin, end = np.searchsorted(self.places['shard'], [number, number + 1])
+        return self.places[begin:end]
+
+
+def find_shards(path: str) -> list[str]:
+    """Names of the ``.tar`` files in a folder, or of the one at ``path``, in bytewise order."""
+    if not os.path.isdir(path):
+        is_shard = path.lower().endswith('.tar') and os.path.isfile(path)
+        return [os.path.basename(path)] if is_shard else []
+    with os.scandir(path) as entries:
+        names = [entry.name for entry in entries
+                 if entry.name.lower().endswith('.tar') and not entry.name.startswith('.')]
+    return sorted(names, key=os.fsencode)
+
+
+def open_index(folder: str, names: list[str], files: list[Path]) -> Index:
+    """The index of shards, read where it lies and fits; made, or mended, where it does not.
+
+    Args:
+        folder: Of the shards.
+        names: Of the shards, in bytewise order.
+        files: Where it may lie: the first that fits is read, the first that can be is written.
+
+    Raises:
+        ValueError: if no image lies in any shard.
+    """
+    sizes = [_size(Path(folder, name)) for name in names]
+    for file in files:
+        if (found := read_index(file)) and found.shards.tolist() == _rows(names, sizes):
+            return found
+    with _one_at_a_time(folder):  # the others find what the first has written
+        known = next(filter(None, map(read_index, files)), None)
+        made = _look_through(folder, names, sizes, known)
+        if not len(made.places):
+            raise ValueError(f'no image lies in the tar shards of {folder!r}; their members must '
+                             'have the suffix of an image, and the tars no compression.')
+        if known and np.array_equal(known.shards, made.shards) and np.array_equal(
+                known.places, made.places):
+            return known
+        return _keep(made, files)
+
+
+def _size(shard: Path) -> int:
+    try:
+        return shard.stat().st_size
+    except OSError:  # what is wrong is told by who looks through it
+        return -1
+
+
+def _rows(names: list[str], sizes: list[int]) -> list[tuple[bytes, int]]:
+    return list(zip(map(os.fsencode, names), sizes))
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: str) -> Iterator[None]:
+    """Processes of all ranks come here at once; file systems without locks let them all in."""
+    descriptor = os.open(folder or '.', os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _look_through(folder: str, names: list[str], sizes: list[int], known: Index | None) -> Index:
+    """Look through the shards that ``known`` does not describe."""
+    numbers = {name: number for number, (name, _) in enumerate(known.shards.tolist())} \
+        if known else {}
+    places, looked_through = [], 0
+    for number, (name, size) in enumerate(_rows(names, sizes)):
+        path = Path(folder, os.fsdecode(name))
+        old = numbers.get(name)
+        if known and old is not None and _holds(path, size, known.shards['size'][old].item(),
+                                                known.of(old)):
+            found = known.of(old).copy()
+            found['shard'] = number
+            sizes[number] = max(size, known.shards['size'][old].item())  # of the whole one
+        else:
+            if looked_through % TOLD_EVERY == 0:
+                print_log(f'finding the images in the tar shards of {folder or "."}, once: shard '
+                          f'{number + 1} of {len(names)}', logger='current')
+            looked_through += 1
+            found, damage = scan_shard(path, number)
+            if damage:
+                sizes[number] = DAMAGED
+                print_log(f'{path} is damaged ({damage}): what lies behind is left out, '
+                          f'{len(found)} images lie before.', logger='current', level=30)
+        places.append(found)
+    return Index(None, np.array(_rows(names, sizes), SHARD), np.concatenate(places))
+
+
+def _holds(shard: Path, size: int, indexed: int, places: np.ndarray) -> bool:
+    """Whether an index still tells where the images of a shard lie."""
+    if indexed == DAMAGED or size >= indexed:
+        return size == indexed
+    left = places[places['offset'] <= max(size, 0)]  # it is smaller: lost its end, or another one
+    with contextlib.suppress(OSError), open(shard, 'rb') as file:
+        return all(size_in(os.pread(file.fileno(), BLOCK, offset - BLOCK)) == number
+                   for offset, _, number in (*left[:1].tolist(), *left[-1:].tolist()))
+    return True  # it cannot be read now: unreadable images
+
+
+def _keep(made: Index, files: list[Path]) -> Index:
+    """Write it to the first of the files that can be; else it stays in memory."""
+    for file in files:
+        try:
+            write_index(file, made.shards, [made.places])
+            return read_index(file) or made
+        except OSError as error:
+            reason = error.strerror
+    print_log(f'the index of the tar shards cannot be written to {str(files[-1])!r} ({reason}), so '
+              'every process finds the images itself at every start: set index_file to a place '
+              'that can be written.', logger='current', level=30)
+    return made
+
+
+def write_index(file: Path, shards: np.ndarray, places: Iterable[np.ndarray]) -> None:
+    """Write an index, whole or not at all; several processes may write the same one at once.
+
+    Args:
+        file: Where.
+        shards: SHARD ``[shards]``, in bytewise order of the names.
+        places: PLACE of the images of each shard.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    own = file.with_name(f'.{file.name}.{uuid.uuid4().hex}.part')
+    try:
+        with open(own, 'xb') as stream:
+            np.save(stream, shards)
+            np.save(stream, np.concatenate(list(places)))
+        os.replace(own, file)
+    finally:
+        own.unlink(missing_ok=True)
+
+
+def read_index(file: Path) -> Index | None:
+    """An index, its places mapped; None where there is none."""
+    with contextlib.suppress(OSError, ValueError, EOFError), open(file, 'rb') as stream:
+        shards = np.load(stream, allow_pickle=False)
+        np.lib.format.read_magic(stream)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        if (shards.dtype, dtype) == (SHARD, PLACE):
+            places = np.memmap(file, dtype, 'r', stream.tell(), shape)
+            return Index(file, shards, np.asarray(places))
+    return None
+
+
+# -- tar -----------------------------------------------------------------------------------------
+
+
+class Damage(Exception):
+    """Why a tar cannot be read beyond some point."""
+
+
+def scan_shard(path: Path, number: int) -> tuple[np.ndarray, str]:
+    """Look through a shard, header by header; the bytes of images are not read.
+
+    Three times as fast as tarfile, which makes an object of every member: 36,000 images a second.
+
+    Args:
+        path: The tar, uncompressed: ustar, GNU or PAX.
+        number: Of the shard, for PLACE.
+
+    Returns:
+        PLACE ``[images]`` as they lie, of which the last may have lost bytes; and what is wrong
+        with the shard behind them, '' for nothing.
+    """
+    found, damage = [], ''
+    try:
+        with open(path, 'rb', buffering=0) as file:
+            for name, offset, size in _files(file.fileno()):
+                if _is_image(name):
+                    found.append((offset, number, min(size, 2**32 - 1)))  # unreadable from 1 GiB on
+    except Damage as error:
+        damage = str(error)
+    except OSError as error:
+        damage = error.strerror or str(error)
+    return np.array(found, PLACE), damage
+
+
+def _files(tar: int) -> Iterator[tuple[bytes, int, int]]:
+    """Name, first byte and number of bytes of every regular file in a tar."""
+    end, at = os.fstat(tar).st_size, 0
+    following: dict[bytes, bytes] = {}  # what a member before says of the next one
+    while True:
+        header = os.pread(tar, BLOCK, at)
+        kind = header[TYPE]
+        if len(header) < BLOCK:
+            raise Damage(f'it ends at byte {at + len(header)} without an end mark')
+        if not any(header):
+            return _check_rest(tar, at)
+        if not _is_header(header) or kind == b'S':
+            raise Damage(f'no header, or that of a sparse file, at byte {at}')
+        size = size_in(header) or 0
+        at += BLOCK
+        if kind in (b'x', b'L'):
+            data = os.pread(tar, size, at)
+            following |= _pax(data) if kind == b'x' else {b'path': data.rstrip(b'\0')}
+        elif kind not in (b'g', b'K'):  # for all members; a long target of a link
+            size = int(following.get(b'size', size))
+            if kind in FILES and not any(key.startswith(b'GNU.sparse') for key in following):
+                yield following.get(b'path', name_in(header)), at, size
+            following = {}
+        if kind not in WITHOUT_BYTES:
+            at += -(-size // BLOCK) * BLOCK
+        if at > end:
+            raise Damage(f'it ends at byte {end}, and a member at byte {at}')
+
+
+def _check_rest(tar: int, at: int) -> None:
+    """Behind the end mark lie zeros; a hole, or a second tar, would else end the first unseen."""
+    while rest := os.pread(tar, 1 << 20, at):
+        if any(rest):
+            raise Damage(f'an end mark at byte {at}, or a hole, and more behind it')
+        at += len(rest)
+
+
+def _pax(data: bytes) -> dict[bytes, bytes]:
+    """Records of '<bytes of the record> <key>=<value>' and a line feed."""
+    found = {}
+    while digits := data.partition(b' ')[0].strip(b'\0'):
+        if not digits.isdigit() or not len(digits) < int(digits) <= len(data):
+            raise Damage('a broken PAX header')
+        key, _, value = data[len(digits) + 1:int(digits) - 1].partition(b'=')
+        found[key] = value
+        data = data[int(digits):]
+    return found
+
+
+def _is_header(block: bytes) -> bool:
+    digits = block[SUM].strip(b'\0 ')
+    return (block[MAGIC][:5] in (b'ustar', bytes(5)) and size_in(block) is not None
+            and _octal(digits) == sum(block) - sum(block[SUM]) + len(block[SUM]) * ord(' '))
+
+
+def size_in(header: bytes) -> int | None:
+    """The number of bytes that a member's header says; None where it says none."""
+    field = header[SIZE]
+    return int.from_bytes(field[1:], 'big') if field[:1] == b'\x80' else _octal(
+        field.strip(b'\0 '))  # in binary beyond 8 GiB
+
+
+def _octal(digits: bytes) -> int | None:
+    return int(digits, 8) if digits.isdigit() and not set(digits) & set(b'89') else None
+
+
+def name_in(header: bytes) -> bytes:
+    """The name in a member's header; a longer one stands before it, and here its beginning."""
+    name = header[NAME].split(b'\0')[0]
+    prefix = header[PREFIX].split(b'\0')[0] if header[MAGIC] == b'ustar\0' else b''
+    return prefix + b'/' + name if prefix else name
+
+
+def _is_image(name: bytes) -> bool:
+    name = os.path.basename(name)
+    return not name.startswith(b'.') and name.lower().endswith(SUFFIXES)
