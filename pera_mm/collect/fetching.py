@@ -2,16 +2,19 @@
 
 What happens to a request that brings no tile:
 
-* HTTP 404, 410, 204: there is no tile, and there will be none. The image is *refused*, and so it is
-  where a square leaves the projection or the rasters. Later starts do not ask again.
+* HTTP 404, 410, 204, or what ``no_tile`` says: there is no tile, and there will be none. The image
+  is *refused*, and so it is where a square leaves the projection or the rasters. Later starts do
+  not ask again. A status counts so once the folder has an image: before, the url may be wrong.
 * Timeouts, broken connections, HTTP 408, 429 and 5xx, images cut short or not decodable, and HTML
-  instead of an image (quota and login pages come so): asked again, ``retries`` times, after waits
-  that double, with jitter. Then the image *failed*; the next start tries it again.
+  or JSON instead of an image (quota and login pages come so): asked again, ``retries`` times, after
+  waits that double, with jitter. Then the image *failed*; the next start tries it again.
 * Retry-After, and 429 and 503 without it, hold back all requests to that host.
-* Any other answer (401, 403, redirects): failed at once, for this start.
+* Any other answer (401, 403, redirects), pixels that are not 8-bit without ``scale``, and what is
+  too large for a tile: failed at once, for this start.
 
-When as many answers in a row bring no tile as all requests under way may together have tries,
-the source is down, or wants nothing of us: the step stops with a sentence. What arrived is kept.
+When as many answers in a row bring no tile as all requests under way may together have tries, or
+the first hundred images are all refused by status, the source is down, asked wrongly, or wants
+nothing of us: the step stops with a sentence. What arrived is kept.
 
 Tiles are on disk (``arriving/``) from their arrival until the last image that needs them is
 whole and in the journal (``fetch.jsonl``). So a kill costs the requests under way and no others.
@@ -30,20 +33,19 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-from urllib.parse import urlsplit
 
 import httpx2
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from pera_mm.collect.sources import (
     MAX_ZOOM,
@@ -52,17 +54,21 @@ from pera_mm.collect.sources import (
     Square,
     Tile,
     TileSource,
+    is_number,
+    is_whole,
 )
 from pera_mm.collect.tables import TILE, Journal, log, progress_bar, read_table, write_table
-from pera_mm.datasets.reading import decode_image, reason_of
+from pera_mm.datasets.reading import NoScale, decode_image, reason_of
 from pera_mm.datasets.writing import write_whole
 
 SOURCES = {'tiles': TileSource, 'rasters': RasterSource}
-NO_TILE = (204, 404, 410)
+DECIDING = ('name', 'zooms', 'tile_size', 'bands', 'scale')  # of a source, about pixels
 BUSY = (429, 503)
+FIRST = 100  # images that may be refused by status before the first one comes
 MAX_BACKOFF = 60.0  # s
 MAX_PAUSE = 3600.0  # s: asked to wait for longer, the step ends
 IMAGES_PER_FOLDER = 10_000
+MAX_OVERHEAD = 1_000_000  # bytes of a tile besides twice its pixels with alpha
 BYTES_PER_PIXEL = {'jpg': 0.2, 'png': 1.2}  # of land imagery, low; JPEG at quality 95
 SAFE_ID = re.compile(r'[\w-][\w.-]*', re.ASCII)  # it becomes a file's name
 
@@ -70,10 +76,20 @@ SAFE_ID = re.compile(r'[\w-][\w.-]*', re.ASCII)  # it becomes a file's name
 class Failed(Exception):
     """A tile that could not be had this time; the text is the reason."""
 
-    def __init__(self, reason: str, may_retry: bool = True, pause: float | None = None) -> None:
+    def __init__(self, reason: str, may_retry: bool = True, pause: float | None = None,
+                 status: int | None = None) -> None:
         super().__init__(reason)
         self.may_retry = may_retry
-        self.pause = pause  # s for which the host wants to be left alone
+        self.pause = pause  # s for which the host wants to be left alone; 0: it does not say
+        self.status = status  # of HTTP
+
+
+class Answer(NamedTuple):
+    """What a server sent."""
+
+    status: int
+    headers: httpx2.Headers
+    body: bytes
 
 
 class Arrived(NamedTuple):
@@ -125,9 +141,11 @@ def fetch(folder: Path, *, source: dict[str, Any], size: int = 512,
     _check_terms(origin, accept_terms)
     key = origin.key() if isinstance(origin, TileSource) else ''
     points = _read_points(folder / 'points.csv')
-    output = dict(size=size, format=format, quality=quality)
-    with _open_journal(folder, source, output) as journal:
+    settings = dict(type=source['type'], size=size, format=format, quality=quality)
+    settings |= {name: getattr(origin, name) for name in DECIDING if hasattr(origin, name)}
+    with Journal(folder / 'fetch.jsonl') as journal:
         results = Results(folder, points, journal, format, quality)
+        results.begin(_as_json(settings), _as_json(source.get('url', source.get('paths'))))
         todo = results.open_points()
         _check_space(folder, len(todo), size, format)
         log.info('fetch: %d of %d images are there or refused; source %s (%s)',
@@ -150,17 +168,17 @@ def fetch(folder: Path, *, source: dict[str, Any], size: int = 512,
 
 def _check_settings(size: int, format: str, quality: int, concurrency: int, retries: int,
                     timeout: float, backoff: float) -> None:
-    if format not in BYTES_PER_PIXEL:
+    if format not in list(BYTES_PER_PIXEL):
         raise ValueError(f"format must be 'jpg' or 'png', got {format!r}.")
-    if not 1 <= quality <= 100:
-        raise ValueError(f'quality must be 1 to 100, got {quality}.')
+    if not (is_whole(quality) and 1 <= quality <= 100):
+        raise ValueError(f'quality must be a whole number of 1 to 100, got {quality!r}.')
     for name, value, least in (('size', size, 1), ('concurrency', concurrency, 1),
                                ('retries', retries, 0)):
-        if not isinstance(value, int) or value < least:
+        if not (is_whole(value) and value >= least):
             raise ValueError(f'{name} must be a whole number of at least {least}, got {value!r}.')
-    if timeout <= 0 or backoff < 0:
+    if not (is_number(timeout) and timeout > 0 and is_number(backoff) and backoff >= 0):
         raise ValueError('timeout must be positive and backoff not negative, in seconds, '
-                         f'got {timeout} and {backoff}.')
+                         f'got {timeout!r} and {backoff!r}.')
 
 
 def build_source(source: dict[str, Any]) -> TileSource | RasterSource:
@@ -169,9 +187,9 @@ def build_source(source: dict[str, Any]) -> TileSource | RasterSource:
     Raises:
         ValueError: if its type is unknown, or an argument is unknown, missing or makes no sense.
     """
-    settings = dict(source)
+    settings = dict(source) if isinstance(source, Mapping) else {}
     kind = settings.pop('type', None)
-    if kind not in SOURCES:
+    if kind not in list(SOURCES):
         raise ValueError(f"type of the source must be 'tiles' or 'rasters', got {kind!r}.")
     try:
         return SOURCES[kind](**settings)
@@ -216,34 +234,6 @@ def _check_space(folder: Path, images: int, size: int, format: str) -> None:
 # -- what is known from earlier starts -----------------------------------------------------------
 
 
-def _open_journal(folder: Path, source: dict[str, Any], output: dict[str, Any]) -> Journal:
-    """The journal of this folder: first the settings, then a row per image and refusal.
-
-    What decides about pixels must be the same again, unless no image has come yet. With a new url
-    or new paths it goes on; a row tells that what was refused before may be asked for again.
-    """
-    deciding = ('type', 'name', 'zooms', 'tile_size', 'bands', 'scale')
-    wanted = _as_json({name: source[name] for name in deciding if name in source} | output)
-    where = _as_json(source.get('url', source.get('paths')))
-    journal = Journal(folder / 'fetch.jsonl')
-    begun: dict[str, Any] = next((row['settings'] for row in journal), {})
-    if begun not in ({}, wanted):
-        differs = next(name for name in begun | wanted if begun.get(name) != wanted.get(name))
-        if any('sha256' in row for row in journal):
-            raise ValueError(f'{folder} was begun with {differs}={begun.get(differs)!r}, and the '
-                             f'config says {wanted.get(differs)!r}; take another work folder, or '
-                             f'delete {journal.path} to begin anew.')
-        with journal:
-            journal.path.unlink()
-        journal, begun = Journal(journal.path), {}
-    if not begun:
-        shutil.rmtree(folder / 'arriving', ignore_errors=True)  # perhaps another source's
-        journal.add(dict(settings=wanted))
-    if where != ([None] + [row['where'] for row in journal if 'where' in row])[-1]:
-        journal.add(dict(where=where))
-    return journal
-
-
 def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
 
@@ -251,13 +241,18 @@ def _as_json(value: Any) -> Any:
 class Results:
     """What became of every point: in memory as columns, 60 bytes a point; on disk as a journal.
 
+    The journal has rows of three kinds: how the folder was begun, or goes on; an image's; and why
+    there is none. An image counts where its point is still the same, its file exists, and no later
+    row has written that file.
+
     Args:
         folder: The work folder.
         points: Its points.csv.
-        journal: Rows of earlier starts count where the point is still the same and the file exists.
+        journal: Rows of earlier starts; new ones are added.
         format, quality: Of the images.
 
     Attributes:
+        has_images: Whether the folder has any, perhaps of other points.
         advance: Called with 1 for every point that is dealt with.
     """
 
@@ -275,25 +270,51 @@ class Results:
         self.date = [''] * count
         self.sha256 = np.zeros((count, 32), np.uint8)
         self.reason = [''] * count  # why there is no image
+        self.refused: list[int] = []  # positions, of earlier starts
+        self.unsure: list[int] = []  # refused by status before there was any image
         self.failed: set[int] = set()  # positions whose reason holds for this start only
+        self.has_images = False
+        self.settings: dict[str, Any] = {}
+        self.where: Any = None
         self.advance: Callable[[int], None] = lambda items: None
-        self._take_in(journal)
+        self._take_in()
 
-    def _take_in(self, rows: Iterable[dict[str, Any]]) -> None:
+    # Earlier starts: everything in one pass, there may be gigabytes.
+
+    def _take_in(self) -> None:
+        if size := self.journal.path.stat().st_size:
+            log.info('fetch: reading the journal (%.1f MB)', size / 1e6)
         positions = {name: position for position, name in enumerate(self.ids)}
-        refused: list[int] = []
-        for row in rows:
-            position = positions.get(row.get('id', ''))
-            if 'where' in row:  # another place to ask at
-                while refused:
-                    self.reason[refused.pop()] = ''
-            elif position is None or row['point'] != self.point(position):
+        for row in self.journal:
+            if 'settings' in row:
+                self.settings, self.where = row['settings'], row.get('where')
+                self._forget_refusals()
                 continue
-            elif 'reason' in row:
-                self.reason[position] = sys.intern(row['reason'])
-                refused.append(position)
-            elif (self.folder / self.file(position, row['group'])).exists():
+            self.has_images |= 'sha256' in row
+            position = positions.get(row.get('id', ''))
+            if position is None:
+                continue
+            is_same = row['point'] == self.point(position)
+            if 'reason' in row:
+                if is_same:
+                    self.reason[position] = sys.intern(row['reason'])
+                    self.refused.append(position)
+            elif is_same and 'sha256' in row:
                 self._fill(position, row)
+            elif self.group[position] == row['group']:
+                self.group[position] = -1  # another image has taken its file
+        self._look_for_files()
+
+    def _look_for_files(self) -> None:
+        """Forget the images without a file; a list per folder, where a look at each takes long."""
+        for group in np.unique(self.group[self.group >= 0]).tolist():
+            try:
+                files = set(os.listdir(self.folder / _group_folder(group)))
+            except FileNotFoundError:
+                files = set()
+            for position in np.flatnonzero(self.group == group).tolist():
+                if f'{self.ids[position]}.{self.format}' not in files:
+                    self.group[position] = -1
 
     def _fill(self, position: int, row: dict[str, Any]) -> None:
         self.group[position] = row['group']
@@ -301,24 +322,71 @@ class Results:
         self.zoom[position] = -1 if row['zoom'] is None else row['zoom']
         self.date[position] = sys.intern(row['date'])
         self.sha256[position] = np.frombuffer(bytes.fromhex(row['sha256']), np.uint8)
+        self.reason[position] = ''
+
+    def _forget_refusals(self) -> None:
+        while self.refused:
+            self.reason[self.refused.pop()] = ''
+
+    def begin(self, settings: dict[str, Any], where: Any) -> None:
+        """Begin the folder, or go on.
+
+        Args:
+            settings: What decides about pixels. It must be the same again, unless no image has come
+                yet.
+            where: Where images are asked for. At a new place what was refused is asked for again,
+                and no image is made from tiles of two places.
+
+        Raises:
+            ValueError: if the folder has images by other settings.
+        """
+        begun = self.settings
+        if begun not in ({}, settings) and self.has_images:
+            differs = next(name for name in begun | settings
+                           if begun.get(name) != settings.get(name))
+            raise ValueError(f'{self.folder} was begun with {differs}={begun.get(differs)!r}, and '
+                             f'the config says {settings.get(differs)!r}; take another work '
+                             f'folder, or delete {self.journal.path} to begin anew.')
+        if (begun, self.where) != (settings, where):
+            shutil.rmtree(self.folder / 'arriving', ignore_errors=True)  # another source's
+            self.journal.add(dict(settings=settings, where=where))
+            self._forget_refusals()
 
     def point(self, position: int) -> list[float]:
         """Longitude, latitude and the resolution asked for."""
-        return [column[position].item() for column in (self.lon, self.lat, self.asked)]
+        return [self.lon.item(position), self.lat.item(position), self.asked.item(position)]
 
     def file(self, position: int, group: int) -> str:
         """The image's file, from the work folder on."""
-        return f'tiles/{group:03d}/{self.ids[position]}.{self.format}'
+        return f'{_group_folder(group)}/{self.ids[position]}.{self.format}'
 
     def open_points(self) -> list[int]:
         """The positions that have no image and are not refused."""
         refused = np.array([reason != '' for reason in self.reason], bool)
         return np.flatnonzero((self.group < 0) & ~refused).tolist()
 
+    # What becomes of the others now.
+
     def refuse(self, position: int, reason: str) -> None:
         """There is no such image, and there will be none."""
-        self._add(position, reason=reason)
         self.reason[position] = reason
+        self._record(position, reason=reason)
+        self.advance(1)
+
+    def refuse_by_status(self, position: int, reason: str) -> None:
+        """The server says so; before the first image this may only mean that the url is wrong.
+
+        Raises:
+            ValueError: if there are many of them and no image.
+        """
+        if self.has_images:
+            return self.refuse(position, reason)
+        self.fail(position, reason)
+        self.unsure.append(position)
+        if len(self.unsure) == FIRST:
+            raise ValueError(f'The source has refused the first {FIRST} images, the last time: '
+                             f'{reason}; look at url, zooms and key, or take points where it has '
+                             'imagery.')
 
     def fail(self, position: int, reason: str) -> None:
         """The image could not be had this time."""
@@ -328,23 +396,34 @@ class Results:
 
     async def store(self, position: int, make: Callable[[], Picture]) -> None:
         """Make an image, write its file, then its row in the journal."""
-        row = await asyncio.to_thread(self._write, position, make)
-        self._add(position, **row)
+        group = position // IMAGES_PER_FOLDER
+        if (self.folder / self.file(position, group)).exists():
+            self._record(position, group=group)  # whatever it was, it is going to be replaced
+        row = await asyncio.to_thread(self._write, position, group, make)
+        self._record(position, **row)
         self._fill(position, row)
+        if not self.has_images:
+            self.has_images = True
+            for refused in self.unsure:  # the source answers: they hold
+                self._record(refused, reason=self.reason[refused])
+                self.failed.discard(refused)
+        self.advance(1)
 
-    def _write(self, position: int, make: Callable[[], Picture]) -> dict[str, Any]:
+    def _write(self, position: int, group: int, make: Callable[[], Picture]) -> dict[str, Any]:
         picture = make()
         stream = io.BytesIO()
         picture.image.save(stream, {'jpg': 'JPEG', 'png': 'PNG'}[self.format], **self.options)
         data = stream.getvalue()
-        group = position // IMAGES_PER_FOLDER
         write_whole(self.folder / self.file(position, group), data)
         return dict(group=group, gsd=round(picture.gsd, 3), zoom=picture.zoom, date=picture.date,
                     sha256=hashlib.sha256(data).hexdigest())
 
-    def _add(self, position: int, **columns: Any) -> None:
+    def _record(self, position: int, **columns: Any) -> None:
         self.journal.add(dict(id=self.ids[position], point=self.point(position), **columns))
-        self.advance(1)
+
+
+def _group_folder(group: int) -> str:
+    return f'tiles/{group:03d}'
 
 
 def _write_tables(folder: Path, points: pd.DataFrame, results: Results,
@@ -455,10 +534,11 @@ class Host:
     async def turn(self) -> None:
         """Wait until this request may go; first come, first served."""
         async with self.queue:
+            # On the grid of the rate, so that late wake-ups do not add up; a new one after a rest.
+            self.free_at = max(self.free_at, time.monotonic())
             while (wait := self.free_at - time.monotonic()) > 0:  # a pause may lengthen it
                 await asyncio.sleep(wait)
-            # On the grid of the rate, so that late wake-ups do not add up.
-            self.free_at = max(self.free_at + self.interval, time.monotonic())
+            self.free_at += self.interval
 
     def pause(self, seconds: float) -> None:
         """Leave the host alone for so long."""
@@ -486,10 +566,13 @@ class Download:
         self.hosts: dict[str, Host] = {}
         self.under_way: dict[Tile, asyncio.Task[Arrived]] = {}
         self.requests = self.bytes = 0
+        self.most_bytes = MAX_OVERHEAD + 8 * source.tile_size ** 2
 
     async def run(self, results: Results, todo: Sequence[int]) -> None:
         """Get the images of these positions."""
         start = time.monotonic()
+        if not results.has_images:
+            todo = _spread_first(todo, FIRST)  # those that tell whether there is anything
         self.squares = self.source.squares(results.lon[todo], results.lat[todo],
                                            results.asked[todo], self.size)
         self.needed = _count_tiles(self.squares)
@@ -525,11 +608,11 @@ class Download:
             if isinstance(tile, BaseException) and not isinstance(tile, (Refused, Failed)):
                 raise tile  # a full disk, a source that is down
         # One reason per image, the same whichever tile was faster.
-        for kind, tell in ((Refused, results.refuse), (Failed, results.fail)):
+        for kind, tell in ((Refused, results.refuse_by_status), (Failed, results.fail)):
             for place, tile in zip(places, tiles):
                 if isinstance(tile, kind):
                     tell(position, f'{tile}, tile {place}')
-                    return self._release(places) if kind is Refused else None
+                    return None if position in results.failed else self._release(places)
         pixels, dates = zip(*(tile for tile in tiles if isinstance(tile, Arrived)))
 
         def make() -> Picture:
@@ -552,9 +635,12 @@ class Download:
 
     async def _get(self, tile: Tile) -> Arrived:
         if self._path(tile).exists():
-            return await asyncio.to_thread(self._read, tile)
+            try:
+                return await asyncio.to_thread(self._read, tile)
+            except Failed:  # a loss of power leaves empty files
+                self._path(tile).unlink(missing_ok=True)
         address = self.source.address(tile, self.key)
-        name = urlsplit(address).netloc
+        name = self.source.host(tile)
         if name not in self.hosts:
             self.hosts[name] = Host(name, self.source.rate)
         host = self.hosts[name]
@@ -563,18 +649,19 @@ class Download:
                 async with self.slots:
                     await host.turn()
                     answer = await self._request(address)
-                arrived = await asyncio.to_thread(self._keep, tile, answer)
+                    # Within the slot: so a kill loses no more tiles than there are slots.
+                    arrived = await asyncio.to_thread(self._keep, tile, answer)
             except Refused:
                 host.failures = 0
                 raise
             except Failed as failure:
-                self._count_failure(host, failure)
-                if not failure.may_retry or attempt == self.manners.retries:
-                    raise
-                wait = min(self.manners.backoff * 2 ** attempt, MAX_BACKOFF)
+                wait = min(self.manners.backoff * 2.0 ** min(attempt, 30), MAX_BACKOFF)
                 wait *= random.uniform(0.5, 1.5)
+                self._count_failure(host, failure)
                 if failure.pause is not None:
                     host.pause(failure.pause or wait)
+                if not failure.may_retry or attempt == self.manners.retries:
+                    raise
                 await asyncio.sleep(wait)
             else:
                 host.failures = 0
@@ -588,54 +675,78 @@ class Download:
                              f'{(failure.pause or 0) / 3600:.1f} hours ({failure}); start again '
                              'then. Everything that arrived is kept.')
         if host.failures >= self.manners.concurrency * (self.manners.retries + 1):
+            way_out = 'look at url, key and rate, or start again later'
+            if failure.status is not None and not failure.may_retry:
+                way_out += (f'; if {failure} means that there is no tile here, say so: no_tile='
+                            f'{(*self.source.no_tile, failure.status)}')
             raise ValueError(f'{host.name} has given no tile {host.failures} times in a row, the '
-                             f'last time: {failure}. Everything that arrived is kept; look at '
-                             'url, key and rate, or start again later.')
+                             f'last time: {failure}. Everything that arrived is kept; {way_out}.')
 
-    async def _request(self, address: str) -> httpx2.Response:
+    async def _request(self, address: str) -> Answer:
         self.requests += 1
         try:
-            answer = await asyncio.wait_for(self.client.get(address), self.manners.timeout)
+            answer = await asyncio.wait_for(self._receive(address), self.manners.timeout)
         except asyncio.TimeoutError:
             raise Failed('no answer in time') from None
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            # Only its kind: the text may hold the address or a header, and with them the key.
-            raise Failed(f'no answer: {type(error).__name__}') from None
-        self.bytes += len(answer.content)
-        _check_status(answer)
+            raise Failed(f'no answer: {_kind_of(error)}') from None
+        self.bytes += len(answer.body)
+        _check_status(answer, self.source.no_tile)
+        if len(answer.body) > self.most_bytes:
+            raise Failed('larger than any tile of this size', may_retry=False)
         return answer
+
+    async def _receive(self, address: str) -> Answer:
+        """An answer, unpacked; of one that is too large to be a tile only the beginning."""
+        body = bytearray()
+        async with self.client.stream('GET', address) as answer:
+            async with aclosing(answer.aiter_bytes()) as parts:
+                async for part in parts:
+                    body += part
+                    if len(body) > self.most_bytes:
+                        break
+        return Answer(answer.status_code, answer.headers, bytes(body))
 
     # Files in the folder: the date, a line feed, and what the server sent.
 
     def _path(self, tile: Tile) -> Path:
         return self.arriving / '-'.join(map(str, tile))
 
-    def _keep(self, tile: Tile, answer: httpx2.Response) -> Arrived:
+    def _keep(self, tile: Tile, answer: Answer) -> Arrived:
         date = self.source.date
         if self.source.date_header:
             date = answer.headers.get(self.source.date_header, '').strip()
-        pixels = self._decode(answer.content)
-        write_whole(self._path(tile), date.encode() + b'\n' + answer.content)
+        pixels = self._decode(answer.body, answer.headers.get('Content-Type', ''))
+        write_whole(self._path(tile), date.encode() + b'\n' + answer.body)
         return Arrived(pixels, date)
 
     def _read(self, tile: Tile) -> Arrived:
         date, _, data = self._path(tile).read_bytes().partition(b'\n')
         return Arrived(self._decode(data), date.decode())
 
-    def _decode(self, data: bytes) -> NDArray[np.uint8]:
+    def _decode(self, data: bytes, content_type: str = '') -> NDArray[np.uint8]:
         if data.lstrip()[:1] == b'<':
             raise Failed('HTML or XML instead of an image')
         try:
-            pixels = decode_image(data)
-        except (MemoryError, ImportError):
+            if size := _size_of(data):  # a small file may hold a huge picture
+                self._check_size(*size)
+            pixels = decode_image(data, scale=self.source.scale)
+        except (MemoryError, ImportError, Failed):
             raise
+        except NoScale as error:
+            raise Failed(str(error), may_retry=False) from None
         except Exception as error:  # decoders raise anything on broken bytes
+            kind = re.match(r'[\w.+-]+/[\w.+-]+', content_type)
+            if isinstance(error, UnidentifiedImageError) and kind and kind[0][:6] != 'image/':
+                raise Failed(f'{kind[0]} instead of an image') from None
             raise Failed(f'broken image: {reason_of(error.__cause__ or error)}') from None
-        side = self.source.tile_size
-        if pixels.shape != (side, side, 3):
-            raise Failed(f'the tile has {pixels.shape[1]} x {pixels.shape[0]} px, and tile_size '
-                         f'is {side}')
+        self._check_size(pixels.shape[1], pixels.shape[0])
         return pixels
+
+    def _check_size(self, width: int, height: int) -> None:
+        side = self.source.tile_size
+        if (width, height) != (side, side):
+            raise Failed(f'the tile has {width} x {height} px, and tile_size is {side}')
 
     def _release(self, tiles: Sequence[Tile]) -> None:
         """Delete the tiles that no other image needs."""
@@ -647,23 +758,44 @@ class Download:
                 self._path(tile).unlink(missing_ok=True)
 
 
-def _check_status(answer: httpx2.Response) -> None:
-    status = answer.status_code
-    if status in NO_TILE:
-        raise Refused(f'HTTP {status}')
+def _size_of(data: bytes) -> tuple[int, int] | None:
+    """Width and height as the file's head says; None where only GDAL can read it."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.size
+    except UnidentifiedImageError:
+        return None
+
+
+def _kind_of(error: BaseException) -> str:
+    """The class of an error, and of its first cause.
+
+    No more: the texts may hold the address or a header, and with them the key.
+    """
+    cause = error
+    while deeper := cause.__cause__ or cause.__context__:
+        cause = deeper
+    kinds = [type(each).__name__ for each in (error, cause)]
+    return kinds[0] if kinds[0] == kinds[1] else f'{kinds[0]} ({kinds[1]})'
+
+
+def _check_status(answer: Answer, no_tile: Sequence[int]) -> None:
+    status = answer.status
     if status == 200:
         return
     pause = _retry_after(answer.headers)
+    if status in no_tile and pause is None:  # who is to come again later is not refused for good
+        raise Refused(f'HTTP {status}')
     if pause is None and status in BUSY:
         pause = 0.0  # it does not say how long: as long as this request waits
     may_retry = status in (408, 429) or status >= 500
-    raise Failed(f'HTTP {status}', may_retry, pause)
+    raise Failed(f'HTTP {status}', may_retry, pause, status)
 
 
 def _retry_after(headers: httpx2.Headers) -> float | None:
     """Seconds from a number or a date; None where there is none that can be read."""
     text = headers.get('Retry-After', '').strip()
-    if text.isdecimal():
+    if re.fullmatch(r'\d+(\.\d*)?', text, re.ASCII):
         return float(text)
     try:
         until = parsedate_to_datetime(text)
@@ -671,8 +803,15 @@ def _retry_after(headers: httpx2.Headers) -> float | None:
         now = parsedate_to_datetime(headers['Date']) if 'Date' in headers else datetime.now(
             timezone.utc)
         return max((until - now).total_seconds(), 0.0)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
+
+
+def _spread_first(todo: Sequence[int], number: int) -> list[int]:
+    """Some positions from everywhere in the table, then the others."""
+    first = dict.fromkeys(todo[index] for index in
+                          np.linspace(0, len(todo) - 1, min(number, len(todo))).round().astype(int))
+    return [*first, *(position for position in todo if position not in first)]
 
 
 def _count_tiles(squares: Square) -> dict[Tile, int]:

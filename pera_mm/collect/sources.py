@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
@@ -122,6 +123,10 @@ class TileSource:
         headers: Sent with every request, e.g. a User-Agent that names you.
         date: The imagery's date, for the tables.
         date_header: Header of the answers that tells the imagery's date, instead of ``date``.
+        no_tile: HTTP statuses that say: here is no tile, and there will be none. Some stores say
+            403.
+        scale: (low, high), what becomes 0 and 255 of pixels that are not 8-bit, as in
+            :mod:`pera_mm.datasets.reading`; None: all are 8-bit.
 
     Raises:
         ValueError: if something is missing or makes no sense, with what to do.
@@ -139,23 +144,50 @@ class TileSource:
     headers: Mapping[str, str] = field(default_factory=dict)
     date: str = ''
     date_header: str | None = None
+    no_tile: Sequence[int] = (204, 404, 410)
+    scale: Scale | None = None
 
     def __post_init__(self) -> None:
         check_texts(self)
+        self._check_types()
         self._check_url()
-        low, high = self.zooms if len(self.zooms) == 2 else (1, 0)
-        if not 0 <= low <= high <= MAX_ZOOM:
-            raise ValueError(f'zooms of the source {self.name!r} must be (first, last) with '
-                             f'0 <= first <= last <= {MAX_ZOOM}, got {self.zooms}.')
-        if self.tile_size < 1 or self.rate <= 0:
-            raise ValueError(f'tile_size and rate of the source {self.name!r} must be positive, '
-                             f'got {self.tile_size} and {self.rate}.')
+        object.__setattr__(self, 'date', one_line(self.date))
+
+    def _check_types(self) -> None:
+        def check(name: str, is_good: bool, what: str) -> None:
+            if not is_good:
+                raise ValueError(f'{name} of the source {self.name!r} must be {what}, got '
+                                 f'{getattr(self, name)!r}.')
+
+        zooms = _as_list(self.zooms)
+        check('zooms', len(zooms) == 2 and all(map(is_whole, zooms)) and sorted(zooms) == zooms
+              and zooms[0] >= 0 and zooms[1] <= MAX_ZOOM,
+              f'(first, last) in whole numbers with 0 <= first <= last <= {MAX_ZOOM}')
+        check('tile_size', is_whole(self.tile_size) and self.tile_size > 0,
+              'a positive whole number of pixels')
+        check('rate', is_number(self.rate) and self.rate > 0, 'a positive number')
+        for name in ('key_env', 'date_header'):
+            value = getattr(self, name)
+            check(name, value is None or _is_token(value), 'a name, or None')
+        check('subdomains', isinstance(self.subdomains, str)
+              or all(isinstance(name, str) for name in _as_list(self.subdomains, [None])),
+              "texts, e.g. ('a', 'b', 'c')")
+        check('headers', isinstance(self.headers, Mapping)
+              and all(_is_token(name) and _is_header(text) for name, text in self.headers.items()),
+              "names with texts in ASCII, e.g. {'User-Agent': 'me@example.org'}")
+        check('no_tile', all(is_whole(status) and 200 < status < 600
+                             for status in _as_list(self.no_tile, [None])),
+              'HTTP statuses other than 200, e.g. (204, 404, 410)')
+        scale = _as_list(self.scale)
+        check('scale', self.scale is None or len(scale) == 2 and all(map(is_number, scale))
+              and scale[0] < scale[1], '(low, high) with low < high, or None: tiles that are '
+              'stretched one by one do not fit together')
 
     def _check_url(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ('http', 'https') or not parts.netloc:
+        if not _has_host(self.url):
             raise ValueError(f'url of the source {self.name!r} must start with http:// or '
-                             f'https:// and a host, got {self.url!r}.')
+                             'https:// and a host, perhaps with a port up to 65535, got '
+                             f'{self.url!r}.')
         places = set(re.findall(r'\{(.*?)\}', self.url))
         if unknown := sorted(places.difference(PLACES)):
             raise ValueError(f'url of the source {self.name!r} has the place {{{unknown[0]}}}; '
@@ -191,13 +223,20 @@ class TileSource:
 
     def address(self, tile: Tile, key: str) -> str:
         """Where a tile is asked for."""
+        return self._fill_in(tile, quote(key, safe=''))
+
+    def host(self, tile: Tile) -> str:
+        """The host, and port, that has a tile, to be told: without a key, user or password."""
+        return urlsplit(self._fill_in(tile, '***')).netloc.rpartition('@')[2]
+
+    def _fill_in(self, tile: Tile, key: str) -> str:
         zoom, column, row = tile
         values = {
             'z': zoom, 'x': column, 'y': row, '-y': flip_row(row, zoom),
             'quadkey': to_quadkey(*tile),
             'TileMatrix': zoom, 'TileRow': row, 'TileCol': column,
             's': self.subdomains[(column + row) % len(self.subdomains)] if self.subdomains else '',
-            'key': quote(key, safe=''),
+            'key': key,
         }
         return re.sub(r'\{(.*?)\}', lambda place: str(values[place[1]]), self.url)
 
@@ -264,6 +303,7 @@ class Raster(NamedTuple):
     gsd: float  # m on the ground that a pixel covers at the centre
     boxes: list[tuple[float, float, float, float]]  # EPSG:3857 metres; two across the antimeridian
     dtype: str
+    turn: float = 0.0  # added to its longitudes
 
 
 class RasterSource:
@@ -288,12 +328,14 @@ class RasterSource:
     def __init__(self, name: str, paths: str | Sequence[str], terms: str, attribution: str,
                  bands: Sequence[int] | None = None, scale: Scale = 'auto',
                  date: str = '') -> None:
-        self.name, self.terms, self.attribution, self.date = name, terms, attribution, date
+        self.name, self.terms, self.attribution = name, terms, attribution
+        self.date = one_line(date)
         check_texts(self)
         self.bands = None if bands is None else tuple(bands)
         self.scale = scale
         check_rule(self.bands, scale)
-        self.rasters = [self._look_at(path) for path in find_rasters(paths, 'paths of the source')]
+        self.rasters = [raster for path in find_rasters(paths, 'paths of the source')
+                        for raster in self._look_at(path)]
         first = self.rasters[0]
         for raster in self.rasters:
             if raster.dtype != first.dtype:
@@ -303,7 +345,8 @@ class RasterSource:
         self.owners = np.repeat(np.arange(len(self.rasters)),
                                 [len(raster.boxes) for raster in self.rasters])
 
-    def _look_at(self, path: str) -> Raster:
+    def _look_at(self, path: str) -> list[Raster]:
+        """The raster; twice if its longitudes go on beyond 180, where GDAL would end it."""
         try:
             with opened(path) as raster:
                 if raster.crs is None:
@@ -315,8 +358,10 @@ class RasterSource:
                 if raster.colorinterp[0] == ColorInterp.palette:
                     raise ValueError(f'{path} has a palette; expand it first (gdal_translate '
                                      '-expand rgb).')
-                return Raster(path, _ground_resolution_of(raster), _boxes_of(raster),
-                              raster.dtypes[0])
+                found = Raster(path, _ground_resolution_of(raster), _boxes_of(raster),
+                               raster.dtypes[0])
+                goes_on = raster.crs.is_geographic and raster.bounds.right > 180
+                return [found, found._replace(turn=-360.0)] if goes_on else [found]
         except rasterio.errors.RasterioError as error:
             raise ValueError(f'{path} cannot be read as a raster: {error}') from None
 
@@ -324,8 +369,8 @@ class RasterSource:
                size: int) -> tuple[NDArray[np.uint8], float]:
         """An image around a place, and its m on the ground per pixel.
 
-        Pixels that no raster has are black. A raster that is coarser than ``gsd`` at this place
-        decides on the resolution.
+        Pixels that no raster has are black. Where the raster that has the pixel in the middle (or,
+        if none has it, most of the others) is coarser than ``gsd``, it decides on the resolution.
 
         Returns:
             uint8 ``[size, size, 3]`` and the resolution got.
@@ -336,17 +381,20 @@ class RasterSource:
         x, y = (float(metres) for metres in to_metres(lon, lat))
         stretch = 1 / math.cos(math.radians(lat))  # m of the projection per m on the ground
         at_hand = self._touching(x, y, gsd * stretch * size / 2)
-        if len(at_hand):
-            here = set(self._touching(x, y, 0))
-            decisive = next((index for index in at_hand if index in here), at_hand[0])
-            gsd = max(gsd, self.rasters[decisive].gsd)
-        half = gsd * stretch * size / 2
-        if abs(y) + half > HALF_WORLD:
-            raise Refused(POLAR)
-        image, valid = self.read(x - half, y + half, gsd * stretch, size)
-        if not valid.any():
-            raise Refused('lies outside of the rasters')
-        return image, gsd
+        gsd = max(gsd, min((self.rasters[index].gsd for index in at_hand), default=gsd))
+        while True:  # at most once per resolution
+            half = gsd * stretch * size / 2
+            if abs(y) + half > HALF_WORLD:
+                raise Refused(POLAR)
+            pixels, owners = self._mosaic(x - half, y + half, gsd * stretch, size)
+            if (owners < 0).all():
+                raise Refused('lies outside of the rasters')
+            decisive = owners[size // 2, size // 2]
+            if decisive < 0:
+                decisive = np.bincount(owners[owners >= 0]).argmax()
+            if self.rasters[decisive].gsd <= gsd:
+                return self._as_image(pixels, owners >= 0), gsd
+            gsd = self.rasters[decisive].gsd
 
     def read(self, left: float, top: float, resolution: float,
              size: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -360,28 +408,45 @@ class RasterSource:
         Returns:
             uint8 ``[size, size, 3]``, black where no raster has a pixel; and where one has.
         """
+        pixels, owners = self._mosaic(left, top, resolution, size)
+        return self._as_image(pixels, owners >= 0), owners >= 0
+
+    def _mosaic(self, left: float, top: float, resolution: float,
+                size: int) -> tuple[NDArray, NDArray[np.int32]]:
+        """Pixels ``[bands, size, size]`` and the number of the raster that each is from, or -1."""
         place = dict(crs='EPSG:3857', transform=Affine(resolution, 0, left, 0, -resolution, top),
                      width=size, height=size, resampling=Resampling.cubic)
-        valid = np.zeros((size, size), bool)
-        pixels = None  # [bands, size, size]
+        owners = np.full((size, size), -1, np.int32)
+        pixels = None
         half = resolution * size / 2
         for index in self._touching(left + half, top - half, half):
-            with opened(self.rasters[index].path) as raster:
-                bands = self.bands or ((1, 2, 3) if raster.count >= 3 else (1,))
-                has_alpha = ColorInterp.alpha in raster.colorinterp
-                with WarpedVRT(raster, add_alpha=not has_alpha, **place) as square:
-                    found = square.read(bands)
-                    alpha = square.colorinterp.index(ColorInterp.alpha) + 1
-                    new = (square.read(alpha) > 0) & np.isfinite(found).all(axis=0) & ~valid
+            found, is_there = self._warp(self.rasters[index], place)
+            new = is_there & (owners < 0)
             pixels = np.zeros_like(found) if pixels is None else pixels
             pixels[:, new] = found[:, new]
-            valid |= new
-            if valid.all():
+            owners[new] = index
+            if (owners >= 0).all():
                 break
-        if pixels is None or not valid.any():
-            return np.zeros((size, size, 3), np.uint8), valid
+        return np.zeros((1, size, size), np.uint8) if pixels is None else pixels, owners
+
+    def _warp(self, known: Raster, place: dict[str, Any]) -> tuple[NDArray, NDArray[np.bool_]]:
+        with opened(known.path) as raster:
+            bands = self.bands or ((1, 2, 3) if raster.count >= 3 else (1,))
+            has_alpha = ColorInterp.alpha in raster.colorinterp
+            if known.turn:
+                at = raster.transform
+                place = place | dict(
+                    src_transform=Affine(at.a, at.b, at.c + known.turn, at.d, at.e, at.f))
+            with WarpedVRT(raster, add_alpha=not has_alpha, **place) as square:
+                found = square.read(bands)
+                alpha = square.colorinterp.index(ColorInterp.alpha) + 1
+                return found, (square.read(alpha) > 0) & np.isfinite(found).all(axis=0)
+
+    def _as_image(self, pixels: NDArray, valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
+        if not valid.any():
+            return np.zeros((*valid.shape, 3), np.uint8)
         rgb = to_uint8(pixels, valid, self.scale)
-        return np.ascontiguousarray(np.broadcast_to(rgb, (3, size, size)).transpose(1, 2, 0)), valid
+        return np.ascontiguousarray(np.broadcast_to(rgb, (3, *valid.shape)).transpose(1, 2, 0))
 
     def _touching(self, x: float, y: float, half: float) -> list[int]:
         """The rasters, in their order, that a square touches, also across the antimeridian."""
@@ -403,6 +468,42 @@ def check_texts(source: Any) -> None:
         text = getattr(source, name)
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f'The source needs {name}, a text that is not empty, got {text!r}.')
+
+
+def one_line(value: Any) -> str:
+    """A date as a text: YAML and Python take 2021 for a number."""
+    return ' '.join(str(value).split())
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a setting is a whole number; True is none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a setting is a finite number; True is none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _as_list(value: Any, otherwise: Sequence[Any] = ()) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else list(otherwise)
+
+
+def _is_token(text: Any) -> bool:
+    return isinstance(text, str) and bool(re.fullmatch(r'[\w-]+', text, re.ASCII))
+
+
+def _is_header(text: Any) -> bool:
+    return isinstance(text, str) and text.isascii() and text.isprintable()
+
+
+def _has_host(url: Any) -> bool:
+    try:
+        parts = urlsplit(url)
+        return (parts.scheme in ('http', 'https') and bool(parts.hostname)
+                and not re.search(r'\s', parts.netloc) and parts.port != 0)  # may raise
+    except (ValueError, TypeError, AttributeError):
+        return False
 
 
 def _ground_resolution_of(raster: rasterio.DatasetReader) -> float:

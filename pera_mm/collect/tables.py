@@ -2,12 +2,14 @@
 
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.progress import (
     BarColumn,
@@ -66,15 +68,21 @@ def read_table(path: Path, columns: Sequence[str], written_by: str) -> pd.DataFr
 
 def _numbers(path: Path, column: pd.Series) -> pd.Series:
     try:
-        return column.map(float).astype(float)  # Python's float loses no digit
+        numbers = column.map(float).astype(float)  # Python's float loses no digit
+        if np.isfinite(numbers).all():
+            return numbers
     except ValueError:
-        for line, text in enumerate(column, 2):
-            try:
-                float(text)
-            except ValueError:
-                said = f'{text!r}, which is no number' if text else 'empty'
-                raise ValueError(f'{path}, line {line}: {column.name} is {said}.') from None
-        raise
+        pass
+    line, text = next((line, text) for line, text in enumerate(column, 2) if not _is_finite(text))
+    said = f'{text!r}, which is no number' if text else 'empty'
+    raise ValueError(f'{path}, line {line}: {column.name} is {said}.')
+
+
+def _is_finite(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
@@ -85,8 +93,9 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 class Journal:
     """Rows appended as they come to be, one JSON object a line; a kill loses at most the last.
 
-    The line that a kill cut short is removed when the journal is opened again. Iterating gives all
-    rows anew from the file: in memory they would take 2 kB each, and there are millions.
+    The line that a kill cut short is removed when the journal is opened again. What a loss of power
+    has damaged further up is skipped, with a warning. Iterating gives all rows anew from the file:
+    in memory they would take 2 kB each, and there are millions.
     """
 
     def __init__(self, path: Path) -> None:
@@ -108,8 +117,21 @@ class Journal:
             self.file.truncate(last)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        with open(self.path, 'rb') as lines:
-            yield from map(json.loads, lines)
+        damaged = 0
+        # As text: json would look for the encoding of every line.
+        with open(self.path, encoding='ascii', errors='replace', newline='\n') as lines:
+            for line in lines:
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    row = None
+                if isinstance(row, dict):
+                    yield row
+                else:
+                    damaged += 1
+        if damaged:
+            log.warning('%s has damaged lines, as a loss of power leaves them: %d are skipped',
+                        self.path, damaged)
 
     def add(self, row: dict[str, Any]) -> None:
         """Append a row, handed to the operating system before this returns."""

@@ -49,6 +49,10 @@ class UnreadableImage(Exception):
     """An image file that cannot be decoded; its text is the reason, one line."""
 
 
+class NoScale(ValueError):
+    """Pixels that are not 8-bit, and no scale that makes them so."""
+
+
 def check_rule(bands: tuple[int, ...] | None, scale: Scale) -> None:
     """Check what a user wrote about bands and scale.
 
@@ -118,8 +122,11 @@ def reason_of(error: BaseException) -> str:
 
 
 def decode_image(data: bytes, bands: tuple[int, ...] | None = None,
-                 scale: Scale = 'auto') -> np.ndarray:
-    """Like :func:`read_image` for a file's bytes; raises whatever the decoder raises."""
+                 scale: Scale | None = 'auto') -> np.ndarray:
+    """Like :func:`read_image` for a file's bytes; raises whatever the decoder raises.
+
+    With ``scale=None`` pixels that are not 8-bit raise NoScale.
+    """
     if not data:
         raise ValueError('the file is empty')
     is_deep_png = data.startswith(PNG) and data[PNG_BIT_DEPTH] == b'\x10'  # Pillow cuts it to 8
@@ -128,7 +135,7 @@ def decode_image(data: bytes, bands: tuple[int, ...] | None = None,
     return _decode_picture(data, scale)
 
 
-def _decode_picture(data: bytes, scale: Scale) -> np.ndarray:
+def _decode_picture(data: bytes, scale: Scale | None) -> np.ndarray:
     if data.startswith(JPEG) and data.rfind(JPEG_END) < data.rfind(JPEG_SCAN):
         # Pillow misses a download whose missing half is zeros. 0.05 ms for 129 KB.
         raise ValueError('the JPEG is truncated: it has no end marker')
@@ -142,7 +149,8 @@ def _decode_picture(data: bytes, scale: Scale) -> np.ndarray:
         return np.array(image if image.mode == 'RGB' else image.convert('RGB'))
 
 
-def _decode_raster(data: bytes, bands: tuple[int, ...] | None, scale: Scale) -> np.ndarray:
+def _decode_raster(data: bytes, bands: tuple[int, ...] | None,
+                   scale: Scale | None) -> np.ndarray:
     # Imported late: a worker that meets only JPEG needs no GDAL. From memory: GDAL would list
     # the whole folder of every file for side-cars.
     from rasterio.enums import ColorInterp, MaskFlags
@@ -188,21 +196,24 @@ def _decode_raster(data: bytes, bands: tuple[int, ...] | None, scale: Scale) -> 
     return rgb if alpha is None else _over_black(rgb, alpha)
 
 
-def to_uint8(pixels: np.ndarray, valid: np.ndarray | None, scale: Scale) -> np.ndarray:
+def to_uint8(pixels: np.ndarray, valid: np.ndarray | None, scale: Scale | None) -> np.ndarray:
     """Map pixels linearly to 0..255; 8-bit pixels stay as they are.
 
     Args:
         pixels: real ``[C, H, W]``: by channel, three times as fast as channels last.
         valid: bool ``[H, W]``, where the percentiles are taken and outside which the result is
             0; None: everywhere.
-        scale: 'auto' (per channel, 2nd to 98th percentile; a constant channel becomes 0) or
-            (low, high).
+        scale: 'auto' (per channel, 2nd to 98th percentile; a constant channel becomes 0),
+            (low, high), or None: there are only 8-bit pixels.
 
     Returns:
         uint8 ``[C, H, W]``.
     """
     if pixels.dtype == np.uint8:
         return pixels
+    if scale is None:
+        raise NoScale(f'the pixels are {pixels.dtype}, not 8-bit; say what becomes 0 and 255: '
+                      'scale=(low, high)')
     if pixels.dtype.kind == 'c':
         raise ValueError('complex pixels have no 8-bit form; convert them to amplitudes')
     if valid is not None and valid.all():

@@ -1,6 +1,7 @@
 """A real tile server on 127.0.0.1 that misbehaves as it is told, and counts what it did."""
 
 import io
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -9,9 +10,12 @@ from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Lock, Thread
 from typing import NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image
+
+from pera_mm.collect.mercator import flip_row, from_quadkey
 
 Behaviour = Callable[[str, int], str]  # path and how often it was asked before to the answer's kind
 
@@ -22,6 +26,32 @@ def picture(zoom: int, column: int, row: int, size: int = 256) -> np.ndarray:
     y = row * size + np.arange(size)[:, None]
     waves = [np.sin(x / 37) + np.cos(y / 53), np.sin((x + y) / 41) + 0 * y, np.cos(x / 29 - y / 47)]
     return (127.5 + 60 * np.stack(waves, axis=2)).round().astype(np.uint8)
+
+
+def encode(pixels: np.ndarray, form: str = 'JPEG') -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, form, quality=95)
+    return stream.getvalue()
+
+
+PATHS = {  # of the protocols, from the host on
+    'XYZ': '/{z}/{x}/{y}',
+    'TMS': '/tms/{z}/{x}/{-y}',
+    'quadkey': '/q/{quadkey}',
+    'WMTS': '/wmts?TILEMATRIX=EPSG:3857:{TileMatrix}&TILEROW={TileRow}&TILECOL={TileCol}',
+}
+
+
+def place_of(path: str) -> tuple[int, int, int]:
+    """Zoom, column and row of a path of any of the protocols."""
+    path = unquote(path)
+    if path.startswith('/q/'):
+        return from_quadkey(path[3:])
+    if path.startswith('/wmts'):
+        zoom, row, column = map(int, re.findall(r'\d+(?=&|$)', path))
+        return zoom, column, row
+    zoom, column, row = map(int, path.partition('?')[0].split('/')[-3:])
+    return zoom, column, flip_row(row, zoom) if path.startswith('/tms/') else row
 
 
 class Server(ThreadingHTTPServer):
@@ -41,14 +71,19 @@ class Asked(NamedTuple):
 
 
 class TileServer:
-    """``/zoom/column/row`` as a context; ``behave`` decides on the kind of every answer.
+    """Tiles at ``PATHS``, as a context; ``behave`` decides on the kind of every answer.
 
     Kinds: good; slow (0.3 s); busy (429, Retry-After: 1); busy-date (the same as a date);
-    busy-long (Retry-After of a day); 500 and other statuses by number; short (fewer bytes than
-    Content-Length says); cut (half a JPEG); html; closed (no answer); silent (none for 20 s).
+    busy-long (Retry-After of a day); wait-403 (403, Retry-After: 1); 500 and other statuses by
+    number; short (fewer bytes than Content-Length says); cut (half a JPEG); html; json; endless
+    (until the client goes); closed (no answer); silent (none for 20 s).
+
+    ``draw`` gives a tile's file for zoom, column and row.
     """
 
-    def __init__(self, behave: Behaviour = lambda path, before: 'good', size: int = 256) -> None:
+    def __init__(self, behave: Behaviour = lambda path, before: 'good', size: int = 256,
+                 draw: Callable[[int, int, int], bytes] | None = None) -> None:
+        draw = draw or (lambda *place: encode(picture(*place, size)))
         self.log: list[Asked] = []
         self.agents: set[str] = set()
         counts: Counter[str] = Counter()
@@ -73,10 +108,8 @@ class TileServer:
                     tiles.log.append(Asked(self.path, kind, start, whole))
 
             def answer(self, kind: str) -> bool:
-                stream = io.BytesIO()
-                zoom, column, row = map(int, self.path.partition('?')[0].split('/')[-3:])
-                Image.fromarray(picture(zoom, column, row, size)).save(stream, 'JPEG', quality=95)
-                data = stream.getvalue()
+                zoom, column, row = place_of(self.path)
+                data = draw(zoom, column, row)
                 if kind in ('good', 'slow'):
                     tiles.over.wait(0.3 if kind == 'slow' else 0)
                     return self.send(200, data, imagery=f'2020-0{1 + column % 2}-01')
@@ -87,6 +120,12 @@ class TileServer:
                     return self.send(429, b'', retry=format_datetime(until, usegmt=True))
                 if kind == 'busy-long':
                     return self.send(503, b'', retry='86400')
+                if kind == 'wait-403':
+                    return self.send(403, b'', retry='1')
+                if kind == 'endless':
+                    self.send(200, b'', length=1 << 40)
+                    while not tiles.over.is_set():
+                        self.wfile.write(bytes(1 << 16))
                 if kind == 'short':
                     self.close_connection = True
                     return self.send(200, data[:len(data) // 2], length=len(data))
@@ -94,6 +133,8 @@ class TileServer:
                     return self.send(200, data[:len(data) // 2])
                 if kind == 'html':
                     return self.send(200, b'<html>quota exceeded</html>')
+                if kind == 'json':
+                    return self.send(200, b'{"error": "quota"}', content='application/json; v=1')
                 if kind == 'closed':
                     self.close_connection = True
                     return False
@@ -104,8 +145,10 @@ class TileServer:
                 return self.send(int(kind), b'')
 
             def send(self, status: int, data: bytes, length: int | None = None, retry: str = '',
-                     imagery: str = '') -> bool:
+                     imagery: str = '', content: str = '') -> bool:
                 self.send_response(status)
+                if content:
+                    self.send_header('Content-Type', content)
                 self.send_header('Content-Length', str(len(data) if length is None else length))
                 if retry:
                     self.send_header('Retry-After', retry)

@@ -1,5 +1,6 @@
 import asyncio
 import hashlib
+import io
 import itertools
 import json
 import logging
@@ -10,15 +11,16 @@ import subprocess
 import sys
 import time
 
+import httpx2
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 from rasterio import Affine
-from servers import TileServer
+from servers import PATHS, TileServer, encode, picture
 from test_sources import write
 
-from pera_mm.collect.fetching import Host, fetch
+from pera_mm.collect.fetching import FIRST, Host, _retry_after, fetch
 from pera_mm.collect.tables import TILE
 
 QUICK = dict(size=128, backoff=0.01, concurrency=4, accept_terms='local')
@@ -42,6 +44,10 @@ def write_points(folder, count, seed=0, spread=1.0):
         continent='europe', gsd=np.exp(rng.uniform(-1, 2, count)).round(3),
     )).to_csv(folder / 'points.csv', index=False)
     return folder
+
+
+def images_of(folder):
+    return {path.name: path.read_bytes() for path in folder.glob('tiles/*/*')}
 
 
 def contents(folder):
@@ -127,6 +133,81 @@ def test_an_image_that_was_deleted_is_fetched_again(tmp_path, undisturbed):
     assert contents(folder) == undisturbed
 
 
+def test_a_file_belongs_to_the_last_point_that_was_written_there(tmp_path):
+    source, name = {}, tmp_path / 'tiles/000/p.png'
+
+    def at(gsd):
+        (tmp_path / 'points.csv').write_text(f'id,lon,lat,gsd\np,7.5,51.5,{gsd}\n')
+        return fetch(tmp_path, source=source, format='png', **QUICK)['tried now']
+
+    with TileServer() as server:
+        source = tiles(server)
+        assert at(1) == 1
+        fine = name.read_bytes()
+        assert at(4) == 1 and name.read_bytes() != fine
+        assert at(1) == 1 and name.read_bytes() == fine
+        table = pd.read_csv(tmp_path / 'tiles.csv')
+        assert table['sha256'].tolist() == [hashlib.sha256(fine).hexdigest()]
+        # And if a kill comes between the other image's file and its row.
+        assert at(4) == 1
+        journal = (tmp_path / 'fetch.jsonl').read_bytes().splitlines(keepends=True)
+        (tmp_path / 'fetch.jsonl').write_bytes(b''.join(journal[:-1]))
+        assert at(1) == 1 and name.read_bytes() == fine
+        assert at(1) == 0
+
+
+@pytest.mark.parametrize('damage', [b'\0' * 50, b'[1]', b'{"id": "0000'])
+@pytest.mark.parametrize('line', [0, 3])
+def test_damaged_lines_of_the_journal_cost_their_images(tmp_path, undisturbed, caplog, damage,
+                                                        line):
+    folder = tmp_path / 'undisturbed'
+    journal = (folder / 'fetch.jsonl').read_bytes().splitlines()
+    journal[line] = damage
+    (folder / 'fetch.jsonl').write_bytes(b'\n'.join(journal) + b'\n')
+    with TileServer() as server:
+        assert fetch(folder, source=tiles(server), **QUICK)['tried now'] == (line > 0)
+    assert [record.getMessage().partition('jsonl')[2] for record in caplog.records] == [
+        ' has damaged lines, as a loss of power leaves them: 1 are skipped']
+    assert contents(folder) == undisturbed
+
+
+def test_a_default_that_is_written_out_is_no_other_setting(tmp_path, undisturbed):
+    folder = tmp_path / 'undisturbed'
+    with TileServer() as server:
+        source = tiles(server, tile_size=256, scale=None, date=2021)
+        assert fetch(folder, source=source, **QUICK)['tried now'] == 0
+        with pytest.raises(ValueError, match=r'with scale=None, and the config says \[0, 99\]'):
+            fetch(folder, source=tiles(server, scale=(0, 99)), **QUICK)
+    assert contents(folder) == undisturbed
+
+
+@pytest.mark.parametrize('protocol', PATHS)
+def test_every_protocol_gives_the_same(tmp_path, undisturbed, protocol):
+    folder = write_points(tmp_path / protocol, 12)
+    with TileServer() as server:
+        source = tiles(server, url=f'http://{server.host}{PATHS[protocol]}', date=2021)
+        fetch(folder, source=source, **QUICK)
+    assert images_of(folder) == images_of(tmp_path / 'undisturbed')
+    assert set(pd.read_csv(folder / 'tiles.csv')['date']) == {2021}
+
+
+def test_deep_tiles_fit_together_by_a_scale(tmp_path):
+    def deep(*place):
+        return encode(picture(*place)[..., 0].astype(np.uint16) * 257, 'PNG')
+
+    with TileServer(draw=deep) as server:
+        with pytest.raises(ValueError, match=(r'the last time: the pixels are uint16, not 8-bit; '
+                                              r'say what becomes 0 and 255: scale=\(low, high\)')):
+            fetch(write_points(tmp_path / 'deep', 30), source=tiles(server), **QUICK)
+        assert set(server.delivered().values()) == {1}  # asking again does not help
+        fetch(write_points(tmp_path / 'deep', 6), source=tiles(server, scale=(0, 65535)),
+              format='png', **QUICK)
+    with TileServer(draw=lambda *place: encode(picture(*place)[..., 0], 'PNG')) as server:
+        fetch(write_points(tmp_path / 'gray', 6), source=tiles(server), format='png', **QUICK)
+    assert len(images_of(tmp_path / 'deep')) == 6
+    assert images_of(tmp_path / 'deep') == images_of(tmp_path / 'gray')
+
+
 def test_other_settings_are_refused_once_there_are_images(tmp_path, undisturbed):
     folder = tmp_path / 'undisturbed'
     with TileServer() as server:
@@ -144,6 +225,62 @@ def test_another_url_is_asked_for_what_the_first_refused(tmp_path):
         assert fetch(folder, source=tiles(server), **QUICK)['missing'] == 4
     with TileServer() as server:
         assert fetch(folder, source=tiles(server), **QUICK)['images'] == 4
+
+
+def half_done(folder, server, count=12):
+    """Images of which about half lack a tile; the others' tiles have arrived."""
+    summary = fetch(write_points(folder, count), source=tiles(server),
+                    **QUICK | dict(retries=0, concurrency=32))
+    assert 0 < summary['images'] < count and list((folder / 'arriving').iterdir())
+    return set(images_of(folder))
+
+
+def lacking(path, before):
+    """Some tiles cannot be had."""
+    column, row = map(int, path.split('/')[-2:])
+    return '500' if column % 2 and row % 2 else 'good'
+
+
+def test_no_image_is_made_from_tiles_of_two_places(tmp_path):
+    def negative(*place):
+        return encode(255 - picture(*place))
+
+    with TileServer(lacking) as server:
+        before = half_done(tmp_path / 'mixed', server)
+    with TileServer(draw=negative) as server:
+        fetch(tmp_path / 'mixed', source=tiles(server), **QUICK)
+        fetch(write_points(tmp_path / 'new', 12), source=tiles(server), **QUICK)
+    mixed, new = images_of(tmp_path / 'mixed'), images_of(tmp_path / 'new')
+    assert len(mixed) == 12
+    assert {name for name in mixed if mixed[name] == new[name]} == set(mixed) - before
+
+
+def test_other_points_while_images_are_half_done(tmp_path):
+    folder, mended = tmp_path / 'a', []
+    with TileServer(lambda *asked: 'good' if mended else lacking(*asked)) as server:
+        half_done(folder, server)
+        mended.append(True)
+        points = pd.read_csv(folder / 'points.csv', dtype=str)[::-1].drop(index=5)
+        points.loc[[2, 3, 8], 'gsd'] = '1.5'
+        fresh = tmp_path / 'b'
+        fresh.mkdir()
+        for each in (folder, fresh):
+            points.to_csv(each / 'points.csv', index=False)
+            fetch(each, source=tiles(server), **QUICK)
+    for name in RESULTS:
+        assert (folder / name).read_bytes() == (fresh / name).read_bytes()
+    assert images_of(fresh).items() <= images_of(folder).items()
+
+
+def test_damaged_tiles_are_asked_for_again(tmp_path, undisturbed):
+    folder, mended = tmp_path / 'damaged', []
+    with TileServer(lambda *asked: 'good' if mended else lacking(*asked)) as server:
+        half_done(folder, server)
+        for number, path in enumerate(sorted((folder / 'arriving').iterdir())):
+            path.write_bytes([b'', b'\0' * 900, path.read_bytes()[:900]][number % 3])
+        mended.append(True)
+        assert fetch(folder, source=tiles(server), **QUICK)['missing'] == 0
+    assert contents(folder) == undisturbed
 
 
 def test_rasters(tmp_path):
@@ -167,7 +304,7 @@ def test_rasters(tmp_path):
 # -- servers that misbehave ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('kind', ['slow', '500', '408', 'short', 'cut', 'html', 'closed'])
+@pytest.mark.parametrize('kind', ['slow', '500', '408', 'short', 'cut', 'html', 'json', 'closed'])
 def test_every_first_answer_is_bad(tmp_path, undisturbed, kind):
     folder = write_points(tmp_path / 'disturbed', 12)
     with TileServer(lambda path, before: 'good' if before else kind) as server:
@@ -198,6 +335,30 @@ def test_retry_after_holds_the_whole_host_back(tmp_path, undisturbed, kind):
     # Those that were on their way may still come; then there is silence for a second at least.
     assert (later < 0.95).sum() <= 2 * QUICK['concurrency'] and (later >= 0.95).sum() > 3
     assert contents(folder) == undisturbed
+
+
+@pytest.mark.parametrize('kind', ['busy', 'wait-403'])
+def test_retry_after_holds_back_after_the_last_try_too(tmp_path, kind):
+    numbers = itertools.count()
+    with TileServer(lambda path, before: kind if next(numbers) == 8 else 'good') as server:
+        source = tiles(server, no_tile=(403, 404))  # who says when to come again means it
+        summary = fetch(write_points(tmp_path, 12), source=source, **QUICK | dict(retries=0))
+        told = next(asked.time for asked in server.log if asked.kind == kind)
+        later = np.array([asked.time - told for asked in server.log if asked.time > told])
+    assert (later < 0.95).sum() <= QUICK['concurrency'] and (later >= 0.95).sum() > 3
+    assert summary['missing'] == summary['missing, tried again by the next start'] == 1
+
+
+@pytest.mark.parametrize('text, seconds', [
+    ('7', 7), ('1.5', 1.5), ('0', 0), ('', None), ('-1', None), ('nan', None), ('1e3', None),
+    ('\xb2', None), ('soon', None), ('Thu, 01 Jan 2026 00:00:00 GMT', 0),
+    ('Thu, 01 Jan 2026 00:00:00 +9999999999999', None), ('Thu, 01 Jan 99999 00:00:00 GMT', None),
+    ('Wed, 31 Dec 2025 23:00:09 -0100', 9),
+])
+def test_what_retry_after_may_say(text, seconds):
+    headers = httpx2.Headers({'Retry-After': text.encode('latin-1'),
+                              'Date': 'Thu, 01 Jan 2026 00:00:00 GMT'})
+    assert _retry_after(headers) == seconds
 
 
 def test_a_host_that_wants_hours_ends_the_step(tmp_path):
@@ -247,12 +408,68 @@ def test_without_imagery_one_request_tells(tmp_path):
     with TileServer(lambda path, before: '404') as server:
         summary = fetch(write_points(tmp_path, 12), source=tiles(server), **QUICK)
         assert len(server.log) == 12
-    assert summary['reasons'] == [dict(reason='HTTP 404', images=12)]
+        assert summary['reasons'] == [dict(reason='HTTP 404', images=12)]
+        # No image has come from this url: it may be wrong. Nothing is held against it.
+        summary = fetch(tmp_path, source=tiles(server), **QUICK)
+        assert summary['missing, tried again by the next start'] == 12 and len(server.log) == 24
+
+
+def test_the_first_image_makes_refusals_final(tmp_path):
+    write_points(tmp_path, 12)
+    with TileServer() as server:  # the tiles of the last point
+        points = pd.read_csv(tmp_path / 'points.csv', dtype=str)
+        points[11:].to_csv(tmp_path / 'points.csv', index=False)
+        fetch(tmp_path, source=tiles(server), **QUICK)
+        there = set(server.delivered())
+    folder = write_points(tmp_path / 'most', 12)
+    with TileServer(lambda path, before: 'good' if path in there else '410') as server:
+        summary = fetch(folder, source=tiles(server), **QUICK | dict(concurrency=1))
+        assert (summary['images'], summary['missing']) == (1, 11)
+        assert summary['missing, tried again by the next start'] == 0
+        assert not (folder / 'arriving').exists()
+        asked = len(server.log)
+        assert fetch(folder, source=tiles(server), **QUICK)['tried now'] == 0
+        assert len(server.log) == asked
+
+
+def test_a_source_that_refuses_everything_ends_the_step(tmp_path):
+    folder, mended = write_points(tmp_path, FIRST + 10), []
+    with TileServer(lambda path, before: 'good' if mended else '404') as server:
+        with pytest.raises(ValueError, match=(
+                'The source has refused the first 100 images, the last time: HTTP 404, tile .*; '
+                'look at url, zooms and key, or take points where it has imagery')):
+            fetch(folder, source=tiles(server), **QUICK)
+        assert FIRST <= len(server.log) < FIRST + 5
+        mended.append(True)
+        summary = fetch(folder, source=tiles(server), **QUICK | dict(size=8))
+        assert summary['images'] == FIRST + 10
+
+
+def test_imagery_at_the_end_of_the_table_is_found(tmp_path):
+    """Points in groups, the source has only the last: no reason to stop."""
+    places = [(f'{number:04}', 5 if number < 350 else 7.5) for number in range(400)]
+    (tmp_path / 'points.csv').write_text('id,lon,lat,gsd\n' + ''.join(
+        f'{name},{lon},51.5,1\n' for name, lon in places))
+    with TileServer() as server:
+        (tmp_path / 'b').mkdir()
+        (tmp_path / 'b/points.csv').write_text('id,lon,lat,gsd\na,7.5,51.5,1\n')
+        fetch(tmp_path / 'b', source=tiles(server), **QUICK)
+        there = set(server.delivered())
+    with TileServer(lambda path, before: 'good' if path in there else '404') as server:
+        assert fetch(tmp_path, source=tiles(server), **QUICK)['images'] == 50
+
+
+def test_a_status_can_be_said_to_mean_no_tile(tmp_path):
+    with TileServer(lambda path, before: '403' if int(path[-1]) < 5 else 'good') as server:
+        summary = fetch(write_points(tmp_path, 40), source=tiles(server, no_tile=(403,)), **QUICK)
+    assert summary['reasons'] == [dict(reason='HTTP 403', images=summary['missing'])]
+    assert summary['images'] > 3 and summary['missing, tried again by the next start'] == 0
 
 
 @pytest.mark.parametrize('kind, reason', [
     ('closed', 'no answer: RemoteProtocolError'), ('500', 'HTTP 500'), ('403', 'HTTP 403'),
-    ('302', 'HTTP 302'), ('html', 'HTML or XML instead of an image'),
+    ('302', 'HTTP 302'), ('json', 'application/json instead of an image'),
+    ('endless', 'larger than any tile of this size'), ('html', 'HTML or XML instead of an image'),
     ('cut', 'broken image: .*truncated'),
 ])
 def test_a_source_that_is_down_ends_the_step(tmp_path, kind, reason):
@@ -263,13 +480,15 @@ def test_a_source_that_is_down_ends_the_step(tmp_path, kind, reason):
                                              f'{reason}') as caught:
             fetch(folder, source=tiles(server), **QUICK)
         assert str(caught.value).count('\n') == 0 and len(server.log) < 60
+        names_no_tile = 'say so: no_tile=(204, 404, 410, ' + kind in str(caught.value)
+        assert names_no_tile == (kind in ('302', '403'))
     assert not (folder / 'tiles.csv').exists()
 
 
 def test_nobody_listens(tmp_path):
     with TileServer() as server:
         source = tiles(server)
-    with pytest.raises(ValueError, match='the last time: no answer: ConnectError'):
+    with pytest.raises(ValueError, match=r'last time: no answer: ConnectError \(ConnectionRefused'):
         fetch(write_points(tmp_path, 30), source=source, **QUICK)
 
 
@@ -280,6 +499,15 @@ def test_tiles_of_another_size_are_told(tmp_path):
         # Nothing came: the mended setting begins anew without a word.
         summary = fetch(tmp_path, source=tiles(server, tile_size=128), **QUICK)
     assert summary['images'] == 30
+
+
+def test_a_huge_picture_in_a_small_file_is_not_decoded(tmp_path):
+    stream = io.BytesIO()
+    Image.new('1', (9000, 9000)).save(stream, 'PNG')
+    head = stream.getvalue()[:2000]  # to decode it would be an error
+    with TileServer(draw=lambda *place: head) as server:
+        with pytest.raises(ValueError, match='the tile has 9000 x 9000 px, and tile_size is 256'):
+            fetch(write_points(tmp_path, 30), source=tiles(server), **QUICK)
 
 
 # -- manners -------------------------------------------------------------------------------------
@@ -309,6 +537,20 @@ def test_turns_stay_on_the_grid_of_the_rate():
     assert asyncio.run(take(host, 1)) > 0.19
 
 
+def test_after_a_rest_no_two_requests_go_at_once():
+    async def take():
+        host = Host('h', rate=10)
+        await host.turn()
+        await asyncio.sleep(0.35)
+        times = []
+        for _ in range(3):
+            await host.turn()
+            times.append(time.monotonic())
+        return np.diff(times)
+
+    assert (asyncio.run(take()) > 0.08).all()
+
+
 def test_terms_come_first(tmp_path):
     with TileServer() as server:
         for accepted in ('', 'yes'):
@@ -335,6 +577,23 @@ def test_the_key_is_nowhere(tmp_path, monkeypatch, caplog, capfd):
     texts = [caplog.text, str(down.value), *capfd.readouterr()]
     texts += [path.read_bytes().decode('latin-1') for path in tmp_path.rglob('*') if path.is_file()]
     assert not [text for text in texts for part in ('q7/Zp', 'q7%2FZp') if part in text]
+
+
+@pytest.mark.parametrize('host, told', [('user:{key}@{host}', '{host}'),
+                                        ('{key}.{host}', r'\*\*\*.{host}')])
+def test_the_key_is_nowhere_if_it_is_in_the_host(tmp_path, monkeypatch, caplog, host, told):
+    monkeypatch.setenv('PERA_TEST_KEY', 'q7-secret')
+    caplog.set_level(logging.DEBUG)
+    with TileServer(lambda path, before: '500' if before else 'busy') as server:
+        place = server.host if '@' in host else server.host.replace('127.0.0.1', 'localhost')
+        url = 'http://' + host.replace('{host}', place) + '/{z}/{x}/{y}'
+        with pytest.raises(ValueError, match='^' + told.replace('{host}', place) + ' has given') \
+                as down:
+            fetch(write_points(tmp_path, 12), source=tiles(server, url=url,
+                                                           key_env='PERA_TEST_KEY'),
+                  **QUICK | dict(retries=1))
+    for text in (str(down.value), caplog.text, (tmp_path / 'fetch.jsonl').read_text()):
+        assert 'q7-secret' not in text
 
 
 # -- kills ---------------------------------------------------------------------------------------
@@ -370,13 +629,14 @@ def finish(folder, server):
     return [path for path, count in server.delivered().items() if count > 1]
 
 
-def test_killed_and_started_again(tmp_path, undisturbed):
+def test_killed_twice_and_started_again(tmp_path, undisturbed):
     folder = write_points(tmp_path / 'killed', 12)
     with TileServer(lambda path, before: random.choice(['good', 'good', 'slow'])) as server:
-        process = start(folder, server)
-        wait_for(server, 18, process)
-        process.kill()
-        assert process.wait(20) == -signal.SIGKILL
+        for requests in (9, 18):
+            process = start(folder, server)
+            wait_for(server, requests, process)
+            process.kill()
+            assert process.wait(20) == -signal.SIGKILL
         # And what a kill may leave:
         (folder / 'arriving').mkdir(exist_ok=True)
         (folder / 'arriving/.9-1-1.part').write_bytes(b'half')
@@ -384,8 +644,25 @@ def test_killed_and_started_again(tmp_path, undisturbed):
             journal.write('{"id": "00000')
         time.sleep(0.4)  # the slow answers go nowhere
         twice = finish(folder, server)
-    assert len(twice) <= QUICK['concurrency']  # those that were under way
+    assert len(twice) <= 2 * QUICK['concurrency']  # those that were under way
     assert contents(folder) == undisturbed
+
+
+def test_no_more_tiles_are_off_the_disk_than_requests_may_be_under_way(tmp_path):
+    """Decoding is slower than this server; what waits for it would be lost by a kill."""
+    noise = encode(np.random.default_rng(0).integers(0, 256, (768, 768, 3), np.uint8), 'PNG')
+    arriving, numbers, at_risk = tmp_path / 'arriving', itertools.count(1), []
+
+    def behave(path, before):
+        asked = next(numbers)
+        at_risk.append(asked - len([*arriving.glob('[0-9]*')]))
+        return 'good'
+
+    (tmp_path / 'points.csv').write_text('id,lon,lat,gsd\na,7.5,51.5,2\n')
+    with TileServer(behave, draw=lambda *place: noise) as server:
+        source = tiles(server, tile_size=768)
+        fetch(tmp_path, source=source, **QUICK | dict(size=4500))
+    assert len(at_risk) > 30 and max(at_risk) <= QUICK['concurrency']
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
@@ -421,7 +698,7 @@ def test_a_full_disk_loses_nothing(tmp_path, undisturbed, monkeypatch):
         part.symlink_to('/dev/full')
         with pytest.raises(OSError, match='No space left on device'):
             fetch(folder, source=tiles(server), **QUICK)
-        part.unlink()
+        part.unlink(missing_ok=True)
         fetch(folder, source=tiles(server), **QUICK)
         assert sum(count > 1 for count in server.delivered().values()) <= QUICK['concurrency']
     assert contents(folder) == undisturbed
@@ -432,11 +709,17 @@ def test_a_full_disk_loses_nothing(tmp_path, undisturbed, monkeypatch):
 
 @pytest.mark.parametrize('settings, message', [
     (dict(format='tif'), "format must be 'jpg' or 'png', got 'tif'"),
-    (dict(quality=0), 'quality must be 1 to 100, got 0'),
+    (dict(quality=0), 'quality must be a whole number of 1 to 100, got 0'),
     (dict(size=0), 'size must be a whole number of at least 1, got 0'),
     (dict(concurrency=0), 'concurrency must be a whole number of at least 1'),
     (dict(retries=-1), 'retries must be a whole number of at least 0'),
     (dict(timeout=0), 'timeout must be positive'),
+    (dict(timeout=None), 'timeout must be positive .* got None and 1.0'),
+    (dict(backoff='1'), "timeout must be positive .* got 30.0 and '1'"),
+    (dict(retries=True), 'retries must be a whole number of at least 0, got True'),
+    (dict(quality='a'), "quality must be a whole number of 1 to 100, got 'a'"),
+    (dict(format=['jpg']), "format must be 'jpg' or 'png', got"),
+    (dict(source='tiles'), "type of the source must be 'tiles' or 'rasters', got None"),
     (dict(source=dict(type='google')), "type of the source must be 'tiles' or 'rasters', got"),
     (dict(source=dict(type='tiles', name='a')), "'tiles' cannot be built: missing 4 required"),
     (dict(source=dict(type='rasters', colour=1)), "'rasters' cannot be built: got an unexpected"),

@@ -65,7 +65,26 @@ def test_a_key_comes_from_the_environment(monkeypatch):
     (dict(zooms=(5, 3)), r'zooms .* got \(5, 3\)'),
     (dict(zooms=(3,)), r'must be \(first, last\)'),
     (dict(zooms=(0, 40)), r'0 <= first <= last <= 28'),
-    (dict(rate=0), 'must be positive, got 256 and 0'),
+    (dict(zooms=(0.0, 19.0)), r'whole numbers with 0 <= first .* got \(0\.0, 19\.0\)'),
+    (dict(zooms=5), r'zooms of the source .* got 5'),
+    (dict(rate=0), 'rate of the source .* must be a positive number, got 0'),
+    (dict(rate='1'), "rate of the source .* must be a positive number, got '1'"),
+    (dict(tile_size='256'), "tile_size of the source .* whole number of pixels, got '256'"),
+    (dict(tile_size=256.0), r'tile_size of the source .* got 256\.0'),
+    (dict(url=5), 'must start with http:// or https:// and a host, .* got 5'),
+    (dict(url='http://h:99999/{z}/{x}/{y}'), 'a port up to 65535, got'),
+    (dict(url='http://h:abc/{z}/{x}/{y}'), 'a port up to 65535, got'),
+    (dict(url='http://h h/{z}/{x}/{y}'), 'must start with http'),
+    (dict(headers=None), 'headers of the source .* must be names with texts in ASCII'),
+    (dict(headers={'a': 5}), 'headers of the source'),
+    (dict(headers={'a': 'x\ny'}), 'headers of the source'),
+    (dict(date_header=5), 'date_header of the source .* must be a name, or None, got 5'),
+    (dict(key_env=5), 'key_env of the source .* must be a name, or None, got 5'),
+    (dict(subdomains=None), 'subdomains of the source .* must be texts, e.g. .* got None'),
+    (dict(no_tile=404), r'no_tile of the source .* HTTP statuses other than 200, .* got 404'),
+    (dict(no_tile=(200,)), 'no_tile of the source'),
+    (dict(scale='auto'), r"scale of the source .* stretched one by one do not .* got 'auto'"),
+    (dict(scale=(5, 3)), r'scale of the source .* with low < high, .* got \(5, 3\)'),
     (dict(terms=''), "needs terms, a text that is not empty, got ''"),
     (dict(attribution=' '), 'needs attribution'),
 ])
@@ -212,6 +231,44 @@ def test_a_raster_that_is_too_coarse_decides(utm):
     image, gsd = raster_source(utm).render(9.0, 48.0, 0.5, 100)
     assert gsd == pytest.approx(10, rel=0.005)
     assert np.ptp(image[50, :, 0]) == pytest.approx(100 / 400 * 255, abs=3)
+
+
+def test_the_raster_that_has_the_pixel_in_the_middle_decides(tmp_path, utm):
+    (x,), (y,) = rasterio.warp.transform('EPSG:4326', 'EPSG:32632', [9.0], [48.0])
+    fine = np.zeros((3, 800, 800), np.uint8)
+    fine[:, :, :300] = 99
+    top = write(tmp_path / 'fine.tif', fine, 'EPSG:32632',
+                Affine(0.5, 0, x - 200, 0, -0.5, y + 200), nodata=0)
+    source = raster_source([top, utm])
+    image, gsd = source.render(9.0, 48.0, 0.5, 200)  # the fine one has nothing here
+    assert gsd == pytest.approx(10, rel=0.005)
+    np.testing.assert_array_equal(image, source.render(9.0, 48.0, gsd, 200)[0])
+    (lon,), (lat,) = rasterio.warp.transform('EPSG:32632', 'EPSG:4326', [x - 150], [y])
+    assert source.render(lon, lat, 0.5, 100)[1] == pytest.approx(0.5, rel=0.005)
+    # Nearly all is fine, only the middle is not: what is looked at is there.
+    ring = np.full((3, 800, 800), 99, np.uint8)
+    ring[:, 380:420, 380:420] = 0
+    around = write(tmp_path / 'ring.tif', ring, 'EPSG:32632',
+                   Affine(0.5, 0, x - 200, 0, -0.5, y + 200), nodata=0)
+    image, gsd = raster_source([around, utm]).render(9.0, 48.0, 0.5, 200)
+    assert gsd == pytest.approx(10, rel=0.005)
+    # Nothing in the middle, a little of the fine one at the side: it is all there is.
+    (lon,), (lat,) = rasterio.warp.transform('EPSG:32632', 'EPSG:4326', [x - 40], [y])
+    image, gsd = raster_source(top).render(lon, lat, 0.5, 100)
+    assert gsd == pytest.approx(0.5, rel=0.005) and not image[50, 50].any() and image.any()
+
+
+def test_longitudes_from_0_to_360(tmp_path):
+    pixels = np.stack([np.tile(np.arange(360) // 2, (180, 1))] * 3).astype(np.uint8)
+    east = raster_source(write(tmp_path / 'east.tif', pixels, 'EPSG:4326',
+                               Affine(1, 0, 0, 0, -1, 90)))
+    usual = raster_source(write(tmp_path / 'usual.tif', np.roll(pixels, 180, axis=2), 'EPSG:4326',
+                                Affine(1, 0, -180, 0, -1, 90)))
+    for lon in (-90, 90, -150, 150):
+        np.testing.assert_array_equal(east.render(lon, 10, 60_000, 20)[0],
+                                      usual.render(lon, 10, 60_000, 20)[0])
+    for lon in (-180, 0, 180):
+        assert (east.render(lon, 10, 60_000, 20)[0][..., 0] > 0).mean() > 0.95
 
 
 def test_a_raster_on_the_tiles_own_pixels_comes_back_unchanged(tmp_path):

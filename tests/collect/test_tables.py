@@ -57,6 +57,14 @@ def test_a_journal_loses_the_line_that_was_cut(tmp_path, cut):
     assert [row['id'] for row in Journal(path)] == ['0', '1', '2']
 
 
+def test_a_journal_skips_damaged_lines_and_says_so(tmp_path, caplog):
+    path = tmp_path / 'journal.jsonl'
+    path.write_bytes(b'{"id": "0"}\n' + bytes(40) + b'\n[1]\n"x"\n{"id": "1"\xff}\n{"id": "2"}\n')
+    assert [row['id'] for row in Journal(path)] == ['0', '2']
+    assert [record.getMessage() for record in caplog.records] == [
+        f'{path} has damaged lines, as a loss of power leaves them: 4 are skipped']
+
+
 def test_a_journal_of_half_a_line_is_empty(tmp_path):
     (tmp_path / 'journal.jsonl').write_bytes(b'{"settings": ')
     assert list(Journal(tmp_path / 'journal.jsonl')) == []

@@ -101,6 +101,17 @@ def test_the_command_prints_its_address(raster):
     assert process.returncode == 0 and rest == ''
 
 
+def test_deep_pixels_need_a_scale(tmp_path):
+    pixels = np.full((1, 50, 50), 1000, np.uint16)
+    path = write(tmp_path / 'deep.tif', pixels, 'EPSG:3857', Affine(10, 0, 0, 0, -10, 500))
+    tool = runpy.run_path(str(TOOL))
+    with pytest.raises(ValueError, match=(r'the pixels of .*deep\.tif are uint16, not 8-bit; say '
+                                          'what becomes 0 and 255: --scale LOW HIGH')):
+        tool['open_rasters']([path], None, None)
+    image, valid = tool['open_rasters']([path], None, [0, 2000]).read(100, 400, 10, 20)
+    assert valid.all() and (image == 128).all()
+
+
 def test_the_command_explains_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'argv', [str(TOOL), str(tmp_path / 'none.tif')])
     with pytest.raises(SystemExit, match=r'tile_server: no raster matches .*none\.tif'):

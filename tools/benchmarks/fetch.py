@@ -5,12 +5,18 @@
 The server, two processes of its own, answers every request at once with one of sixteen JPEG tiles
 in its memory. The figures are those of the whole step: requests, decoding, assembling, resampling,
 encoding, writing. "Per core" is per CPU second of the step's own process.
+
+The last two lines: how long the step takes, and its process's peak memory, where all of --points
+images are there already.
 """
 
 import argparse
 import io
 import json
+import math
 import multiprocessing
+import os
+import re
 import resource
 import socket
 import tempfile
@@ -23,7 +29,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from pera_mm.collect.fetching import fetch
+from pera_mm.collect.fetching import IMAGES_PER_FOLDER, fetch
 
 SERVERS = 2
 
@@ -35,6 +41,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--size', type=int, default=512, help='of an image, px')
     parser.add_argument('--concurrency', type=int, default=16)
     parser.add_argument('--repeats', type=int, default=3)
+    parser.add_argument('--points', type=int, default=200_000,
+                        help='of the finished folder; default: 200000')
     parser.add_argument('--json', type=Path, help='write all figures here')
     return parser.parse_args()
 
@@ -77,27 +85,65 @@ def serve(listener: socket.socket, served: Any) -> None:
     server.serve_forever()
 
 
-def measure(args: argparse.Namespace, url: str, served: Any) -> dict[str, float]:
+def make_points(count: int) -> pd.DataFrame:
     rng = np.random.default_rng(1)
-    points = pd.DataFrame(dict(
-        id=[f'{number:07}' for number in range(args.images)],
-        lon=rng.uniform(-170, 170, args.images).round(6),
-        lat=rng.uniform(-60, 60, args.images).round(6),
-        gsd=np.exp(rng.uniform(np.log(0.3), np.log(10), args.images)).round(3)))
+    return pd.DataFrame(dict(
+        id=[f'{number:07}' for number in range(count)],
+        lon=rng.uniform(-170, 170, count).round(6),
+        lat=rng.uniform(-60, 60, count).round(6),
+        gsd=np.exp(rng.uniform(np.log(0.3), np.log(10), count)).round(3)))
+
+
+def run_step(folder: str, args: argparse.Namespace, url: str) -> None:
     source = dict(type='tiles', name='here', url=url, terms='none', attribution='none',
                   zooms=(0, 19), rate=1e6)
+    fetch(Path(folder), source=source, size=args.size, concurrency=args.concurrency,
+          accept_terms='here')
+
+
+def measure(args: argparse.Namespace, url: str, served: Any) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
-        points.to_csv(Path(folder, 'points.csv'), index=False)
+        make_points(args.images).to_csv(Path(folder, 'points.csv'), index=False)
         before = cpu_seconds()
         start = time.perf_counter()
-        fetch(Path(folder), source=source, size=args.size,
-              concurrency=args.concurrency, accept_terms='here')
+        run_step(folder, args, url)
         seconds, cpu = time.perf_counter() - start, cpu_seconds() - before
         written = sum(path.stat().st_size for path in Path(folder).rglob('*.jpg'))
     tiles, served.value = served.value, 0
     return dict(images_per_second=args.images / seconds, images_per_core=args.images / cpu,
                 tiles=tiles, tiles_per_second=tiles / seconds, tiles_per_core=tiles / cpu,
                 megabytes=written / 1e6)
+
+
+def measure_start(args: argparse.Namespace, url: str) -> dict[str, float]:
+    """One image is fetched; the other rows are like its own, their files empty."""
+    points = make_points(args.points)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        points[:1].to_csv(folder / 'points.csv', index=False)
+        run_step(name, args, url)
+        points.to_csv(folder / 'points.csv', index=False)
+        row = json.loads((folder / 'fetch.jsonl').read_text().splitlines()[-1])
+        with open(folder / 'fetch.jsonl', 'a') as journal:
+            for number, (image, *point) in enumerate(points.itertuples(index=False)):
+                if number:
+                    row |= dict(id=image, point=point, group=number // IMAGES_PER_FOLDER)
+                    file = folder / f'tiles/{row["group"]:03d}/{image}.jpg'
+                    file.parent.mkdir(exist_ok=True)
+                    os.mknod(file)
+                    journal.write(json.dumps(row) + '\n')
+        # In a process of its own, for its peak memory.
+        with multiprocessing.get_context('spawn').Pool(1) as pool:
+            return pool.apply(start_again, (name, args, url))
+
+
+def start_again(folder: str, args: argparse.Namespace, url: str) -> dict[str, float]:
+    start = time.perf_counter()
+    run_step(folder, args, url)
+    seconds = time.perf_counter() - start
+    # getrusage() would also count the process that started this one.
+    peak = re.search(r'VmHWM:\s*(\d+) kB', Path('/proc/self/status').read_text())
+    return dict(start_seconds=seconds, start_megabytes=int(peak[1]) / 1e3 if peak else math.nan)
 
 
 def cpu_seconds() -> float:
@@ -115,13 +161,16 @@ def main() -> None:
             server.start()
         url = f'http://127.0.0.1:{listener.getsockname()[1]}/{{z}}/{{x}}/{{y}}.jpg'
         runs = [measure(args, url, served) for _ in range(args.repeats)]
+        start = measure_start(args, url)
         for server in servers:
             server.terminate()
     for name in runs[0]:
         values = sorted(run[name] for run in runs)
         print(f'{name:20} {values[len(values) // 2]:10.1f}  ({values[0]:.1f}-{values[-1]:.1f})')
+    for name, value in start.items():
+        print(f'{name:20} {value:10.1f}')
     if args.json:
-        args.json.write_text(json.dumps(runs, indent=1))
+        args.json.write_text(json.dumps(dict(runs=runs, start=start), indent=1))
 
 
 if __name__ == '__main__':

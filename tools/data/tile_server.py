@@ -3,7 +3,8 @@ r"""Serve GeoTIFFs as XYZ map tiles from this machine, to try the data pipeline 
     python tools/data/tile_server.py data/planet/imagery/*.tif --port 8000
 
 It prints the address for the `url` of a source in the config. Any projections and resolutions do;
-where rasters overlap, the first one wins. Where no raster has a pixel, the answer is 404. Tiles are
+where rasters overlap, the first one wins. Where no raster has a pixel, the answer is 404. Pixels
+that are not 8-bit need --scale: tiles that are stretched one by one do not fit together. Tiles are
 256 x 256; the address may end in .png (lossless) instead of .jpg. Only this machine can reach it.
 """
 
@@ -19,12 +20,27 @@ from PIL import Image
 
 from pera_mm.collect.mercator import HALF_WORLD
 from pera_mm.collect.sources import RasterSource
-from pera_mm.datasets.reading import Scale
 
 TILE_SIZE = 256
 MAX_ZOOM = 23
 CACHED = 2000  # tiles, about 40 MB
 FORMATS = {'jpg': ('JPEG', 'image/jpeg'), 'png': ('PNG', 'image/png')}
+
+
+def open_rasters(paths: Sequence[str], bands: Sequence[int] | None,
+                 scale: Sequence[float] | None) -> RasterSource:
+    """The rasters as a source.
+
+    Raises:
+        ValueError: if they cannot be served.
+    """
+    source = RasterSource('local', paths, 'your own', 'you', bands,
+                          (scale[0], scale[1]) if scale else 'auto')
+    first = source.rasters[0]
+    if first.dtype != 'uint8' and not scale:
+        raise ValueError(f'the pixels of {first.path} are {first.dtype}, not 8-bit; say what '
+                         'becomes 0 and 255: --scale LOW HIGH.')
+    return source
 
 
 def render_tile(source: RasterSource, zoom: int, column: int, row: int,
@@ -89,10 +105,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    scale: Scale = tuple(args.scale) if args.scale else 'auto'
     try:
-        source = RasterSource('local', args.rasters, 'your own', 'you', args.bands, scale)
-        server = make_server(source, args.port)
+        server = make_server(open_rasters(args.rasters, args.bands, args.scale), args.port)
     except (ValueError, OSError) as error:
         sys.exit(f'tile_server: {error}')
     print(f'http://127.0.0.1:{server.server_port}/{{z}}/{{x}}/{{y}}.jpg', flush=True)
