@@ -2,9 +2,10 @@
 
 What happens to a request that brings no tile:
 
-* HTTP 404, 410, 204, or what ``no_tile`` says: there is no tile, and there will be none. The image
-  is *refused*, and so it is where a square leaves the projection or the rasters. Later starts do
-  not ask again. A status counts so once the folder has an image: before, the url may be wrong.
+* HTTP 404, 410, 204, or what ``no_tile`` says, and tiles like the ``placeholders``: there is no
+  tile, and there will be none. The image is *refused*, and so it is where a square leaves the
+  projection or the rasters. Later starts do not ask again. What a server says counts so once the
+  folder has an image: before, the url may be wrong.
 * Timeouts, broken connections, HTTP 408, 429 and 5xx, images cut short or not decodable, and HTML
   or JSON instead of an image (quota and login pages come so): asked again, ``retries`` times, after
   waits that double, with jitter. Then the image *failed*; the next start tries it again.
@@ -47,6 +48,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from pera_mm.collect.placeholders import Suspects, example_like, load_examples
 from pera_mm.collect.sources import (
     MAX_ZOOM,
     RasterSource,
@@ -566,6 +568,8 @@ class Download:
         self.hosts: dict[str, Host] = {}
         self.under_way: dict[Tile, asyncio.Task[Arrived]] = {}
         self.requests = self.bytes = 0
+        self.examples = load_examples(source.placeholders, source.tile_size)
+        self.suspects = Suspects(arriving.with_name('suspects'))
         self.most_bytes = MAX_OVERHEAD + 8 * source.tile_size ** 2
 
     async def run(self, results: Results, todo: Sequence[int]) -> None:
@@ -665,6 +669,7 @@ class Download:
                 await asyncio.sleep(wait)
             else:
                 host.failures = 0
+                self.suspects.see(answer.body)
                 return arrived
         raise AssertionError  # counting does not end
 
@@ -741,6 +746,8 @@ class Download:
                 raise Failed(f'{kind[0]} instead of an image') from None
             raise Failed(f'broken image: {reason_of(error.__cause__ or error)}') from None
         self._check_size(pixels.shape[1], pixels.shape[0])
+        if name := example_like(pixels, self.examples):
+            raise Refused(f'placeholder {name}')
         return pixels
 
     def _check_size(self, width: int, height: int) -> None:

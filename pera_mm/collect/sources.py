@@ -127,6 +127,8 @@ class TileSource:
             403.
         scale: (low, high), what becomes 0 and 255 of pixels that are not 8-bit, as in
             :mod:`pera_mm.datasets.reading`; None: all are 8-bit.
+        placeholders: A folder of tiles that say "no imagery", as the server sends them: tiles that
+            look so are none.
 
     Raises:
         ValueError: if something is missing or makes no sense, with what to do.
@@ -146,6 +148,7 @@ class TileSource:
     date_header: str | None = None
     no_tile: Sequence[int] = (204, 404, 410)
     scale: Scale | None = None
+    placeholders: str | None = None
 
     def __post_init__(self) -> None:
         check_texts(self)
