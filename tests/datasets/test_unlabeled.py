@@ -204,7 +204,7 @@ def test_wrong_settings(folder, tmp_path):
 
 
 @pytest.mark.parametrize(('name', 'message'), [
-    ('a.tar.gz', 'is no text list: it has zero bytes; give a folder of images, a list of paths, un'),
+    ('a.tar.gz', 'is no text list: it has zero bytes; give a folder of images, a list of path'),
     ('folder', r"no image lies below the folder .*, but '.*deep/0.tar': give the folder of the sh"),
     ('shards/{00..12}.tar', r'is a pattern \(looked for in'),
 ])
