@@ -29,7 +29,7 @@ def parser(description: str) -> argparse.ArgumentParser:
         help='where logs and checkpoints go (default: work_dir of the config, else '
              'work_dirs/<name of the config>)')
     parser.add_argument(
-        '--cfg-options', metavar='KEY=VALUE', nargs='+', type=_option, action=DictAction,
+        '--cfg-options', metavar='KEY=VALUE', nargs='+', type=option, action=DictAction,
         default={},
         help='change keys of the config, like optim_wrapper.optimizer.lr=1e-4; '
              'a key the config does not have yet is written +key=value')
@@ -41,7 +41,8 @@ def parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _option(text: str) -> str:
+def option(text: str) -> str:
+    """The type of ``--cfg-options``: argparse says what is wrong with one."""
     if '=' not in text:
         raise argparse.ArgumentTypeError(f'expected KEY=VALUE, got {text!r}')
     return text
@@ -57,18 +58,7 @@ def load_config(args: argparse.Namespace) -> Config:
         ValueError: if there is no such file, it needs a package that is not here, or an option
             names a key the config does not have.
     """
-    if not Path(args.config).is_file():
-        raise ValueError(f'No config at {args.config}{_similar_config(args.config)}.')
-    try:
-        cfg = Config.fromfile(args.config)
-    except ImportError as error:
-        cause: BaseException = error
-        while cause.__context__ is not None:
-            cause = cause.__context__
-        if not isinstance(cause, ModuleNotFoundError):
-            raise
-        raise ValueError(f'{args.config} needs {cause.name}, which is not installed here; its '
-                         'header or "make doctor" says how to get it.') from error
+    cfg = read_config(args.config)
     if cfg.get('default_scope') == 'mmpretrain':
         _collate_as_mmpretrain(cfg)
     merge_options(cfg, args.cfg_options)
@@ -77,6 +67,26 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg.launcher = args.launcher
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return cfg
+
+
+def read_config(path: str) -> Config:
+    """The config in a file.
+
+    Raises:
+        ValueError: if there is no such file, or it needs a package that is not here.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f'No config at {path}{_similar_config(path)}.')
+    try:
+        return Config.fromfile(path)
+    except ImportError as error:
+        cause: BaseException = error
+        while cause.__context__ is not None:
+            cause = cause.__context__
+        if not isinstance(cause, ModuleNotFoundError):
+            raise
+        raise ValueError(f'{path} needs {cause.name}, which is not installed here; its header or '
+                         '"make doctor" says how to get it.') from error
 
 
 def _similar_config(path: str) -> str:

@@ -1,10 +1,11 @@
 """What a data set holds: its row of Table 1, the statistics of its pixels, and a look at it."""
 
 import io
+import json
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,13 +18,15 @@ from pera_mm.collect.processes import check_workers, in_processes
 from pera_mm.collect.tables import TILE, log, progress_bar, read_table
 from pera_mm.datasets.reading import Scale, UnreadableImage, check_rule, decode_safely
 from pera_mm.datasets.sampler import hash_seed
-from pera_mm.datasets.unlabeled import Source, open_source
+from pera_mm.datasets.unlabeled import ImageList, Source, open_source
 from pera_mm.datasets.writing import write_whole
 
 CONTACT_SHEET = 'contact_sheet.png'
+SUMMARY = 'stats.json'
 COLUMNS, ROWS = 8, 6
 PICTURE, LABEL, GAP = 160, 16, 6  # px
 NAMED = 10  # so many unreadable images are listed
+SHOWN = ('class', 'continent', 'gsd', 'source', 'file')  # of the manifest
 VALUES = np.arange(256)
 
 
@@ -36,18 +39,43 @@ class Look(NamedTuple):
     squares: tuple[int, ...]  # of their squares
 
 
+class Totals:
+    """What all images have together: exact sums, so in any order of the images the same."""
+
+    def __init__(self) -> None:
+        self.sizes: Counter[tuple[int, int]] = Counter()  # width, height
+        self.sums, self.squares = [0] * 3, [0] * 3
+
+    def add(self, look: Look) -> None:
+        """Count one more image."""
+        self.sizes[look.width, look.height] += 1
+        for channel in range(3):
+            self.sums[channel] += look.sums[channel]
+            self.squares[channel] += look.squares[channel]
+
+    def mean_and_std(self) -> tuple[list[float], list[float]]:
+        """Of all pixels, per channel, in 0-255 units; larger images weigh more.
+
+        Integers until the last division.
+        """
+        pixels = sum(width * height * number for (width, height), number in self.sizes.items())
+        variances = [(pixels * square - total**2) / pixels**2
+                     for total, square in zip(self.sums, self.squares)]
+        return [total / pixels for total in self.sums], [math.sqrt(v) for v in variances]
+
+
 def describe(source: str, folder: Path | None = None, count: int | None = None, seed: int = 0,
              data_root: str | None = None, index_file: str | None = None,
              bands: Sequence[int] | None = None, scale: Scale = 'auto',
              workers: int = 2) -> dict[str, Any]:
     """Describe any data set that UnlabeledImages reads: Table 1, mean and std, classes.
 
-    Resolutions, classes and continents come from the manifest.csv in the folder of the images, or
-    from the tiles.csv there or one folder up. Without such a table they stay unknown.
+    Resolutions, classes and continents come from the manifest.csv or tiles.csv in the folder of
+    the images or above it. Without such a table they stay unknown.
 
     Args:
         source: A folder of images, a text list, tar shards or an LMDB.
-        folder: Where the contact sheet is written; None: none is made.
+        folder: Where the contact sheet and this summary (stats.json) are written; None: nowhere.
         count: So many images, drawn by ``seed``, are read for the statistics and the sizes; None:
             all of them.
         seed: Which images are read, and which the contact sheet shows.
@@ -59,31 +87,44 @@ def describe(source: str, folder: Path | None = None, count: int | None = None, 
         Counts, the lines to paste into a config, and tables.
 
     Raises:
-        ValueError: if a setting is wrong, or no image is there or readable.
+        ValueError: if a setting is wrong, ``folder`` lies in the data set, or no image is there
+            or readable.
     """
     check_workers(workers)
     if count is not None and count < 1:
         raise ValueError(f'count is the number of images to read, 1 or more; got {count}.')
     bands = None if bands is None else tuple(bands)
     check_rule(bands, scale)
+    if folder is not None:
+        _check_apart(folder, source)
+        folder.mkdir(parents=True, exist_ok=True)  # before hours of reading
     images = open_source(source, data_root, index_file)
     chosen = choose(len(images), count, seed)
     table = _rows_of(images, source)
-    looks, unreadable = _look_at(images, chosen, bands, scale, workers)
+    totals, unreadable, examples = _look_at(images, chosen, bands, scale, workers)
     summary = dict(
-        images=len(images), unreadable=len(unreadable), **_pixels(looks),
-        **_tables(source, images, table, looks))
+        images=len(images), unreadable=unreadable, **_pixels(totals),
+        **_tables(source, images, table, totals.sizes))
     summary['looked at'] = len(chosen)
-    if unreadable:
-        summary['unreadable images'] = [dict(image=images.name(index), reason=reason)
-                                        for index, reason in unreadable[:NAMED]]
+    if examples:
+        summary['unreadable images'] = examples
     if folder is not None:
         shown = chosen[choose(len(chosen), COLUMNS * ROWS, seed + 1)]
         sheet = contact_sheet(images, shown, table, bands, scale)
-        folder.mkdir(parents=True, exist_ok=True)
         _write_png(folder / CONTACT_SHEET, sheet)
         summary['contact sheet'] = str(folder / CONTACT_SHEET)
+        write_whole(folder / SUMMARY, json.dumps(summary, indent=1).encode())
     return summary
+
+
+def _check_apart(folder: Path, source: str) -> None:
+    """A picture among the images would be one of them; shards cannot lie beside pictures."""
+    data = Path(source)
+    if not data.is_dir() and data.suffix == '.tar':
+        data = data.parent
+    if data.is_dir() and folder.resolve().is_relative_to(data.resolve()):
+        raise ValueError(f'the contact sheet would lie in {folder}, in the data set itself: give '
+                         'another folder.')
 
 
 def choose(number: int, count: int | None, seed: int) -> np.ndarray:
@@ -98,24 +139,24 @@ def choose(number: int, count: int | None, seed: int) -> np.ndarray:
 
 
 def _look_at(images: Source, chosen: np.ndarray, bands: tuple[int, ...] | None, scale: Scale,
-             workers: int) -> tuple[list[Look], list[tuple[int, str]]]:
-    """The readable images, and (index, reason) of the others."""
-    looks: list[Look] = []
-    unreadable: list[tuple[int, str]] = []
-    results = in_processes(partial(_look, images, bands, scale), chosen.tolist(), workers)
+             workers: int) -> tuple[Totals, int, list[dict[str, str]]]:
+    """The readable images together, and the number and the first of the others."""
+    totals, unreadable = Totals(), 0
+    examples: list[dict[str, str]] = []
+    results = in_processes(partial(_look, images, bands, scale), map(int, chosen), workers)
     with progress_bar('stats', len(chosen)) as advance:
-        for index, result in zip(chosen.tolist(), results):
+        for index, result in zip(chosen, results):
             if isinstance(result, Look):
-                looks.append(result)
+                totals.add(result)
             else:
-                unreadable.append((index, result))
-                log.info('unreadable: %s: %s', images.name(index), result)
+                unreadable += 1
+                if len(examples) < NAMED:
+                    examples.append(dict(image=images.name(int(index)), reason=result))
             advance(1)
-    if not looks:
-        index, reason = unreadable[0]
+    if unreadable == len(chosen):
         raise ValueError(f'not one of {len(chosen)} images could be read, the first '
-                         f'{images.name(index)!r}: {reason}; check the data.')
-    return looks, unreadable
+                         f'{examples[0]["image"]!r}: {examples[0]["reason"]}; check the data.')
+    return totals, unreadable, examples
 
 
 def _look(images: Source, bands: tuple[int, ...] | None, scale: Scale, index: int) -> Look | str:
@@ -134,20 +175,8 @@ def look(pixels: np.ndarray) -> Look:
                 tuple(int(count @ VALUES**2) for count in counts))
 
 
-def mean_and_std(looks: Sequence[Look]) -> tuple[list[float], list[float]]:
-    """Of the pixels of all images together, per channel, in 0-255 units; larger images weigh more.
-
-    Exact: integers until the last division, so in any order of the images the same.
-    """
-    pixels = sum(look.width * look.height for look in looks)
-    sums = [sum(look.sums[channel] for look in looks) for channel in range(3)]
-    squares = [sum(look.squares[channel] for look in looks) for channel in range(3)]
-    variances = [(pixels * square - total**2) / pixels**2 for total, square in zip(sums, squares)]
-    return [total / pixels for total in sums], [math.sqrt(value) for value in variances]
-
-
-def _pixels(looks: Sequence[Look]) -> dict[str, Any]:
-    mean, std = mean_and_std(looks)
+def _pixels(totals: Totals) -> dict[str, Any]:
+    mean, std = totals.mean_and_std()
     statistics = ', '.join(f'{name}=[{", ".join(f"{value:.4f}" for value in values)}]'
                            for name, values in (('mean', mean), ('std', std)))
     channels = [dict(channel=name, mean=m, std=s, mean_of_1=m / 255, std_of_1=s / 255)
@@ -159,26 +188,41 @@ def _pixels(looks: Sequence[Look]) -> dict[str, Any]:
 
 
 def _rows_of(images: Source, source: str) -> pd.DataFrame | None:
-    """The rows of the manifest that belong to these images, indexed by the image's name."""
-    folder = Path(source) if os.path.isdir(source) else Path(source).parent
-    for path in (folder / 'manifest.csv', folder / 'tiles.csv', folder.parent / 'tiles.csv'):
-        if path.is_file():
-            break
-    else:
+    """The rows of the manifest that belong to these images, indexed by the image's key."""
+    path = _find_table(images, source)
+    if path is None:
         return None
-    table = read_table(path, TILE, 'the step fetch or pack')
-    table.index = pd.Index([os.path.normpath(path.parent / file) for file in table['file']])
-    names = {os.path.normpath(images.name(index)) for index in range(len(images))}
-    rows = table[table.index.isin(names)]
-    if len(rows) < len(images):
+    table = read_table(path, TILE, 'the step fetch or pack')[list(SHOWN)]
+    keys = _keys(os.path.join(path.parent, file) for file in table.pop('file'))
+    table.index = pd.Index(keys)
+    if isinstance(images, ImageList) or len(images) != len(table):  # else they were packed together
+        names = (images.name(index) for index in range(len(images)))
+        table = table[np.isin(keys, _keys(names))]
+    if len(table) < len(images):
         log.warning('%s has no row for %d of %d images: resolutions, classes and continents are '
-                    'of the others', path, len(images) - len(rows), len(images))
-    return rows if len(rows) else None
+                    'of the others', path, len(images) - len(table), len(images))
+    return table if len(table) else None
+
+
+def _find_table(images: Source, source: str) -> Path | None:
+    """In the folder of the data set or above it, else in those above the first image."""
+    folder = Path(source) if os.path.isdir(source) else Path(source).parent
+    places = [folder, folder.parent, *Path(images.name(0)).parents[:3]]
+    files = [place / name for place in places for name in ('manifest.csv', 'tiles.csv')]
+    return next((file for file in files if file.is_file()), None)
+
+
+def key_of(name: str) -> int:
+    """64 bits for the name of an image, in this process: five million names take 0.6 GB."""
+    return hash(os.path.abspath(name))
+
+
+def _keys(names: Iterable[str]) -> np.ndarray:
+    return np.fromiter(map(key_of, names), np.int64)
 
 
 def _tables(source: str, images: Source, table: pd.DataFrame | None,
-            looks: Sequence[Look]) -> dict[str, Any]:
-    sizes = Counter((look.width, look.height) for look in looks)
+            sizes: Counter[tuple[int, int]]) -> dict[str, Any]:
     row = {'Dataset': source, 'Num. of Images': len(images), 'Spatial resolution': '-',
            'Source': '-', 'Image Sizes': _size_range(list(sizes))}
     tables: dict[str, Any] = {'Table 1': [row]}
@@ -221,7 +265,7 @@ def contact_sheet(images: Source, shown: np.ndarray, table: pd.DataFrame | None 
     Args:
         images: The data set.
         shown: Indices of the images, ``[N]``.
-        table: Rows of the manifest, indexed by the image's name.
+        table: Rows of the manifest, indexed by :func:`key_of` the image's name.
         bands, scale: See :mod:`pera_mm.datasets.reading`.
     """
     width, height = PICTURE + GAP, PICTURE + 2 * LABEL + GAP
@@ -229,23 +273,30 @@ def contact_sheet(images: Source, shown: np.ndarray, table: pd.DataFrame | None 
     sheet = Image.new('RGB', size, 'white')
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(12)
-    for place, index in enumerate(shown.tolist()):
+    names = [images.name(index) for index in shown.tolist()]
+    rows = None if table is None else table[table.index.isin([key_of(name) for name in names])]
+    for place, (index, name) in enumerate(zip(shown.tolist(), names)):
         left, top = GAP + place % COLUMNS * width, GAP + place // COLUMNS * height
-        name = os.path.normpath(images.name(index))
         lines = [Path(name).stem, Path(name).parent.name]
-        if table is not None and name in table.index:
-            row = table.loc[name]
+        if rows is not None and key_of(name) in rows.index:
+            row = rows.loc[key_of(name)]
             lines[1] = f'{row["class"]} {row["gsd"]:.2g} m'.strip()
         try:
-            picture = Image.fromarray(decode_safely(images.read(index), bands, scale))
-            picture.thumbnail((PICTURE, PICTURE))
+            picture = _fitted(Image.fromarray(decode_safely(images.read(index), bands, scale)))
         except UnreadableImage:
             picture = Image.new('RGB', (PICTURE, PICTURE), 'lightgray')
             lines[1] = 'unreadable'
         sheet.paste(picture, (left, top))
         for number, line in enumerate(lines):
-            draw.text((left, top + PICTURE + number * LABEL), _shortened(line, font), 'black', font)
+            draw.text((left, top + picture.height + number * LABEL), _shortened(line, font),
+                      'black', font)
     return sheet
+
+
+def _fitted(picture: Image.Image) -> Image.Image:
+    """As large as fits into a cell, a small one enlarged."""
+    sides = [max(1, round(side * PICTURE / max(picture.size))) for side in picture.size]
+    return picture.resize((sides[0], sides[1]), Image.Resampling.LANCZOS)
 
 
 def _shortened(text: str, font: Any) -> str:

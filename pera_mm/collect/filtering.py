@@ -7,8 +7,9 @@ dropped for the first of these reasons that holds:
 * *unreadable*: the file is missing, broken, or not the one that was fetched;
 * *blank*: hardly any contrast, whatever the class: a snow field without a shadow or a perfectly
   smooth lake teaches as little as an empty tile;
-* *no data*: a part is of exactly one colour: black, white or transparent borders, and the even
-  grey or blue that providers paint where they have no imagery;
+* *no data*: parts are of exactly one colour: black, white or transparent borders, and the even
+  grey or blue that providers paint where they have no imagery. Black, white and the commonest
+  other colour count together;
 * *placeholder*: near one of the given examples, or the same picture at many places;
 * *cloud*: bright and grey nearly everywhere. A heuristic: thick cloud is found, haze and thin or
   small clouds are not, and snow, salt or a concrete apron look the same. So it is set to drop
@@ -18,10 +19,16 @@ dropped for the first of these reasons that holds:
 
 Pictures are near when at most ``near_duplicate`` of the 64 bits of their perceptual hashes (pHash,
 of the package imagehash) differ, and their thumbnails of 4 x 4 pixels by at most 8 of 255 levels:
-a picture compressed again or resized, not one that is shifted. Measured on RSSCN7: after JPEG of
-quality 60 or resizing, 599 of 600 pictures stay within 4 bits and 3 levels. Of 10^9 pairs of
+a picture compressed again or resized, not one that is shifted. Measured on the 1,400 pictures of
+RSSCN7: 1,390 stay within 4 bits after JPEG of quality 60, all after resizing to 200 or 512 px, and
+all thumbnails within 3 levels. Of 10^9 pairs of
 different ground, 50 are within 4 bits (pictures of little but an edge, whose hashes say little), 3
 of these within 12 levels, none within 8.
+
+Where the grey picture of 32 x 32 pixels that a pHash is made of is even, the hash says nothing:
+still water with the noise of a sensor has the same few everywhere. There only the same pixels make
+a copy. Even means a standard deviation below 1: below 0.7 were all pairs of drawn water that were
+falsely near, above 2.3 are all 1,400 tiles of RSSCN7.
 """
 
 import math
@@ -48,22 +55,29 @@ from pera_mm.datasets.reading import SUFFIXES, UnreadableImage, decode_safely, r
 MEASURES = np.dtype([
     ('key', 'u8'),  # the first 64 bits of the file's SHA-256
     ('contrast', 'f4'),  # standard deviation of the pixels, 0-255, of the channel with the most
-    ('fill', 'u1', 3),  # the commonest colour, RGB
+    ('fill', 'u1', 3),  # the commonest colour besides black and white, RGB
     ('filled', 'f4'),  # share of the picture that wide areas of exactly this colour cover
+    ('black', 'f4'),  # the same of exact black
+    ('white', 'f4'),
     ('cloud', 'f4'),  # share of the picture that is bright and grey
     ('pixels', 'u8'),  # hash of the decoded pixels
-    ('look', 'u8'),  # perceptual hash
+    ('look', 'u8'),  # perceptual hash; of an even picture that of the pixels
     ('thumbnail', 'u1', (4, 4, 3)),
 ])
-JOURNAL = 'measures-1.bin'  # another number when what is measured changes
+JOURNAL = 'measures-2.bin'  # another number when what is measured changes
 
 # Px; half of it at the border. More than two JPEG blocks, which smooth water often fills evenly.
 FILL_WIDTH = 17
 BRIGHT, GREY = 200, 30  # darkest channel at least, brightest minus darkest at most
 WHITE = 250  # darkest channel at least
 BITS = 64  # of a perceptual hash
+SMALL = 32  # px; a pHash is made of a grey picture of this size
+EVEN = 1.0  # standard deviation of its pixels, 0-255, below which its hash says nothing
 NEAR_LEVELS = 8  # of 255: so far a pixel of near thumbnails may differ
 MAX_NEAR = 10  # of 64 bits; unrelated pictures differ in 32 on average
+NO_FILE = 'there is no such file'
+CHUNK = 1 << 20  # pairs that are looked at at once
+CODE = 1 << 32  # more than there are tiles: two positions make one number
 
 
 @dataclass(frozen=True)
@@ -82,23 +96,37 @@ class Rules:
     white_classes: Sequence[str]
 
     def __post_init__(self) -> None:
-        if self.blank < 0:
+        if not _is_number(self.blank) or self.blank < 0:
             raise ValueError('filter: blank is a standard deviation of pixels in 0-255 units, 0 or '
-                             f'more; got {self.blank}.')
+                             f'more; got {self.blank!r}.')
         for name in ('no_data', 'cloud'):
-            if not 0 <= getattr(self, name) <= 1:
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 <= value <= 1:
                 raise ValueError(f'filter: {name} is a share of the picture from 0 to 1 (1: never '
-                                 f'drop); got {getattr(self, name)}.')
-        if self.placeholder_copies < 2:
+                                 f'drop); got {value!r}.')
+        if not _is_whole(self.placeholder_copies) or self.placeholder_copies < 2:
             raise ValueError('filter: placeholder_copies is the number of places from which on the '
                              'same picture is a placeholder, 2 or more; got '
-                             f'{self.placeholder_copies}.')
-        if self.near_duplicate is not None and not 0 <= self.near_duplicate <= MAX_NEAR:
+                             f'{self.placeholder_copies!r}.')
+        bits = self.near_duplicate
+        if bits is not None and not (_is_whole(bits) and 0 <= bits <= MAX_NEAR):
             raise ValueError(f'filter: near_duplicate is a number of bits from 0 to {MAX_NEAR}, or '
-                             f'None for exact duplicates only; got {self.near_duplicate}.')
+                             f'None for exact duplicates only; got {bits!r}.')
         if isinstance(self.white_classes, str):
             raise ValueError('filter: white_classes is a list of class names; write '
                              f'[{self.white_classes!r}].')
+        if not isinstance(self.white_classes, (list, tuple)) or not all(
+                isinstance(name, str) for name in self.white_classes):
+            raise ValueError("filter: white_classes is a list of class names, like ['ice'], or []; "
+                             f'got {self.white_classes!r}.')
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_whole(value) or isinstance(value, float) and math.isfinite(value)
 
 
 def filter_tiles(folder: Path, *, blank: float = 2.0, no_data: float = 0.2,
@@ -109,15 +137,16 @@ def filter_tiles(folder: Path, *, blank: float = 2.0, no_data: float = 0.2,
     """Split tiles.csv into kept.csv and dropped.csv, each dropped tile with its reason.
 
     No image is deleted. What was measured is kept in filter/, so a second run, after a kill or
-    with other thresholds, reads only files it has not seen. The module's docstring says what each
-    reason means.
+    with other thresholds, reads only files it has not seen. Of the others it notices which have
+    gone; that one was altered meanwhile only the step pack notices, which compares all hashes. The
+    module's docstring says what each reason means.
 
     Args:
         folder: The work folder.
         blank: Drop below this standard deviation of the pixels (0-255 units; 0: never). The
             smoothest of 1,400 tiles of RSSCN7 has 4.5.
-        no_data: Drop above this share of the picture in one exact colour (1: never). The most in
-            RSSCN7 is 0.06, still water.
+        no_data: Drop above this share of the picture in exact black, white and one more colour
+            (1: never). The most in RSSCN7 is 0.06, still water.
         placeholders: A folder with examples of the providers' "no imagery" pictures.
         placeholder_copies: From this many places on, the same picture is a placeholder, too: all
             of its copies are dropped.
@@ -141,6 +170,8 @@ def filter_tiles(folder: Path, *, blank: float = 2.0, no_data: float = 0.2,
     measures, unreadable = _measure_tiles(folder, tiles, workers)
     reasons = decide(tiles, measures, unreadable, examples, rules)
     is_kept = reasons == ''
+    log.info('filter: %d of %d tiles are kept, %d are dropped', is_kept.sum(), len(tiles),
+             (~is_kept).sum())
     write_table(folder / 'dropped.csv', tiles[~is_kept].assign(reason=reasons[~is_kept]))
     write_table(folder / 'kept.csv', tiles[is_kept])
     return _summary(tiles, reasons)
@@ -160,7 +191,9 @@ def measure(pixels: np.ndarray) -> np.ndarray:
     """
     record = np.zeros((), MEASURES)
     record['contrast'] = cv2.meanStdDev(pixels)[1].max()
-    record['fill'], record['filled'] = _filled(pixels)
+    record['black'], record['white'] = _area(pixels, 0), _area(pixels, 0xffffff)
+    if (colour := _commonest(pixels)) is not None:
+        record['fill'], record['filled'] = _rgb(colour), _area(pixels, colour)
     channels = cv2.split(pixels)
     darkest = cv2.min(cv2.min(channels[0], channels[1]), channels[2])
     brightest = cv2.max(cv2.max(channels[0], channels[1]), channels[2])
@@ -168,28 +201,45 @@ def measure(pixels: np.ndarray) -> np.ndarray:
     content = blake2b(str(pixels.shape).encode(), digest_size=8)
     content.update(pixels.data)
     record['pixels'] = int.from_bytes(content.digest(), 'big')
-    look = np.packbits(imagehash.phash(Image.fromarray(pixels)).hash)
-    record['look'] = int.from_bytes(look.tobytes(), 'big')
+    record['look'] = _look(pixels, record['pixels'])
     record['thumbnail'] = cv2.resize(pixels, (4, 4), interpolation=cv2.INTER_AREA)
     return record
 
 
-def _filled(pixels: np.ndarray) -> tuple[tuple[int, int, int], float]:
-    """The commonest colour, and the share that areas of it cover, at least FILL_WIDTH px wide."""
+def _commonest(pixels: np.ndarray) -> int | None:
+    """The commonest colour besides black and white, 0xRRGGBB."""
     coarse = pixels[::4, ::4].reshape(-1, 3).astype(np.int32)  # a colour of large areas is in it
     values, counts = np.unique(coarse @ (1 << 16, 1 << 8, 1), return_counts=True)
-    value = int(values[counts.argmax()])
-    colour = (value >> 16, value >> 8 & 255, value & 255)
-    is_it = cv2.inRange(pixels, colour, colour)
+    counts[(values == 0) | (values == 0xffffff)] = 0
+    return int(values[counts.argmax()]) if counts.any() else None
+
+
+def _rgb(colour: int) -> tuple[int, int, int]:
+    return colour >> 16, colour >> 8 & 255, colour & 255
+
+
+def _area(pixels: np.ndarray, colour: int) -> float:
+    """The share of the picture that areas of a colour cover, at least FILL_WIDTH px wide."""
+    is_it = cv2.inRange(pixels, _rgb(colour), _rgb(colour))
+    if cv2.countNonZero(is_it) < (FILL_WIDTH // 2 + 1)**2:  # an area in the corner
+        return 0
     wide = cv2.morphologyEx(is_it, cv2.MORPH_OPEN, np.ones((FILL_WIDTH, FILL_WIDTH), np.uint8))
-    return colour, cv2.countNonZero(wide) / wide.size
+    return cv2.countNonZero(wide) / wide.size
+
+
+def _look(pixels: np.ndarray, own: np.ndarray) -> int:
+    """The perceptual hash, or ``own``, a number no other picture has, where it says nothing."""
+    small = Image.fromarray(pixels).convert('L').resize((SMALL, SMALL), Image.Resampling.LANCZOS)
+    if np.asarray(small).std() < EVEN:
+        return int(own)
+    return int.from_bytes(np.packbits(imagehash.phash(small).hash).tobytes(), 'big')
 
 
 def _measure_file(folder: Path, tile: tuple[str, str]) -> bytes | str:
     """The record of a tile (file, sha256) as bytes, or why there is none."""
     file, expected = tile
     if not (folder / file).is_file():
-        return 'there is no such file'
+        return NO_FILE
     try:
         data = read_file(str(folder / file))
         if sha256(data).hexdigest() != expected:
@@ -208,6 +258,9 @@ def _measure_tiles(folder: Path, tiles: pd.DataFrame,
     Records are appended to a file as they come. Unreadable tiles are not in it: they are few, and
     may be readable the next time.
     """
+    if len(tiles) == 0:
+        raise ValueError(f'{folder / "tiles.csv"} has no row: not one image was fetched; '
+                         'missing.csv says why, and the step fetch tries again.')
     is_hash = tiles['sha256'].str.fullmatch('[0-9a-f]{64}').to_numpy(bool)
     if not is_hash.all():
         raise ValueError(f'{folder / "tiles.csv"}, line {int((~is_hash).argmax()) + 2}: sha256 is '
@@ -215,13 +268,14 @@ def _measure_tiles(folder: Path, tiles: pd.DataFrame,
     keys = np.array([int(text[:16], 16) for text in tiles['sha256']], np.uint64)
     journal = folder / 'filter' / JOURNAL
     measures, is_known = _look_up(_read_journal(journal), keys)
+    files, hashes = tiles['file'].to_numpy(object), tiles['sha256'].to_numpy(object)
+    is_gone = is_known & ~_are_there(folder, files)
+    unreadable = dict.fromkeys(np.flatnonzero(is_gone).tolist(), NO_FILE)
     rows = np.flatnonzero(~is_known)
     if len(rows) < len(tiles):
         log.info('filter: %d of %d tiles are measured already', len(tiles) - len(rows), len(tiles))
-    files, hashes = tiles['file'].to_numpy(object), tiles['sha256'].to_numpy(object)
     results = in_processes(partial(_measure_file, folder),
                            ((files[row], hashes[row]) for row in rows), workers)
-    unreadable = {}
     with open(journal, 'ab') as file, \
             progress_bar('filter', len(tiles), len(tiles) - len(rows)) as advance:
         for row, result in zip(rows.tolist(), results):
@@ -233,11 +287,24 @@ def _measure_tiles(folder: Path, tiles: pd.DataFrame,
                 file.flush()
             advance(1)
     if len(unreadable) == len(tiles):
-        row, reason = next(iter(unreadable.items()), (0, 'tiles.csv has no row'))
-        first = f' {files[row]!r}' if unreadable else ''
-        raise ValueError(f'{folder}: not one of {len(tiles)} tiles could be read, the first'
-                         f'{first}: {reason}; run the step fetch again, in this folder.')
+        raise ValueError(f'{folder}: not one of {len(tiles)} tiles could be read, the first '
+                         f'{files[0]!r}: {unreadable[0]}; run the step fetch again, in this '
+                         'folder.')
     return measures, unreadable
+
+
+def _are_there(folder: Path, files: np.ndarray) -> np.ndarray:
+    """Which files lie in their folders, bool ``[N]``; each folder is listed once."""
+    places, folders = pd.factorize(np.array([os.path.dirname(file) for file in files], object))
+    order = np.argsort(places, kind='stable')
+    result = np.zeros(len(files), bool)
+    for place, rows in zip(folders, np.split(order, np.cumsum(np.bincount(places))[:-1])):
+        try:
+            names = set(os.listdir(folder / place))
+        except OSError:
+            continue
+        result[rows] = [os.path.basename(file) in names for file in files[rows]]
+    return result
 
 
 def _read_journal(path: Path) -> np.ndarray:
@@ -262,7 +329,7 @@ def _measure_examples(folder: str | None) -> dict[str, np.ndarray]:
     """The records of the pictures in a folder of placeholders, by name."""
     if folder is None:
         return {}
-    if not Path(folder).is_dir():
+    if not isinstance(folder, (str, os.PathLike)) or not Path(folder).is_dir():
         raise ValueError(f'filter: placeholders={folder!r} is no folder; put examples of "no '
                          'imagery" pictures into one, or leave the setting out.')
     examples = {}
@@ -305,14 +372,17 @@ def decide(tiles: pd.DataFrame, measures: np.ndarray, unreadable: dict[int, str]
             reasons[row] = words.format(*(value[row] for value in values))
 
     is_white_class = tiles['class'].isin(list(rules.white_classes)).to_numpy()
-    contrast, filled, cloud = measures['contrast'], measures['filled'], measures['cloud']
+    contrast, cloud = measures['contrast'], measures['cloud']
     drop(np.flatnonzero(contrast < rules.blank),
          f'blank: contrast {{:.2f}} of 255, below {rules.blank:g}', contrast)
 
     may_be_full = is_white_class & (measures['fill'].min(axis=1) >= WHITE)
-    drop(np.flatnonzero((filled > rules.no_data) & ~may_be_full),
-         'no data: {:.1%} of the picture is the one colour ({}, {}, {})', filled,
-         *measures['fill'].T)
+    black, white = measures['black'], np.where(is_white_class, 0, measures['white'])
+    filled = np.where(may_be_full, 0, measures['filled'])
+    empty = black + white + filled
+    drop(np.flatnonzero(empty > rules.no_data),
+         'no data: {:.1%} of the picture, {:.1%} black, {:.1%} white, {:.1%} exactly ({}, {}, {})',
+         empty, black, white, filled, *measures['fill'].T)
 
     for name, example in examples.items():
         differing = np.bitwise_count(measures['look'] ^ example['look'])
@@ -340,6 +410,8 @@ def _drop_copies(reasons: np.ndarray, ids: np.ndarray, measures: np.ndarray,
     rows = np.flatnonzero(reasons == '')
     pixels, looks = measures['pixels'][rows], measures['look'][rows]
     exact_only = rules.near_duplicate is None
+    log.info('filter: searching %s duplicates among %d tiles', 'exact' if exact_only else 'near',
+             len(rows))
     leaders = first_alike(pixels if exact_only else looks, measures['thumbnail'][rows],
                           rules.near_duplicate or 0)
     copies = np.bincount(leaders, minlength=len(rows))
@@ -374,11 +446,12 @@ def first_alike(hashes: np.ndarray, thumbnails: np.ndarray, bits: int) -> np.nda
     leader = _first_of_equal(hashes, thumbnails)
     if bits > 0:
         firsts = np.flatnonzero(leader == np.arange(len(leader)))
-        pairs = firsts[near_pairs(hashes[firsts], bits)]
-        pairs = pairs[alike(thumbnails[pairs[:, 0]], thumbnails[pairs[:, 1]])]
-        for earlier, later in pairs[np.lexsort(pairs.T)].tolist():  # by the later, then the earlier
-            if leader[earlier] == earlier and leader[later] == later:
-                leader[later] = earlier
+        codes = _near_and_alike(hashes[firsts], thumbnails[firsts], bits)
+        for begin in range(0, len(codes), CHUNK):  # as Python's numbers they take 20 times as much
+            later, earlier = np.divmod(codes[begin:begin + CHUNK], CODE)
+            for one, other in zip(firsts[earlier].tolist(), firsts[later].tolist()):
+                if leader[one] == one and leader[other] == other:
+                    leader[other] = one
         leader = leader[leader]
     return leader
 
@@ -392,7 +465,7 @@ def _first_of_equal(hashes: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:
     while len(rest):  # each round finds one first picture per hash, and its copies
         starts = np.flatnonzero(np.diff(hashes[rest], prepend=~hashes[rest[:1]]))
         first = np.repeat(rest[starts], np.diff(starts, append=len(rest)))
-        is_copy = alike(thumbnails[rest], thumbnails[first])  # the first is like itself
+        is_copy = _alike_at(thumbnails, rest, first)  # the first is like itself
         leader[rest[is_copy]] = first[is_copy]
         rest = rest[~is_copy]
     return leader
@@ -404,7 +477,55 @@ def alike(thumbnails: np.ndarray, others: np.ndarray) -> np.ndarray:
     return differences.max(axis=(-3, -2, -1), initial=0) <= NEAR_LEVELS
 
 
-def near_pairs(hashes: np.ndarray, bits: int) -> np.ndarray:
+def _alike_at(thumbnails: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """:func:`alike` for pairs of positions; most of what differs, does so in one number."""
+    corner = thumbnails[:, 0, 0, 1]
+    one, other = corner[left], corner[right]
+    result = np.maximum(one, other) - np.minimum(one, other) <= NEAR_LEVELS
+    some = np.flatnonzero(result)
+    result[some] = alike(thumbnails[left[some]], thumbnails[right[some]])
+    return result
+
+
+def _near_and_alike(hashes: np.ndarray, thumbnails: np.ndarray, bits: int) -> np.ndarray:
+    """The pairs with different hashes that are near, and with thumbnails that are alike.
+
+    Compared hash by hash: pictures that share theirs are looked for once.
+
+    Returns:
+        int64 ``[P]``, ``CODE * later + earlier`` of the positions, in rising order.
+    """
+    kinds, counts = np.unique(hashes, return_counts=True)
+    order = np.argsort(hashes, kind='stable')  # kind after kind
+    starts = np.cumsum(counts) - counts
+    codes = [np.zeros(0, np.int64)]
+    for kind, other_kind in near_pairs(kinds, bits):
+        for one, other in _pairs_of_members(starts, counts, kind, other_kind):
+            one, other = order[one], order[other]
+            is_alike = _alike_at(thumbnails, one, other)
+            one, other = one[is_alike], other[is_alike]
+            codes.append(CODE * np.maximum(one, other) + np.minimum(one, other))
+    return np.sort(np.concatenate(codes))
+
+
+def _pairs_of_members(starts: np.ndarray, counts: np.ndarray, left: np.ndarray,
+                      right: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """All pairs of a member of one group and one of the other, in vectors of bounded length.
+
+    Args:
+        starts, counts: Where the members of each group lie.
+        left, right: Pairs of groups.
+    """
+    sizes = counts[left] * counts[right]
+    ends = np.cumsum(sizes)
+    for begin in range(0, int(sizes.sum()), CHUNK):
+        number = np.arange(begin, min(begin + CHUNK, int(ends[-1])))
+        pair = np.searchsorted(ends, number, side='right')
+        one, other = np.divmod(number - (ends - sizes)[pair], counts[right[pair]])
+        yield starts[left[pair]] + one, starts[right[pair]] + other
+
+
+def near_pairs(hashes: np.ndarray, bits: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """All pairs of hashes that differ in at most ``bits`` of their 64 bits.
 
     Exact, and without comparing all pairs. Cut into ``bits + m`` blocks, two near hashes agree in
@@ -416,17 +537,20 @@ def near_pairs(hashes: np.ndarray, bits: int) -> np.ndarray:
         hashes: uint64 ``[N]``.
         bits: 1 or more.
 
-    Returns:
-        int64 ``[P, 2]``, the smaller position first, in rising order.
+    Yields:
+        The positions of the pairs in vectors, int64; each pair comes once, in any order.
     """
-    found = [np.zeros((0, 2), np.int64)]
-    for mask in _masks(len(hashes), bits):
+    masks = _masks(len(hashes), bits)
+    for number, mask in enumerate(masks):
         order = np.argsort(hashes & mask)
         ordered = hashes[order]
         for left, right in _equal_pairs(ordered & mask):
-            is_near = np.bitwise_count(ordered[left] ^ ordered[right]) <= bits
-            found.append(np.stack([order[left[is_near]], order[right[is_near]]], axis=1))
-    return np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
+            differing = ordered[left] ^ ordered[right]
+            near = np.flatnonzero(np.bitwise_count(differing) <= bits)
+            for earlier in masks[:number]:  # what agrees in it has come already
+                near = near[differing[near] & earlier != 0]
+            if len(near):
+                yield order[left[near]], order[right[near]]
 
 
 def _masks(number: int, bits: int) -> list[np.uint64]:

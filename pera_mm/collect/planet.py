@@ -38,21 +38,27 @@ def make_planet(folder: Path, seed: int = 0) -> None:
 
     The same seed gives the same planet. Files that are there are kept, so that a stopped start
     goes on. About 5 MB.
+
+    Raises:
+        ValueError: if a file that is there was not drawn with this seed.
     """
     for number, (name, place) in enumerate(ISLANDS.items()):
         rng = np.random.default_rng(hash_seed(seed, number))
         file = f'{name.replace(" ", "_")}.tif'
         cover_file, image_file = folder / 'landcover' / file, folder / 'imagery' / file
-        if cover_file.exists() and image_file.exists():
+        there = [path for path in (cover_file, image_file) if path.exists()]
+        for path in there:
+            _check_seed(path, seed)
+        if len(there) == 2:
             continue
         cover = draw_cover(rng)
         image, valid = draw_image(cover, rng)
         in_degrees = name in IN_DEGREES
         _write(cover_file, cover[None], _position(place, COVER_PIXELS, COVER_PIXEL, in_degrees),
-               Resampling.nearest, nodata=NO_DATA, compress='deflate')
+               Resampling.nearest, seed, nodata=NO_DATA, compress='deflate')
         _write(image_file, np.moveaxis(image, -1, 0),
-               _position(place, IMAGE_PIXELS, IMAGE_PIXEL, in_degrees), Resampling.average, valid,
-               compress='jpeg', photometric='ycbcr', jpeg_quality=85)
+               _position(place, IMAGE_PIXELS, IMAGE_PIXEL, in_degrees), Resampling.average, seed,
+               valid, compress='jpeg', photometric='ycbcr', jpeg_quality=85)
 
 
 def draw_cover(rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -225,8 +231,16 @@ def _position(place: tuple[float, float], pixels: int, pixel: float,
     return crs, from_origin(x - half, y + half, pixel, pixel)
 
 
+def _check_seed(path: Path, seed: int) -> None:
+    with rasterio.open(path) as file:
+        drawn = file.tags().get('seed', 'unknown')
+    if drawn != str(seed):
+        raise ValueError(f'{path} is there and its seed is {drawn}, not {seed}; take another '
+                         'folder, or remove this one.')
+
+
 def _write(path: Path, pixels: NDArray[np.uint8], position: tuple[str, Any],
-           overviews: Resampling, valid: NDArray[np.bool_] | None = None,
+           overviews: Resampling, seed: int, valid: NDArray[np.bool_] | None = None,
            **options: Any) -> None:
     """A tiled GeoTIFF with overviews, and with a mask inside where ``valid`` is given."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -238,6 +252,7 @@ def _write(path: Path, pixels: NDArray[np.uint8], position: tuple[str, Any],
                            transform=affine, tiled=True, blockxsize=256, blockysize=256,
                            **options) as file:
             file.write(pixels)
+            file.update_tags(seed=seed)
             if valid is not None:
                 file.write_mask(valid)
             file.build_overviews([2, 4, 8], overviews)

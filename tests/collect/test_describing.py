@@ -1,22 +1,26 @@
 import json
 import math
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from pera_mm.collect import processes
 from pera_mm.collect.describing import (
     CONTACT_SHEET,
+    PICTURE,
+    SUMMARY,
+    Totals,
     choose,
     contact_sheet,
     describe,
+    key_of,
     look,
-    mean_and_std,
 )
 from pera_mm.collect.packing import pack
-from pera_mm.collect.processes import FEW
 from pera_mm.collect.tables import TILE, write_table
 from pera_mm.datasets.unlabeled import open_source
 
@@ -37,6 +41,13 @@ def collect(folder, pictures, **columns):
     table = pd.DataFrame(rows, columns=list(TILE)).assign(**columns)
     write_table(folder / 'tiles.csv', table)
     return folder
+
+
+def mean_and_std(looks):
+    totals = Totals()
+    for one in looks:
+        totals.add(one)
+    return totals.mean_and_std()
 
 
 def test_mean_and_std_of_closed_forms():
@@ -157,11 +168,12 @@ def test_choose_is_seeded_and_without_repeats():
     assert not np.array_equal(some, choose(1000, 100, 1))
 
 
-def test_a_subset_is_read_and_the_same_for_any_number_of_processes(tmp_path):
-    collect(tmp_path, [noise(seed) for seed in range(FEW + 50)])
-    one = describe(str(tmp_path / 'tiles'), tmp_path / 'one', count=FEW + 20, workers=1)
-    two = describe(str(tmp_path / 'tiles'), tmp_path / 'two', count=FEW + 20, workers=2)
-    assert (one['images'], one['looked at']) == (FEW + 50, FEW + 20)
+def test_a_subset_is_read_and_the_same_for_any_number_of_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, 'ALONE', 0)
+    collect(tmp_path, [noise(seed) for seed in range(80)])
+    one = describe(str(tmp_path / 'tiles'), tmp_path / 'one', count=60, workers=1)
+    two = describe(str(tmp_path / 'tiles'), tmp_path / 'two', count=60, workers=2)
+    assert (one['images'], one['looked at']) == (80, 60)
     sheets = [summary.pop('contact sheet') for summary in (one, two)]
     assert one == two
     assert open(sheets[0], 'rb').read() == open(sheets[1], 'rb').read()
@@ -176,9 +188,47 @@ def test_the_contact_sheet_shows_the_pictures_and_what_they_are(tmp_path):
     assert sheet[30, 200].tolist() == [255, 0, 0]
     plain = contact_sheet(images, np.array([2, 0]))
     table = pd.DataFrame({'class': ['urban'], 'gsd': [0.5]},
-                         [str(tmp_path / 'tiles/000/0000002.png')])
+                         [key_of(str(tmp_path / 'tiles/000/0000002.png'))])
     named = contact_sheet(images, np.array([2, 0]), table)
     assert plain.size == named.size and plain.tobytes() != named.tobytes()
+
+
+def test_small_pictures_are_enlarged_and_named_right_below(tmp_path):
+    Image.fromarray(np.full((1, 900, 3), 200, np.uint8)).save(tmp_path / 'line.png')
+    Image.fromarray(np.full((20, 40, 3), (255, 0, 0), np.uint8)).save(tmp_path / 'wide.png')
+    images = open_source(str(tmp_path))
+    sheet = np.asarray(contact_sheet(images, np.array([1])))
+    red = (sheet == (255, 0, 0)).all(axis=2)
+    assert red.sum() == PICTURE * PICTURE // 2
+    below = np.flatnonzero((sheet < 128).all(axis=2).any(axis=1))
+    assert 0 < below[0] - np.flatnonzero(red.any(axis=1))[-1] < 10
+    contact_sheet(images, np.array([0]))  # 1/6 px high
+
+
+def test_the_sheet_never_lies_among_the_images(tmp_path, monkeypatch):
+    collect(tmp_path, [noise(seed) for seed in range(3)])
+    (tmp_path / 'kept.csv').write_bytes((tmp_path / 'tiles.csv').read_bytes())
+    pack(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for source, folder in (('packed', 'packed'), ('packed', 'packed/new/sheets'),
+                           ('packed/000000.tar', 'packed'), ('tiles', 'tiles/../tiles/000')):
+        with pytest.raises(ValueError, match=f'would lie in {folder}, in the data set itself: '):
+            describe(source, Path(folder), workers=1)
+    assert not (tmp_path / 'packed/new').exists()
+    summary = describe('packed', Path('.'), workers=1)
+    assert json.loads((tmp_path / SUMMARY).read_text()) == summary
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(OSError, match='file'):  # before the data are looked for
+        describe('nowhere', tmp_path / 'file', workers=1)
+
+
+def test_a_list_that_lies_elsewhere_is_described_by_the_manifest_of_its_images(tmp_path):
+    collect(tmp_path / 'work', [noise(seed) for seed in range(4)], gsd=[1, 2, 3, 4])
+    (tmp_path / 'lists').mkdir()
+    files = sorted((tmp_path / 'work').rglob('*.png'))
+    (tmp_path / 'lists/some.txt').write_text(f'{files[3]}\n{files[1]}\n')
+    summary = describe(str(tmp_path / 'lists/some.txt'), tmp_path, workers=1)
+    assert summary['Table 1'][0]['Spatial resolution'] == '2 to 4'
 
 
 @pytest.mark.parametrize(('settings', 'message'), [

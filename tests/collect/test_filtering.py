@@ -1,9 +1,11 @@
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from hashlib import sha256
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pera_mm.collect import filtering
 from pera_mm.collect.filtering import (
     JOURNAL,
     MEASURES,
@@ -111,8 +114,9 @@ def test_every_reason_once(tmp_path):
         11: 'placeholder', 12: 'placeholder'}
     assert 'truncated' in reasons[1]
     assert reasons[2] == 'blank: contrast 0.00 of 255, below 2'
-    assert reasons[3] == 'no data: 50.0% of the picture is the one colour (0, 0, 0)'
-    assert reasons[4] == 'no data: 50.0% of the picture is the one colour (229, 227, 223)'
+    assert reasons[3].startswith('no data: 50.0% of the picture, 50.0% black, 0.0% white, 0.0% ')
+    assert reasons[4] == ('no data: 50.0% of the picture, 0.0% black, 0.0% white, 50.0% exactly '
+                          '(229, 227, 223)')
     assert reasons[5].endswith('of 64 bits differ from no {imagery}.jpg')
     assert reasons[6] == 'cloud: 100.0% of the picture is bright and grey'
     assert reasons[7] == 'exact duplicate: the same pixels as 0000000'
@@ -134,6 +138,39 @@ def test_white_classes_may_be_white_but_not_empty(tmp_path):
         1: 'cloud', 3: 'no data', 4: 'no data', 5: 'no data'}
     filter_tiles(tmp_path, near_duplicate=None, white_classes=['urban'], workers=1)
     assert kept(tmp_path) == [1]
+
+
+def test_kinds_of_no_data_count_together(tmp_path):
+    """Black on the left, white on the right, grey at the bottom: 17 px of 128 are 13 %."""
+    images = []
+    for black, white, grey in ((17, 17, 0), (17, 0, 17), (17, 0, 0), (0, 17, 17), (0, 24, 17)):
+        picture = ground(len(images))
+        picture[SIZE - grey:] = 120
+        picture[:, :black] = 0
+        picture[:, SIZE - white:] = 255
+        images.append(picture)
+    collect(tmp_path, images, {3: 'ice', 4: 'ice'})
+    filter_tiles(tmp_path, near_duplicate=None, workers=1)
+    assert {row: reason.partition(' of')[0] for row, reason in dropped(tmp_path).items()} == {
+        0: 'no data: 26.6%', 1: 'no data: 24.8%'}  # white is data where it is ice
+    assert dropped(tmp_path)[1].endswith(', 13.3% black, 0.0% white, 11.5% exactly (120, 120, 120)')
+
+
+def sensor_noise(seed, level=4., size=512):
+    """Still water as a camera sees it, kept without compression."""
+    noise = np.random.default_rng(seed).normal(size=(size, size, 3))
+    return np.clip(np.round(np.array([20, 55, 85]) + level * noise), 0, 255).astype(np.uint8)
+
+
+def test_even_pictures_are_copies_only_where_their_pixels_are_the_same(tmp_path):
+    water = [sensor_noise(seed) for seed in range(6)]
+    assert all(record['look'] == record['pixels'] for record in map(measure, water))
+    collect(tmp_path, [*water, water[2]])
+    (tmp_path / 'examples').mkdir()
+    (tmp_path / 'examples' / 'even.png').write_bytes(encoded(water[5]))
+    filter_tiles(tmp_path, placeholder_copies=3, placeholders=str(tmp_path / 'examples'), workers=1)
+    assert dropped(tmp_path) == {5: 'placeholder: 0 of 64 bits differ from even.png',
+                                 6: 'exact duplicate: the same pixels as 0000002'}
 
 
 def test_a_rule_can_be_switched_off(tmp_path):
@@ -164,7 +201,7 @@ def test_measures_of_simple_pictures():
 def test_a_picture_compressed_again_or_resized_is_near_and_others_are_not():
     pictures = [ground(seed, 256) for seed in range(40)]
     looks = np.array([measure(picture)['look'] for picture in pictures])
-    assert len(near_pairs(looks, 10)) == 0
+    assert not list(near_pairs(looks, 10))
     for change in (lambda picture: cv2.imdecode(np.frombuffer(
                        encoded(picture, '.jpg', 70), np.uint8), cv2.IMREAD_COLOR)[..., ::-1].copy(),
                    lambda picture: cv2.resize(picture, (200, 200), interpolation=cv2.INTER_AREA)):
@@ -191,9 +228,11 @@ def test_near_pairs_are_all_pairs_that_a_plain_comparison_finds(near):
     np.random.default_rng(1).shuffle(hashes)
     left, right = np.triu_indices(len(hashes), 1)
     is_near = np.bitwise_count(hashes[left] ^ hashes[right]) <= near
-    expected = np.stack([left[is_near], right[is_near]], axis=1)
+    expected = list(zip(left[is_near].tolist(), right[is_near].tolist()))
     assert len(expected) > 100
-    assert np.array_equal(near_pairs(hashes, near), expected)
+    found = [sorted(pair) for vectors in near_pairs(hashes, near)
+             for pair in zip(*(vector.tolist() for vector in vectors))]
+    assert sorted(map(tuple, found)) == expected  # and each once
 
 
 def plain_first_alike(hashes, thumbnails, bits):
@@ -218,8 +257,10 @@ def plain_first_alike(hashes, thumbnails, bits):
     return [again[leaders[number]] for number in range(len(hashes))]
 
 
+@pytest.mark.parametrize('chunk', [1 << 20, 7])
 @pytest.mark.parametrize('bits', [0, 1, 4, 6])
-def test_the_first_is_kept_as_in_a_plain_loop(bits):
+def test_the_first_is_kept_as_in_a_plain_loop(monkeypatch, bits, chunk):
+    monkeypatch.setattr(filtering, 'CHUNK', chunk)
     rng = np.random.default_rng(bits)
     hashes = planted(500, bits, seed=3)
     hashes[rng.integers(500, size=100)] = hashes[rng.integers(500, size=100)]
@@ -229,6 +270,21 @@ def test_the_first_is_kept_as_in_a_plain_loop(bits):
     leaders = first_alike(hashes, thumbnails, bits)
     assert 100 < len(set(leaders.tolist())) < 450
     assert leaders.tolist() == plain_first_alike(hashes, thumbnails, bits)
+
+
+def test_many_pictures_of_few_hashes_take_little_memory():
+    """As drawn maps: 5,000 pairs of each two neighbouring hashes would be 200 MB."""
+    rng = np.random.default_rng(0)
+    hashes = np.array([0, 1, 3, 7], np.uint64)[rng.integers(4, size=4000)]
+    thumbnails = rng.integers(256, size=(4000, 4, 4, 3), dtype=np.uint8)
+    tracemalloc.start()
+    try:
+        leaders = first_alike(hashes, thumbnails, 4)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert leaders.tolist() == list(range(4000))
+    assert peak < 120e6
 
 
 def test_a_chain_keeps_what_is_far_from_the_kept_one():
@@ -255,10 +311,22 @@ def test_a_second_run_reads_nothing_and_writes_the_same(tmp_path):
     with open(journal, 'ab') as file:
         file.write(b'half a record')
     for file in (tmp_path / 'tiles').rglob('*.png'):
-        file.unlink()
+        file.write_bytes(b'')
     filter_tiles(tmp_path, workers=1)
     assert [(tmp_path / name).read_bytes() for name in ('kept.csv', 'dropped.csv')] == before
     assert len(np.fromfile(journal, MEASURES)) == 20
+
+
+def test_a_file_that_went_after_it_was_measured_is_noticed(tmp_path):
+    collect(tmp_path, [ground(seed) for seed in range(4)])
+    filter_tiles(tmp_path, workers=1)
+    gone = tmp_path / 'tiles/000/0000002.png'
+    gone.rename(tmp_path / 'away.png')
+    filter_tiles(tmp_path, workers=1)
+    assert dropped(tmp_path) == {2: 'unreadable: there is no such file'}
+    (tmp_path / 'away.png').rename(gone)
+    filter_tiles(tmp_path, workers=1)
+    assert kept(tmp_path) == [0, 1, 2, 3]
 
 
 def test_the_half_record_of_a_kill_does_not_spoil_what_is_measured_later(tmp_path):
@@ -287,8 +355,10 @@ def test_a_tile_fetched_anew_is_measured_and_one_that_was_altered_is_not_believe
 KILLED = """
 import sys
 from pathlib import Path
+from pera_mm.collect import processes
 from pera_mm.collect.filtering import filter_tiles
 if __name__ == '__main__':
+    processes.ALONE = 0
     filter_tiles(Path(sys.argv[1]), workers=2)
 """
 
@@ -315,7 +385,8 @@ def test_killed_in_the_middle_it_goes_on_and_leaves_no_process(tmp_path):
                                env=os.environ | {'PYTHONPATH': str(Path(__file__).parents[2])})
     journal = one / 'filter' / JOURNAL
     deadline = time.monotonic() + 200
-    while not (journal.exists() and journal.stat().st_size) and time.monotonic() < deadline:
+    while not journal.exists() or journal.stat().st_size <= MEASURES.itemsize:
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     started = descendants(process.pid)
     assert len(started) >= 2
@@ -328,7 +399,7 @@ def test_killed_in_the_middle_it_goes_on_and_leaves_no_process(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     filter_tiles(one, workers=1)
-    assert len(np.fromfile(journal, MEASURES)) == 500
+    assert len(np.unique(np.fromfile(journal, MEASURES)['key'])) == 250  # each picture comes twice
     for name in ('kept.csv', 'dropped.csv'):
         assert (one / name).read_bytes() == (other / name).read_bytes()
 
@@ -341,14 +412,20 @@ def test_rules_do_not_look_at_what_could_not_be_read():
 
 
 @pytest.mark.parametrize(('settings', 'message'), [
-    (dict(blank=-1), 'blank is a standard deviation'),
-    (dict(no_data=20), 'no_data is a share of the picture from 0 to 1'),
-    (dict(cloud=-.1), 'cloud is a share'),
-    (dict(placeholder_copies=1), '2 or more; got 1'),
-    (dict(near_duplicate=11), 'number of bits from 0 to 10, or None'),
+    *[(dict(blank=value), 'blank is a standard deviation of pixels in 0-255 units, 0 or more; got')
+      for value in (-1, 'x', None, [1], True, math.nan, math.inf)],
+    *[(dict(no_data=value), 'no_data is a share of the picture from 0 to 1')
+      for value in (20, -.1, 'x', None, True, math.nan)],
+    *[(dict(cloud=value), 'cloud is a share') for value in (-.1, 'x', None)],
+    *[(dict(placeholder_copies=value), '2 or more; got') for value in (1, '9', None, 2.5, True)],
+    *[(dict(near_duplicate=value), 'number of bits from 0 to 10, or None')
+      for value in (11, -1, '4', 3.5, [4], True)],
     (dict(white_classes='ice'), r"a list of class names; write \['ice'\]"),
-    (dict(workers=0), '1 or more; got 0'),
-    (dict(placeholders='nowhere'), "placeholders='nowhere' is no folder"),
+    *[(dict(white_classes=value), r"a list of class names, like \['ice'\], or \[\]; got")
+      for value in (None, 5, [1], [['ice']], dict(ice=1))],
+    *[(dict(workers=value), '1 or more; got') for value in (0, True, '2', None)],
+    *[(dict(placeholders=value), 'placeholders=.* is no folder')
+      for value in ('nowhere', 5, ['a'], True)],
     (dict(), r'tiles.csv does not exist: it is written by the step fetch'),
 ])
 def test_a_wrong_setting_is_one_sentence(tmp_path, settings, message):
@@ -376,6 +453,13 @@ def test_a_folder_without_its_tiles_is_an_error_and_not_an_empty_result(tmp_path
     assert not (tmp_path / 'kept.csv').exists()
 
 
+def test_a_table_without_rows_says_so(tmp_path):
+    collect(tmp_path, [])
+    with pytest.raises(ValueError, match='tiles.csv has no row: not one image was fetched; '
+                                         'missing.csv says why'):
+        filter_tiles(tmp_path, workers=1)
+
+
 def test_a_table_without_hashes_is_refused(tmp_path):
     collect(tmp_path, [ground(0), ground(1)])
     table = read_table(tmp_path / 'tiles.csv', TILE, 'fetch')
@@ -390,3 +474,17 @@ def test_real_tiles_are_all_kept(tmp_path, shared_data):
     collect(tmp_path, [file.read_bytes() for file in files])
     filter_tiles(tmp_path, workers=1)
     assert len(kept(tmp_path)) == len(files) == 140
+
+
+def test_real_pictures_compressed_again_or_resized_are_found(tmp_path, shared_data):
+    """The smoothest ones, still water, among them."""
+    files = [*sorted((shared_data / 'rsscn7').glob('*/*.jpg'))[::35],
+             shared_data / 'rsscn7/riverlake/d050.jpg']
+    pictures = [cv2.imread(str(file))[..., ::-1] for file in files]
+    images = [file.read_bytes() for file in files]
+    images += [encoded(picture, '.jpg', 60) for picture in pictures]
+    images += [encoded(cv2.resize(picture, (200, 200), interpolation=cv2.INTER_AREA))
+               for picture in pictures]
+    collect(tmp_path, images)
+    filter_tiles(tmp_path, workers=1)
+    assert kept(tmp_path) == list(range(len(pictures)))

@@ -6,17 +6,22 @@ import http.server
 import io
 import json
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 from PIL import Image
+from rasterio.enums import Resampling
 from rasterio.transform import from_origin
 from rasterio.warp import transform
 from rasterio.windows import Window
+from scipy.stats import kstest
 
-from pera_mm.collect.landcover import LEGENDS, NO_DATA, LandCover, to_degrees
-from pera_mm.collect.rasters import find_rasters
+from pera_mm.collect.landcover import LEGENDS, NO_DATA, LandCover
+from pera_mm.collect.rasters import OpenRasters, find_rasters, in_threads
 
 UTM33 = 'EPSG:32633'  # central meridian 15 degrees east
 A, F = 6378137.0, 1 / 298.257223563  # WGS84
@@ -48,8 +53,7 @@ def total_area(land):
         for window in land.windows(number):
             grid = land.grid(number, window)
             valid = land.read(number, window) != NO_DATA
-            valid &= grid.spread(land.first(number, grid))
-            total += (grid.spread(grid.pixel_areas()) * valid).sum()
+            total += grid.areas()[valid & land.first(number, grid)].sum()
     return total
 
 
@@ -96,11 +100,23 @@ def test_a_pixels_place_is_where_its_raster_says(tmp_path, crs):
     size = 0.0001 if crs == 'EPSG:4326' else 10.0
     affine = from_origin(x, y, size, size)
     land = LandCover(write(tmp_path / 'a.tif', np.ones((700, 900), np.uint8), crs, affine))
-    grid = land.grid(0, Window(0, 0, 900, 700))
-    rows, cols = np.array([0.5, 333.25, 699.9]), np.array([0.5, 871.5, 11.125])
-    truth = transform(crs, 'EPSG:4326', *rasterio.transform.xy(affine, rows, cols, offset='ul'))
-    lon, lat = to_degrees(grid.places(rows, cols))
-    assert np.abs(lon - truth[0]).max() < 1e-6 and np.abs(lat - truth[1]).max() < 1e-6  # 0.1 m
+    window = Window(100, 50, 800, 650)
+    rows, cols = (np.random.default_rng(0).integers(size, size=2000) for size in (650, 800))
+
+    def places(land):
+        lon, lat = land.places(0, land.grid(0, window), rows // land.step, cols // land.step,
+                               np.random.default_rng(1))
+        x, y = transform('EPSG:4326', crs, lon, lat)
+        return np.array(rasterio.transform.rowcol(affine, x, y, op=lambda axis: axis))
+
+    middles = np.minimum(rows // 4 * 4 + 2, 649), cols // 4 * 4 + 2  # the last square is cut
+    for step, pixels in ((1, (rows, cols)), (4, middles)):
+        within = places(LandCover(land.rasters[0].path, step=step)) - pixels - [[50], [100]]
+        assert 0 < within.min() < 0.015 and 0.985 < within.max() < 1
+        assert kstest(within.ravel(), 'uniform').pvalue > 0.001
+    spread = places(LandCover(land.rasters[0].path, step=5, overviews=True)) - [[50], [100]]
+    assert np.array_equal(spread.astype(int) // 5, (rows // 5, cols // 5))
+    assert kstest((spread / 5 % 1).ravel(), 'uniform').pvalue > 0.001
 
 
 def test_a_window_across_the_antimeridian_stays_whole(tmp_path):
@@ -151,26 +167,86 @@ def test_worldcover_names_what_esri_names():
     assert set(LEGENDS['esri'].values()) - {'cloud'} < set(LEGENDS['worldcover'].values())
 
 
-def test_step_looks_at_the_middle_of_every_square(tmp_path):
-    codes = np.random.default_rng(0).choice(np.array([1, 2, 4, 5], np.uint8), (90, 60))
+@pytest.mark.parametrize('kind', ['tif', 'cog', 'vrt'])
+def test_step_looks_at_the_middle_of_every_square_and_at_no_overview(tmp_path, kind, monkeypatch):
+    codes = np.random.default_rng(0).choice(np.array([1, 11], np.uint8), (603, 530))
+    plain = write(tmp_path / 'tif', codes, tiled=True, blockxsize=128, blockysize=128)
+    with rasterio.open(plain, 'r+') as file:
+        file.build_overviews([2, 4, 8], Resampling.average)
+    path = str(tmp_path / kind)
+    if kind != 'tif':
+        rasterio.shutil.copy(plain, path, driver=kind, **dict(
+            overview_resampling='average') if kind == 'cog' else {})
+    monkeypatch.setattr('pera_mm.collect.landcover.BAND', 30_000)  # 603 rows are many bands
+    whole = LandCover(path).read(0, Window(0, 0, 530, 603))
+    for step in (3, 4):
+        land = LandCover(path, step=step)
+        rows, cols = ([(first + min(first + step, size)) // 2 for first in range(0, size, step)]
+                      for size in (603, 530))  # the last is cut
+        (window,) = land.windows(0)
+        assert np.array_equal(land.read(0, window), whole[rows][:, cols])
+        assert total_area(land) == pytest.approx(total_area(LandCover(path)), rel=1e-9)
+        with pytest.raises(ValueError, match='comes from the overviews, which must have been made '
+                                             'with nearest or mode'):
+            LandCover(path, step=step, overviews=True).read(0, window)
+
+
+def test_overviews_are_read_where_that_is_asked_for(tmp_path):
+    codes = np.random.default_rng(0).choice(np.array([1, 2], np.uint8), (401, 402))
     path = write(tmp_path / 'a.tif', codes)
-    whole = LandCover(path).read(0, Window(0, 0, 60, 90))
-    land = LandCover(path, step=3)
-    assert np.array_equal(land.read(0, next(land.windows(0))), whole[1::3, 1::3])
+    with rasterio.open(path, 'r+') as file:
+        file.build_overviews([4], Resampling.mode)
+    land = LandCover(path, step=4, overviews=True)
+    (window,) = land.windows(0)
+    with rasterio.open(path, overview_level=0) as file:
+        assert np.array_equal(land.read(0, window) + 1, file.read(1))
     assert total_area(land) == pytest.approx(total_area(LandCover(path)), rel=1e-9)
 
 
-def test_where_rasters_overlap_the_first_counts(tmp_path):
-    # The same square kilometre in two coordinate systems, the second twice as wide.
+@pytest.mark.parametrize('inside', [True, False])
+def test_a_mask_is_no_data(tmp_path, inside):
+    valid = np.random.default_rng(0).random((40, 50)) > 0.5
+    path = write(tmp_path / 'a.tif', np.ones((40, 50), np.uint8))
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=inside), rasterio.open(path, 'r+') as file:
+        file.write_mask(valid)
+    assert (tmp_path / 'a.tif.msk').exists() != inside
+    assert np.array_equal(LandCover(path).read(0, Window(0, 0, 50, 40)) >= 0, valid)
+    assert np.array_equal(LandCover(path, step=3).read(0, Window(0, 0, 48, 39)) >= 0,
+                          valid[1:39:3, 1:48:3])
+
+
+@pytest.mark.parametrize('crs', [UTM33, 'EPSG:4326'])
+@pytest.mark.parametrize('step', [1, 2])
+def test_where_rasters_overlap_the_first_counts(tmp_path, crs, step):
+    # Two square kilometres, the second's west in the first's east by 200 m.
     codes = np.full((100, 100), 2, np.uint8)
-    write(tmp_path / 'a.tif', codes, UTM33, from_origin(500_000, 5_300_000, 100, 100))
-    lon, lat = transform(UTM33, 'EPSG:4326', [500_000, 510_000], [5_300_000, 5_290_000])
-    wide = 2 * (lon[1] - lon[0])
-    write(tmp_path / 'b.tif', codes,
-          affine=from_origin(lon[0], lat[0], wide / 100, (lat[0] - lat[1]) / 100))
-    once = total_area(LandCover(str(tmp_path / '*.tif')))
-    assert once == pytest.approx(200, rel=0.03)
-    assert total_area(LandCover(str(tmp_path / 'a.tif'))) == pytest.approx(100, rel=0.01)
+    write(tmp_path / 'a.tif', codes, UTM33, from_origin(500_000, 5_300_000, 10, 10))
+    x, y = transform(UTM33, crs, [500_800, 501_800], [5_300_000, 5_299_000])
+    write(tmp_path / 'b.tif', codes, crs,
+          from_origin(x[0], y[0], np.diff(x)[0] / 100, -np.diff(y)[0] / 100))
+    land = LandCover(str(tmp_path / '*.tif'), step=step)
+    assert total_area(land) == pytest.approx(1.8, rel=2e-3)
+    window = Window(0, 0, 100, 100)
+    assert land.first(0, land.grid(0, window)).all()
+    first = land.first(1, land.grid(1, window))
+    assert not first[:, :19 // step].any() and first[:, 21 // step:].all()
+
+
+def test_a_coarse_map_behind_a_fine_one_counts_around_it(tmp_path):
+    write(tmp_path / 'a.tif', np.full((3000, 3000), 2, np.uint8), UTM33,
+          from_origin(500_000, 5_300_000, 10, 10))
+    write(tmp_path / 'b.tif', np.full((180, 360), 2, np.uint8), affine=from_origin(-180, 90, 1, 1))
+    write(tmp_path / 'c.tif', np.full((800, 800), 2, np.uint8), 'EPSG:3035',
+          from_origin(4e6, 3e6, 1000, 1000))
+    paths = [str(tmp_path / f'{name}.tif') for name in 'ac']
+    land = LandCover(paths)
+    alone = total_area(LandCover(paths[1]))
+    assert total_area(land) == pytest.approx(alone, rel=1e-4)  # the fine one lies within
+    assert land.first(1, land.grid(1, next(land.windows(1)))).sum() == pytest.approx(
+        800**2 - 900, abs=40)
+    globe = LandCover(str(tmp_path / '*.tif'))
+    first = globe.first(1, globe.grid(1, next(globe.windows(1))))
+    assert (~first).sum() == 0  # no middle of a degree lies in 30 km, and none is lost
 
 
 def test_no_data_of_the_first_raster_leaves_the_place_to_the_second(tmp_path):
@@ -181,7 +257,50 @@ def test_no_data_of_the_first_raster_leaves_the_place_to_the_second(tmp_path):
     land = LandCover([str(tmp_path / 'b.tif'), str(tmp_path / 'a.tif')])
     assert [path.path[-5:] for path in land.rasters] == ['a.tif', 'b.tif']
     first = land.first(1, land.grid(1, Window(0, 0, 100, 100)))
-    assert first[:, 0].all() and not first[:, -1].any()
+    assert first[:, :50].all() and not first[:, 50:].any()
+
+
+# -- files ---------------------------------------------------------------------------------------
+
+
+def test_rasters_stay_open_for_their_thread(tmp_path):
+    paths = [write(tmp_path / f'{number}.tif', np.ones((4, 4), np.uint8)) for number in range(10)]
+    files = OpenRasters()
+
+    def open_twice(path):
+        with files.opened(path) as one, files.opened(path) as other:
+            assert one is other
+        return one
+
+    opened = [open_twice(path) for path in paths]
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(open_twice, paths[9]).result()
+    assert other is not opened[9]
+    assert [file.closed for file in opened] == [True] * 2 + [False] * 8
+    files.close()
+    assert other.closed and all(file.closed for file in opened)
+    assert open_twice(paths[0]).read(1).all()  # again
+    with pytest.raises(KeyError), files.opened(paths[0]) as file:
+        raise KeyError
+    assert file.closed
+    files.close()
+
+
+def test_the_first_error_of_any_thread_ends_them_all():
+    stop = threading.Event()
+
+    def work(item):
+        if item == 1:
+            raise ValueError('item 1 fails')
+        if item > 1:
+            seen.append(item)
+        assert stop.wait(60)
+
+    seen = []
+    with pytest.raises(ValueError, match='item 1 fails'):
+        in_threads(work, range(100), 2, stop.set)
+    assert len(seen) < 5
+    assert in_threads(lambda item: item**2, range(5), 3) == [0, 1, 4, 9, 16]
 
 
 class RangeHandler(http.server.SimpleHTTPRequestHandler):
@@ -220,6 +339,30 @@ def test_a_remote_raster_reads_as_a_local_one(tmp_path):
                                   LandCover(path).read(0, window))
         with pytest.raises(ValueError, match='b.tif cannot be read as a raster'):
             LandCover(f'{address}/b.tif')
+
+
+class CountingHandler(RangeHandler):
+    """How many requests come at once."""
+
+    busy, most = 0, 0
+
+    def do_GET(self):
+        CountingHandler.busy += 1
+        CountingHandler.most = max(self.most, self.busy)
+        time.sleep(0.1)
+        super().do_GET()
+        CountingHandler.busy -= 1
+
+
+def test_the_heads_of_many_rasters_are_read_at_once(tmp_path, caplog):
+    for number in range(12):
+        write(tmp_path / f'{number}.tif', np.ones((4, 4), np.uint8))
+    handler = functools.partial(CountingHandler, directory=str(tmp_path))
+    with serving(handler) as address, caplog.at_level('INFO', 'pera_mm.collect'):
+        paths = [f'{address}/{number}.tif' for number in range(12)]
+        land = LandCover(paths[::-1])
+    assert CountingHandler.most > 4 and [raster.path for raster in land.rasters] == sorted(paths)
+    assert 'reading the heads of 12 land-cover rasters' in caplog.text
 
 
 class EarthEngineHandler(http.server.BaseHTTPRequestHandler):
@@ -281,7 +424,7 @@ def test_an_asset_of_earth_engine_reads_as_a_local_raster(tmp_path, monkeypatch)
         for window in windows:
             assert np.array_equal(remote.read(0, window), local.read(0, window))
         # With a step, what is transferred has that step: 500 x 375 px in all.
-        coarse = LandCover(asset, 'worldcover', step=4)
+        coarse = LandCover(asset, 'worldcover', step=4, overviews=True)
         read = coarse.read(0, next(coarse.windows(0)))
         assert read.shape == (375, 500) and (np.bincount(read.ravel() + 1)[1:] > 0).sum() == 4
 
@@ -315,6 +458,10 @@ def test_an_unknown_code_is_named_with_its_place(tmp_path):
     (dict(legend={0: ''}), 'must be a dictionary of class code: name'),
     (dict(legend=[1, 2]), 'must be a dictionary of class code: name'),
     (dict(step=0), 'landcover.step must be a whole number from 1, got 0'),
+    (dict(step='x'), "landcover.step must be a whole number from 1, got 'x'"),
+    (dict(step=float('nan')), 'landcover.step must be a whole number from 1, got nan'),
+    (dict(overviews='no'), "landcover.overviews must be True or False, got 'no'"),
+    (dict(paths=7), 'landcover.paths must be a path or a list of paths, got 7'),
 ])
 def test_bad_settings(tmp_path, settings, message):
     path = write(tmp_path / 'a.tif', np.ones((4, 4), np.uint8))
@@ -341,13 +488,34 @@ def test_a_raster_beyond_the_globe_is_refused(tmp_path):
         LandCover(path)
 
 
+@pytest.mark.parametrize(('crs', 'x', 'y'), [
+    ('EPSG:3413', -1e6, 1e6), ('EPSG:3413', 0, 0), ('EPSG:3031', -1e6, 1e6)])
+def test_a_raster_with_a_pole_is_refused(tmp_path, crs, x, y):
+    affine = from_origin(x, y, 10_000, 10_000)
+    with pytest.raises(ValueError, match='a.tif contains a pole, around which .* warp it to EPSG'):
+        LandCover(write(tmp_path / 'a.tif', np.ones((200, 200), np.uint8), crs, affine))
+    affine = from_origin(x, y - 3e6, 10_000, 10_000)  # beside it
+    land = LandCover(write(tmp_path / 'b.tif', np.ones((200, 200), np.uint8), crs, affine))
+    assert total_area(land) == pytest.approx(4e6, rel=0.15)
+
+
+@pytest.mark.parametrize('crs', ['EPSG:4978', 'LOCAL_CS["site",UNIT["metre",1]]'])
+def test_a_coordinate_system_without_a_map_is_refused(tmp_path, crs):
+    path = write(tmp_path / 'a.tif', np.ones((4, 4), np.uint8), crs,
+                 from_origin(3000, 5000, 10, 10))
+    with pytest.raises(ValueError, match='a.tif has a coordinate system that is neither geographic '
+                                         'nor projected'):
+        LandCover(path)
+
+
 def test_a_truncated_raster_is_named(tmp_path):
     codes = np.random.default_rng(0).choice(np.array([1, 2], np.uint8), (800, 800))
     path = write(tmp_path / 'a.tif', codes, compress='deflate', tiled=True, blockxsize=256,
                  blockysize=256)
     data = open(path, 'rb').read()
     open(path, 'wb').write(data[:len(data) // 2])
-    with pytest.raises(ValueError, match='a.tif cannot be read'):
+    with pytest.raises(ValueError, match='a.tif cannot be read: a.tif.*IReadBlock failed.*; what '
+                                         'is finished is kept, and the same command goes on'):
         LandCover(path).read(0, Window(0, 0, 800, 800))
 
 

@@ -13,12 +13,16 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import rasterio
 from mmengine.config import Config
+from PIL import Image
 
 from pera_mm.collect import planet
 from pera_mm.collect.planet import ISLANDS, make_planet
+from pera_mm.collect.tables import TILE, write_table
 from pera_mm.datasets.unlabeled import UnlabeledImages
 
 ROOT = Path(__file__).parents[2]
@@ -192,6 +196,148 @@ def test_what_is_wrong_is_one_sentence(tmp_path, monkeypatch, step, option, sent
     accept = ['--accept-terms', 'drawn planet'] if step == 'fetch' else []
     code = run(monkeypatch, step, CONFIG, '--work-dir', tmp_path, *accept, '--cfg-options', option)
     assert re.search(sentence, code) and '\n' not in code
+
+
+@pytest.mark.parametrize(('name', 'text', 'sentence'), [
+    ('nope.py', None, r'No config at .*nope.py'),
+    ('.', None, r'No config at '),
+    ('a.py', 'filter = dict(\n', r'a.py cannot be read as a config: SyntaxError: '),
+    ('a.py', 'filter = dict(a=b)\n', r"a.py .*NameError: name 'b' is not defined"),
+    ('a.py', "_base_ = 'nothere.py'\n", r'a.py .*nothere.py'),
+    ('a.py', 'filter = dict(blank=1 + "a")\n', r'a.py .*TypeError: '),
+    ('a.json', '{', r'a.json cannot be read as a config: JSONDecodeError: '),
+    ('a.yaml', 'filter: [1', r'a.yaml cannot be read as a config: ParserError: '),
+    ('a.txt', 'filter = dict()', r'a.txt cannot be read as a config: '),
+    ('a.py', '', r'a.py has no dict filter = dict\(...\) for this step'),
+    ('a.py', 'filter = 5\n', r"a.py: filter is 5, but must be the dict of the step's settings"),
+    ('a.py', 'filter = None\n', r'a.py: filter is None, but must be the dict'),
+    ('a.py', f"_base_ = '{CONFIG}'\nfilter = dict(blank='x')\n", r"0 or more; got 'x'"),
+])
+def test_a_wrong_config_is_one_sentence(tmp_path, monkeypatch, name, text, sentence):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    code = run(monkeypatch, 'filter', tmp_path / name, '--work-dir', tmp_path / 'work')
+    assert re.search(sentence, code) and '\n' not in code and 'Traceback' not in code
+
+
+def test_an_option_without_a_value_is_a_usage_error(monkeypatch, capsys):
+    assert run(monkeypatch, 'filter', CONFIG, '--cfg-options', 'filter.blank') == 2
+    assert "expected KEY=VALUE, got 'filter.blank'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('path', 'is_folder', 'sentence'), [
+    ('work', False, 'work is a file where a folder must be: move it away.'),
+    ('work/logs', False, 'logs is a file where a folder must be: move it away.'),
+    ('work/filter', False, 'filter is a file where a folder must be: move it away.'),
+    ('work/kept.csv', True, 'kept.csv is a folder where a file must be: move it away.'),
+])
+def test_a_file_in_a_folders_place_is_named(tmp_path, monkeypatch, path, is_folder, sentence):
+    if path != 'work':
+        collect(tmp_path / 'work', 2)
+    if is_folder:
+        (tmp_path / path).mkdir()
+    else:
+        (tmp_path / path).write_text('')
+    code = run(monkeypatch, 'filter', CONFIG, '--work-dir', tmp_path / 'work')
+    assert code == f'rsrsd: {tmp_path / Path(path).parent}/{sentence}'
+
+
+def collect(folder: Path, number: int, **columns) -> None:
+    """Images and their tiles.csv, as the step fetch leaves them."""
+    rng = np.random.default_rng(0)
+    rows = []
+    (folder / 'tiles').mkdir(parents=True)
+    for index in range(number):
+        file = folder / 'tiles' / f'{index:03}.png'
+        Image.fromarray(rng.integers(256, size=(64, 64, 3), dtype=np.uint8)).save(file)
+        rows.append((f'{index:03}', 1.5, 50.0, 'urban', 'europe', 1.2, 17, 'server', '',
+                     f'tiles/{file.name}', hashlib.sha256(file.read_bytes()).hexdigest()))
+    write_table(folder / 'tiles.csv', pd.DataFrame(rows, columns=list(TILE)).assign(**columns))
+
+
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='needs /dev/full, a disk that is full')
+def test_a_full_disk_under_the_log_says_nothing_and_stops_nothing(tmp_path, monkeypatch, capfd):
+    collect(tmp_path, 2)
+    (tmp_path / 'logs').mkdir()
+    (tmp_path / 'logs/filter.log').symlink_to('/dev/full')
+    assert run(monkeypatch, 'filter', CONFIG, '--work-dir', tmp_path) == 0
+    said = capfd.readouterr()
+    assert 'kept: 2' in said.out and 'error' not in f'{said.out}{said.err}'.lower()
+
+
+LOCKED = """
+import runpy, sys, time
+tool = runpy.run_path(sys.argv[1])
+from pathlib import Path
+with tool['locked'](Path(sys.argv[2])):
+    print('locked', flush=True)
+    time.sleep(600)
+"""
+
+
+def test_two_steps_do_not_work_in_one_folder(tmp_path, monkeypatch):
+    collect(tmp_path, 2)
+    options = ['filter', CONFIG, '--work-dir', tmp_path]
+    other = subprocess.Popen([sys.executable, '-c', LOCKED, TOOL, tmp_path], text=True,
+                             stdout=subprocess.PIPE, cwd=ROOT)
+    try:
+        assert other.stdout.readline() == 'locked\n'
+        code = run(monkeypatch, *options)
+        assert code == (f'rsrsd: another step is at work in {tmp_path}: wait for its end, or give '
+                        'another --work-dir.')
+        assert not (tmp_path / 'kept.csv').exists()
+        assert run(monkeypatch, 'stats', tmp_path / 'tiles') == 0
+    finally:
+        other.kill()
+        other.wait()
+    assert run(monkeypatch, *options) == 0
+
+
+def test_a_row_wider_than_the_page_is_printed_whole(tmp_path, monkeypatch, capsys):
+    collect(tmp_path, 2, source='a source with a name that is longer than the line of a terminal, '
+                                'which has eighty characters')
+    assert run(monkeypatch, 'stats', tmp_path / 'tiles') == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if 'longer than' in line)
+    assert str(tmp_path / 'tiles') in row and 'eighty characters' in row and '…' not in row
+    show = runpy.run_path(str(TOOL))['show']
+    monkeypatch.setattr(sys.stdout, 'isatty', lambda: True, raising=False)
+    monkeypatch.setenv('COLUMNS', '60')
+    show(dict(rows=[dict(name='x' * 30, source='y' * 200, count=1)]))
+    said = capsys.readouterr().out
+    assert said.count('y') == 200 and '…' not in said
+
+
+def test_stats_takes_what_the_reading_of_images_takes(tmp_path, monkeypatch, capsys):
+    deep = np.stack([np.full((8, 8), value, np.uint16) for value in (100, 200, 300, 400)])
+    (tmp_path / 'deep').mkdir()
+    with rasterio.open(tmp_path / 'deep/a.tif', 'w', driver='GTiff', width=8, height=8, count=4,
+                       dtype='uint16') as file:
+        file.write(deep)
+    (tmp_path / 'list.txt').write_text('a.tif\n')
+    options = ['--bands', 4, 3, 1, '--scale', 0, 510]
+    for source, more in ((tmp_path / 'list.txt', ['--data-root', tmp_path / 'deep']),
+                         (tmp_path / 'deep', ['--index-file', tmp_path / 'index.txt'])):
+        assert run(monkeypatch, 'stats', source, *options, *more) == 0
+        assert 'mean=[200.0000, 150.0000, 50.0000]' in capsys.readouterr().out
+    assert (tmp_path / 'index.txt').read_text() == 'a.tif\n'
+
+
+def test_verify_prints_some_problems_and_writes_all(tmp_path, monkeypatch, capsys):
+    collect(tmp_path, 30)
+    (tmp_path / 'kept.csv').write_bytes((tmp_path / 'tiles.csv').read_bytes())
+    assert run(monkeypatch, 'pack', CONFIG, '--work-dir', tmp_path, '--cfg-options',
+               '+pack.form=folder', 'pack.images_per_shard=100') == 0
+    for file in sorted((tmp_path / 'packed').rglob('*.png'))[:25]:
+        data = file.read_bytes()
+        file.unlink()  # it is a link to the tile
+        file.write_bytes(data + b'x')
+    capsys.readouterr()
+    code = run(monkeypatch, 'verify', tmp_path / 'packed')
+    said = capsys.readouterr().out
+    assert code.endswith('25 problems, of which 20 are shown: --out FILE.csv has all.')
+    assert said.count('.png') == 20 and 'altered: 25' in said
+    run(monkeypatch, 'verify', tmp_path / 'packed', '--out', tmp_path / 'problems.csv')
+    assert len(pd.read_csv(tmp_path / 'problems.csv')) == 25
 
 
 def test_a_missing_package_is_one_sentence(monkeypatch):

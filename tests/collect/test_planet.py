@@ -91,6 +91,13 @@ def test_an_island_that_is_there_is_kept_and_a_missing_one_drawn_alike(islands, 
     assert (islands / 'imagery/europe.tif').stat().st_mtime_ns == kept
 
 
+def test_a_planet_of_another_seed_is_not_taken_for_this_one(islands, monkeypatch):
+    monkeypatch.setattr(planet, 'ISLANDS', {name: ISLANDS[name] for name in TWO})
+    with pytest.raises(ValueError, match='landcover/asia.tif is there and its seed is 0, not 3; '
+                                         'take another folder, or remove this one'):
+        make_planet(islands, 3)
+
+
 @pytest.mark.slow
 def test_the_tool_draws_six(tmp_path):
     done = subprocess.run([sys.executable, TOOL, tmp_path / 'planet', '--seed', '3'],
@@ -99,6 +106,9 @@ def test_the_tool_draws_six(tmp_path):
     files = [path.name for path in (tmp_path / 'planet/imagery').iterdir()]
     assert sorted(files) == [f'{name.replace(" ", "_")}.tif' for name in ISLANDS]
     assert sum(path.stat().st_size for path in tmp_path.rglob('*.tif')) < 30e6
+    done = subprocess.run([sys.executable, TOOL, tmp_path / 'planet'], capture_output=True,
+                          text=True, timeout=60)
+    assert done.returncode == 1 and 'its seed is 3, not 0' in done.stderr
     (tmp_path / 'file').write_text('')
     done = subprocess.run([sys.executable, TOOL, tmp_path / 'file'], capture_output=True,
                           text=True, timeout=60)

@@ -1,18 +1,26 @@
 """Points: quotas, uniform per km² (chi-square), distances, restarts, and what is refused."""
 
+import functools
+import http.server
 import io
 import json
+import math
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 import pytest
 import rasterio
+import rasterio.shutil
 from PIL import Image
+from rasterio.enums import Resampling
 from rasterio.transform import from_origin
 from rasterio.warp import transform
 from scipy.stats import chisquare, kstest
@@ -21,7 +29,15 @@ from pera_mm.collect import landcover, sampling
 from pera_mm.collect.continents import CONTINENTS, continent_of
 from pera_mm.collect.landcover import LandCover
 from pera_mm.collect.planet import ISLANDS
-from pera_mm.collect.sampling import EARTH, draw_map, far_enough, on_sphere, sample, split
+from pera_mm.collect.sampling import (
+    EARTH,
+    draw_map,
+    far_enough,
+    label_place,
+    on_sphere,
+    sample,
+    split,
+)
 from pera_mm.collect.tables import POINT, read_table
 
 PAPER = dict(urban=0.6, farmland=0.1, wetland=0.1, forest=0.1, water=0.1)
@@ -30,10 +46,10 @@ CODES = dict(water=1, forest=2, wetland=4, farmland=5, urban=7, desert=8, ice=9,
              grassland=11)
 
 
-def write(path, codes, crs, affine):
+def write(path, codes, crs, affine, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     with rasterio.open(path, 'w', driver='GTiff', height=codes.shape[0], width=codes.shape[1],
-                       count=1, dtype='uint8', crs=crs, transform=affine) as file:
+                       count=1, dtype='uint8', crs=crs, transform=affine, **options) as file:
         file.write(codes, 1)
 
 
@@ -113,13 +129,9 @@ def test_every_point_lies_on_its_class_and_continent(islands, drawn):
     assert [CONTINENTS[index] for index in continent_of(points['lon'], points['lat'])] == \
         points['continent'].tolist()
     for name, some in points.groupby('continent'):
-        right = np.zeros(len(some), bool)
         with rasterio.open(islands / f'{name}.tif') as file:
-            for shift in (0, 6e-7, -6e-7):  # six decimals may move a point over a border
-                x, y = transform('EPSG:4326', file.crs, some['lon'].to_numpy() + shift,
-                                 some['lat'].to_numpy() + shift)
-                right |= [row[0] for row in file.sample(zip(x, y))] == some['class'].map(CODES)
-        assert right.all()
+            x, y = transform('EPSG:4326', file.crs, some['lon'].to_numpy(), some['lat'].to_numpy())
+            assert [row[0] for row in file.sample(zip(x, y))] == some['class'].map(CODES).tolist()
 
 
 def test_what_a_continent_lacks_the_others_get(tmp_path):
@@ -131,6 +143,43 @@ def test_what_a_continent_lacks_the_others_get(tmp_path):
     summary = sample(tmp_path, 0, **settings(tmp_path, counts=dict(ice=30)))
     ice = {row['continent']: row['got'] for row in summary['table'] if row['class'] == 'ice'}
     assert ice == {'asia': 10, 'europe': 10, 'north america': 10}
+
+
+def test_what_a_stray_pixel_has_no_room_for_the_other_continents_get(tmp_path, caplog):
+    codes = np.full((90, 180), CODES['urban'], np.uint8)
+    codes[:20] = CODES['ice']  # > 50 N: Asia, Europe, North America
+    codes[43, 101] = CODES['ice']  # one pixel of 2 degrees in Africa, 3 N, 23 E
+    write(tmp_path / 'globe.tif', codes, 'EPSG:4326', from_origin(-180, 90, 2, 2))
+    with caplog.at_level('INFO', 'pera_mm.collect'):
+        summary = sample(tmp_path, 0, **settings(
+            tmp_path, shares=dict(urban=1), counts=dict(ice=700), min_distance=100_000,
+            continents={'asia': 2, 'europe': 1, 'africa': 4}))
+    ice = {row['continent']: row for row in summary['table'] if row['class'] == 'ice'}
+    assert {name: row['asked'] for name, row in ice.items()} == dict(asia=200, europe=100,
+                                                                     africa=400)
+    room = ice['africa']['got']
+    assert 2 <= room <= 10 and summary['points'] == summary['asked'] == 1300
+    assert {name: row['got'] for name, row in ice.items()} == dict(
+        asia=200 + split(400 - room, [2, 1])[0], europe=100 + split(400 - room, [2, 1])[1],
+        africa=room)
+    assert f'ice: {400 - room} points for which a continent has no room are asked' in caplog.text
+    assert re.search(rf'ice in africa: {room} of 400 points at min_distance; the last 3 rounds '
+                     r'found no room for more on its [\d.]+ km²', caplog.text)
+
+
+def test_quotas_with_room_are_reached_in_few_rounds(tmp_path, caplog, monkeypatch):
+    write(tmp_path / 'a.tif', np.full((500, 500), 7, np.uint8), 'EPSG:32633',
+          from_origin(300_000, 5_500_000, 10, 10))
+    options = settings(tmp_path, shares=dict(urban=1), counts={}, continents=None,
+                       min_distance=200)  # of which some 430 fit on 25 km² by chance
+    with caplog.at_level('INFO', 'pera_mm.collect'):
+        assert sample(tmp_path / 'a', 0, **options | dict(total=300))['points'] == 300
+    assert 3 < caplog.text.count('missing') < 9  # the same number each time would take 20
+    caplog.clear()
+    monkeypatch.setattr(sampling, 'ROUNDS', 5)
+    summary = sample(tmp_path / 'b', 0, **options | dict(total=420))
+    assert 300 < summary['points'] < 420
+    assert 'of 420 points at min_distance; the 5 rounds of drawing ended' in caplog.text
 
 
 def test_the_whole_map_without_continents(shared_data, tmp_path):
@@ -210,6 +259,76 @@ def test_places_are_uniform_within_pixels_in_both_coordinate_systems(islands, tm
             assert chisquare(np.histogram(np.asarray(axis) % 20, 20, (0, 20))[0]).pvalue > 0.001
 
 
+def pixel_of(path, points):
+    """Fractional row and column in a raster of each point."""
+    with rasterio.open(path) as file:
+        x, y = transform('EPSG:4326', file.crs, points['lon'].to_numpy(), points['lat'].to_numpy())
+        return np.array(rasterio.transform.rowcol(file.transform, x, y, op=lambda axis: axis))
+
+
+def test_with_a_step_every_point_lies_in_a_pixel_of_its_class(tmp_path):
+    # 603 x 501 pixels without order; the last squares of 4 are cut, the overviews are averages.
+    codes = np.random.default_rng(0).choice(np.array([7, 2], np.uint8), (603, 501))
+    affine = from_origin(400_000, 5_000_000, 100, 100)
+    write(tmp_path / 'map.tif', codes, 'EPSG:32633', affine, tiled=True, blockxsize=256,
+          blockysize=256)
+    with rasterio.open(tmp_path / 'map.tif', 'r+') as file:
+        file.build_overviews([2, 4], Resampling.average)
+    cover = dict(paths=str(tmp_path / 'map.tif'), step=4)
+    options = settings(tmp_path, landcover=cover, shares=dict(urban=0.5, forest=0.5), counts={},
+                       total=20_000, continents=None, min_distance=0)
+    summary = sample(tmp_path, 0, **options)
+    points = points_of(tmp_path)
+    within = pixel_of(cover['paths'], points)
+    row, col = within.astype(int)
+    assert (codes[row, col] == points['class'].map(CODES)).all()
+    middle = [np.minimum(axis // 4 * 4 + 2, (size + axis // 4 * 4) // 2)
+              for axis, size in ((row, 603), (col, 501))]
+    assert np.array_equal((row, col), middle)
+    for axis in within:
+        assert chisquare(np.histogram(axis % 1, 10, (0, 1))[0]).pvalue > 0.001
+    # As many per km² everywhere, also where the squares are cut.
+    assert sum(line['km2'] for line in summary['table']) == pytest.approx(3021, rel=2e-3)
+    urban = points[points['class'] == 'urban']
+    looked_at = codes[np.minimum(np.arange(151) * 4 + 2, 601)][:, np.minimum(
+        np.arange(126) * 4 + 2, 500)] == 7
+    areas = looked_at * np.r_[np.full(150, 4), 3][:, None] * np.r_[np.full(125, 4), 1]
+    expected = np.add.reduceat(areas.sum(axis=1), range(0, 151, 15))
+    seen = np.histogram(pixel_of(cover['paths'], urban)[0], [*range(0, 603, 60), 603])[0]
+    assert chisquare(seen, expected * len(urban) / expected.sum()).pvalue > 0.001
+    with pytest.raises(ValueError, match='comes from the overviews'):
+        sample(tmp_path / 'coarse', 0, **options | dict(landcover=cover | dict(overviews=True)))
+
+
+def test_density_is_uniform_with_a_step_in_both_coordinate_systems(tmp_path):
+    # 60 km in UTM, and around them in degrees.
+    write(tmp_path / 'a.tif', np.full((600, 600), 7, np.uint8), 'EPSG:32633',
+          from_origin(420_000, 5_540_000, 100, 100))
+    write(tmp_path / 'b.tif', np.full((1000, 1500), 7, np.uint8), 'EPSG:4326',
+          from_origin(13.5, 50.25, 0.002, 0.001))
+    summary = sample(tmp_path, 0, **settings(
+        tmp_path, landcover=dict(paths=str(tmp_path / '*.tif'), step=3), shares=dict(urban=1),
+        total=20_000, counts={}, continents=None, min_distance=0))
+    x, y = np.diff(transform('EPSG:4326', 'EPSG:6933', [13.5, 16.5], [49.25, 50.25]))
+    assert summary['table'][0]['km2'] == pytest.approx(x[0] * y[0] / 1e6, rel=3e-3)
+    points = points_of(tmp_path)
+    heights = np.sin(np.radians(points['lat']))
+    cells = np.histogram2d(points['lon'], heights, (30, 20), (
+        (13.5, 16.5), np.sin(np.radians((49.25, 50.25)))))[0]
+    assert cells.sum() == 20_000 and chisquare(cells.ravel()).pvalue > 0.001
+
+
+def test_density_is_the_same_across_a_seam(tmp_path):
+    for number in range(2):  # of 1 km, which overlap by 200 m
+        write(tmp_path / f'{number}.tif', np.full((100, 100), 7, np.uint8), 'EPSG:32633',
+              from_origin(300_000 + 800 * number, 5_500_000, 10, 10))
+    summary = sample(tmp_path, 0, **settings(tmp_path, shares=dict(urban=1), total=20_000,
+                                             counts={}, continents=None, min_distance=0))
+    assert summary['table'][0]['km2'] == pytest.approx(1.8, rel=0.01)
+    _, cols = pixel_of(tmp_path / '0.tif', points_of(tmp_path))
+    assert chisquare(np.histogram(cols, 36, (0, 180))[0]).pvalue > 0.001
+
+
 def test_every_part_of_the_table_is_a_fair_sample(islands, tmp_path):
     sample(tmp_path, 0, **settings(islands, total=6000, min_distance=0))
     points = points_of(tmp_path)
@@ -259,12 +378,26 @@ def test_first_come_first_served_as_the_plain_loop_says():
     assert far_enough(new, old, 0).all()
 
 
+def test_first_come_first_served_where_thousands_crowd():
+    random = np.random.default_rng(0)
+    places = np.empty(100_000, [('lon', 'f8'), ('lat', 'f8')])  # on 9 km²
+    places['lon'], places['lat'] = random.random((2, 100_000)) * [[0.04], [0.027]] + [[10], [48]]
+    kept = np.flatnonzero(far_enough(places, places[:0], 200))
+    xyz = on_sphere(places['lon'], places['lat'])
+    near_kept = xyz @ xyz[kept].T > np.cos(200 / EARTH)
+    # Who is not kept lies near an earlier one who is.
+    assert np.array_equal(np.flatnonzero(
+        ~(near_kept & (kept < np.arange(100_000)[:, None])).any(axis=1)), kept)
+    assert 100 < len(kept) < 200
+
+
 def test_where_there_is_no_room_less_is_got_and_said(islands, tmp_path, caplog):
     summary = sample(tmp_path, 0, **settings(islands, min_distance=1000))
     assert 100 < summary['points'] < summary['asked'] == 680
     assert summary['points'] == sum(row['got'] for row in summary['table']) == \
         len(points_of(tmp_path))
-    assert re.search(r'urban in asia: \d+ of 80 points; its [\d.]+ km² have no room', caplog.text)
+    assert re.search(r'urban in asia: \d+ of 80 points at min_distance; the last 3 rounds found no '
+                     r'room for more on its [\d.]+ km²', caplog.text)
 
 
 # -- the same again ------------------------------------------------------------------------------
@@ -328,6 +461,108 @@ def test_stopped_in_the_middle_of_one_large_raster(islands, tmp_path, monkeypatc
     (folder / 'stopped').unlink()
     assert seen[48:50] == seen[50:52] and len(set(map(repr, seen[50:102]))) == 52
     assert files_of(folder) == files_of(tmp_path / 'whole')
+
+
+def test_a_full_disk_loses_nothing(islands, drawn, tmp_path):
+    (census,) = drawn[0].glob('census/*')
+    folder = tmp_path / 'census' / census.name
+    folder.mkdir(parents=True)
+    # A device that is really full, in place of the fourth part of the census, then of the table.
+    for part, options in ((folder / '.00003-0000000.npy.part', dict(workers=1)),
+                          (tmp_path / '.points.csv.part', {})):
+        part.symlink_to('/dev/full')
+        with pytest.raises(OSError, match='No space left on device'):
+            sample(tmp_path, 0, **settings(islands), **options)
+        part.unlink(missing_ok=True)
+        finished = sorted(path.name for path in folder.glob('0*.npy'))
+        assert [name[:5] for name in finished][:3] == ['00000', '00001', '00002']
+        kept = {path: path.stat().st_mtime_ns for path in folder.glob('0*.npy')}
+    sample(tmp_path, 0, **settings(islands))
+    assert files_of(tmp_path) == files_of(drawn[0])
+    assert kept == {path: path.stat().st_mtime_ns for path in folder.glob('0*.npy')}
+
+
+class FailingHandler(http.server.SimpleHTTPRequestHandler):
+    """A file server with byte ranges that fails for a while when some have been had."""
+
+    protocol_version = 'HTTP/1.1'
+    fails: ClassVar = set()  # numbers of requests
+    seen: ClassVar = []
+
+    def do_GET(self):
+        self.seen.append(self.path)
+        if len(self.seen) in self.fails:
+            self.answer(500, b'')
+            return
+        data = Path(self.translate_path(self.path)).read_bytes()
+        first, _, last = self.headers.get('Range', 'bytes=0-').removeprefix('bytes=').partition('-')
+        part = data[int(first):int(last or len(data)) + 1]
+        self.answer(206, part, **{'Content-Range': f'bytes {first}-{int(first) + len(part) - 1}/'
+                                                   f'{len(data)}'})
+
+    def answer(self, status, data, **headers):
+        self.send_response(status)
+        for name, value in (headers | {'Content-Length': str(len(data))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_server_that_fails_in_the_middle_changes_nothing(tmp_path):
+    codes = np.random.default_rng(0).choice(np.array([7, 2], np.uint8), (1500, 1500))
+    for name in ('a.tif', 'b.tif'):
+        write(tmp_path / name, codes, 'EPSG:32633', from_origin(
+            300_000 + 20_000 * (name == 'b.tif'), 5_500_000, 10, 10), tiled=True, blockxsize=256,
+            blockysize=256)
+    options = settings(tmp_path, shares=dict(urban=1), total=200, counts={}, continents=None)
+    sample(tmp_path / 'local', 0, **options)
+    handler = functools.partial(FailingHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f'http://127.0.0.1:{server.server_port}'
+        FailingHandler.fails = {9, 10}
+        cover = dict(paths=[f'{address}/a.tif', f'{address}/b.tif'])
+        sample(tmp_path / 'remote', 0, **options | dict(landcover=cover), workers=1)
+        assert FailingHandler.seen[8] == FailingHandler.seen[9] == FailingHandler.seen[10]  # again
+        assert len(FailingHandler.seen) > 20
+        server.shutdown()
+    assert files_of(tmp_path / 'remote') == files_of(tmp_path / 'local')
+
+
+def test_a_map_that_changed_is_measured_anew_or_refused(tmp_path, monkeypatch):
+    codes = np.full((300, 300), CODES['urban'], np.uint8)
+    place = 'EPSG:32633', from_origin(300_000, 5_500_000, 10, 10)
+    write(tmp_path / 'map.tif', codes, *place)
+    rasterio.shutil.copy(tmp_path / 'map.tif', tmp_path / 'map.vrt', driver='VRT')
+    options = settings(tmp_path, landcover=dict(paths=str(tmp_path / 'map.vrt')), counts={},
+                       shares=dict(urban=1), continents=None, total=20)
+    sample(tmp_path, 0, **options)
+    (tmp_path / 'points.csv').unlink()
+    codes[10:] = CODES['forest']
+    write(tmp_path / 'map.tif', codes, *place)  # what the VRT shows
+    (line,) = sample(tmp_path, 0, **options)['table']
+    assert line['km2'] == pytest.approx(0.3, rel=1e-3)
+    # A remote map may change unseen.
+    monkeypatch.setattr(sampling, '_state', lambda raster: [])
+    sample(tmp_path / 'remote', 0, **options)
+    (tmp_path / 'remote/points.csv').unlink()
+    codes[:10] = CODES['forest']
+    write(tmp_path / 'map.tif', codes, *place)
+    with pytest.raises(ValueError, match='map.vrt has changed since its census: urban is no longer '
+                                         'where it was; remove census and draws'):
+        sample(tmp_path / 'remote', 1, **options)
+
+
+def test_the_log_tells_how_far_a_large_census_is(islands, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(landcover, 'SIDE', 60)  # 100 windows
+    with caplog.at_level('INFO', 'pera_mm.collect'):
+        sample(tmp_path, 0, **settings(islands, landcover=dict(paths=str(islands / 'asia.tif')),
+                                       total=20, continents={'asia': 1}))
+    told = re.findall(r'land cover: (\d+) of 100 windows', caplog.text)
+    assert told == [str(number) for number in range(10, 101, 10)]
 
 
 @pytest.mark.slow
@@ -396,6 +631,31 @@ def test_the_map_shows_land_and_points():
     assert ((picture[..., 2] - picture[..., 0]) > 90).any()  # water
 
 
+def test_no_class_hides_another_on_the_map():
+    random = np.random.default_rng(0)
+    points = pd.DataFrame({'lon': random.uniform(-1, 1, 6000), 'lat': random.uniform(-1, 1, 6000),
+                           'class': random.choice(['urban', 'water'], 6000), 'gsd': 1.0,
+                           'continent': ''})
+    points['lat'] += np.where(np.arange(6000), 0, 40.0)  # one far away: all others in one spot
+    picture = np.asarray(Image.open(io.BytesIO(draw_map(points))).convert('RGB')).astype(int)
+    spot = picture[:, 600:1000]
+    red = ((spot[..., 0] - spot[..., 2]) > 60).sum()
+    blue = ((spot[..., 2] - spot[..., 0]) > 60).sum()
+    assert 0.5 < red / blue < 2 and min(red, blue) > 20
+
+
+def test_the_names_of_continents_leave_the_points_free():
+    lon, lat = ISLANDS['africa']
+    points = pd.DataFrame({'lon': [lon] * 9 + [ISLANDS['asia'][0]], 'gsd': 1.0,
+                           'lat': [lat] * 9 + [ISLANDS['asia'][1]],
+                           'class': 'urban', 'continent': ['africa'] * 9 + ['asia']})
+    assert all(abs(label_place(name, points)[0] - ISLANDS[name][0]) > 15
+               or abs(label_place(name, points)[1] - ISLANDS[name][1]) > 6
+               for name in ('africa', 'asia'))
+    empty = points[:0]
+    assert continent_of(*label_place('africa', empty)) == CONTINENTS.index('africa')
+
+
 def test_a_table_without_any_point_of_a_class_has_its_columns(islands, tmp_path):
     sample(tmp_path, 0, **settings(islands, total=1, counts={}))
     assert list(pd.read_csv(tmp_path / 'points.csv').columns) == list(POINT)
@@ -406,26 +666,43 @@ def test_a_table_without_any_point_of_a_class_has_its_columns(islands, tmp_path)
 
 @pytest.mark.parametrize(('changes', 'message'), [
     (dict(total=-1), 'total must be a number of points, got -1'),
+    (dict(total='many'), "total must be a number of points, got 'many'"),
+    (dict(total=math.inf), 'total must be a number of points, got inf'),
     (dict(total=0, counts={}), 'no point is asked for'),
     (dict(shares=dict(urban=0.6, forest=0.3)), 'the shares sum to 0.9, not to 1: urban 0.6, fore'),
-    (dict(shares=dict(urban=1.5, forest=-0.5)), r"shares\['urban'\] must lie between 0 and 1"),
+    (dict(shares=dict(urban=1.5, forest=-0.5)), r"shares\['urban'\] must be from 0 to 1, got 1.5"),
+    (dict(shares=dict(urban=None)), r"shares\['urban'\] must be from 0 to 1, got None"),
+    (dict(shares=dict(urban=math.nan)), r"shares\['urban'\] must be from 0 to 1, got nan"),
+    (dict(shares='urban'), "shares must be a dictionary, e.g. .*, got 'urban'"),
     (dict(shares=dict(city=1.0)), "the class 'city' is not in the legend .*it has water, forest"),
     (dict(counts=dict(sand=5)), "the class 'sand' is not in the legend"),
     (dict(counts=dict(ice=-5)), r"counts\['ice'\] must be a number of points, got -5"),
+    (dict(counts=dict(ice='5')), r"counts\['ice'\] must be a number of points, got '5'"),
+    (dict(counts=['ice']), r"counts must be a dictionary, e.g. .*, or None, got \['ice'\]"),
     (dict(continents={'atlantis': 1}), "the continent 'atlantis' is unknown; there are africa, "),
-    (dict(continents={'asia': 0}), r"continents\['asia'\] must be above 0, got 0; leave"),
+    (dict(continents={'asia': 0}), r"continents\['asia'\] must be above 0 \(leave .*, got 0"),
+    (dict(continents={'asia': 'two'}), r"continents\['asia'\] must be above 0 .*, got 'two'"),
+    (dict(continents={'asia': math.inf}), r"continents\['asia'\] must be above 0 .*, got inf"),
+    (dict(continents=['asia']), r"continents must be a dictionary, e.g. .*, got \['asia'\]"),
     (dict(continents={}), 'continents is empty; name some'),
     (dict(min_distance=-1), 'min_distance must be 0 or more metres, got -1'),
+    (dict(min_distance='abc'), "min_distance must be 0 or more metres, got 'abc'"),
+    (dict(min_distance=math.inf), 'min_distance must be 0 or more metres, got inf'),
     (dict(gsd=(3, 1)), r'gsd must be the lowest and the highest metres per pixel'),
     (dict(gsd=(0, 1)), r'gsd must be the lowest and the highest metres per pixel'),
     (dict(gsd=4.0), r'gsd must be the lowest and the highest metres per pixel'),
-    (dict(workers=0), 'workers must be 1 or more, got 0'),
-    (dict(landcover=dict(path='x')), 'landcover needs paths and may have legend and step, got pa'),
+    (dict(gsd=('a', 'b')), r'gsd must be the lowest and the highest metres per pixel'),
+    (dict(gsd=(1, math.inf)), r'gsd must be the lowest and the highest metres per pixel'),
+    (dict(workers=0), 'workers must be a whole number from 1, got 0'),
+    (dict(workers=1.5), 'workers must be a whole number from 1, got 1.5'),
+    (dict(seed='abc'), "seed must be a whole number, got 'abc'"),
+    (dict(landcover='a.tif'), "landcover must be a dictionary, e.g. .*, got 'a.tif'"),
+    (dict(landcover=dict(path='x')), 'landcover needs paths and may have legend, step and overv'),
     (dict(landcover=dict(paths='nowhere/*.tif')), "no raster matches 'nowhere"),
 ])
 def test_bad_settings(islands, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        sample(tmp_path, 0, **settings(islands, **changes))
+        sample(tmp_path, **dict(seed=0) | settings(islands, **changes))
     assert not list(tmp_path.iterdir())
 
 

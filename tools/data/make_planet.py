@@ -21,7 +21,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         make_planet(args.folder, args.seed)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f'make_planet: {error}')
     print(f'{args.folder}: {len(ISLANDS)} islands')
 

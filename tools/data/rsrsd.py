@@ -16,32 +16,39 @@ time and started again, it goes on where it was. docs/rsrsd.md has an example th
 
 import argparse
 import errno
+import fcntl
 import inspect
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, DictAction
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.table import Table
+from rich.table import Column, Table
 
 from pera_mm.datasets.writing import write_whole
-from pera_mm.launch import merge_options, sigterm_as_interrupt
+from pera_mm.launch import merge_options, option, read_config, sigterm_as_interrupt
 
 try:
+    import pandas as pd
+
     from pera_mm.collect.describing import describe
     from pera_mm.collect.fetching import fetch
     from pera_mm.collect.filtering import filter_tiles
     from pera_mm.collect.packing import pack, subset, verify
     from pera_mm.collect.sampling import sample
-    from pera_mm.collect.tables import log
+    from pera_mm.collect.tables import log, write_table
 except ModuleNotFoundError as missing:
     sys.exit(f'rsrsd: the package {missing.name} is not installed: pip install -e .[collect]')
+
+PROBLEMS = 20  # so many are printed
+WIDEST = 10_000  # characters of a line that is not for a terminal
 
 STEPS: dict[str, Callable[..., dict[str, Any]]] = dict(
     sample=sample, fetch=fetch, filter=filter_tiles, pack=pack)
@@ -57,8 +64,8 @@ def parse_args() -> argparse.Namespace:
         command.add_argument('config', metavar='CONFIG', type=Path)
         command.add_argument('--work-dir', metavar='DIR', type=Path,
                              help='default: work_dirs/collect/<name of the config>')
-        command.add_argument('--cfg-options', metavar='KEY=VALUE', nargs='+', action=DictAction,
-                             default={})
+        command.add_argument('--cfg-options', metavar='KEY=VALUE', nargs='+', type=option,
+                             action=DictAction, default={})
         if name == 'fetch':
             command.add_argument('--accept-terms', metavar='SOURCE', default='',
                                  help="the source's name: its terms were read and are kept")
@@ -68,10 +75,21 @@ def parse_args() -> argparse.Namespace:
                          help='for the contact sheet and stats.json')
     command.add_argument('--count', type=int, help='look at so many images only, chosen by --seed')
     command.add_argument('--seed', type=int, default=0)
+    command.add_argument('--bands', type=int, nargs='+', metavar='BAND',
+                         help='one or three of a raster, 1-based (default: the first three)')
+    command.add_argument('--scale', type=float, nargs=2, metavar=('LOW', 'HIGH'),
+                         help='what becomes 0 and 255 where pixels are not 8-bit '
+                              '(default: percentiles of each image)')
+    command.add_argument('--data-root', metavar='DIR',
+                         help="what a list's lines are relative to (default: its folder)")
+    command.add_argument('--index-file', metavar='FILE',
+                         help="a list of a folder's images, or the index of shards: written once")
     command = commands.add_parser('verify', help='every image of a packed data set by its hash')
     command.add_argument('data', metavar='DATA', type=Path, help='the folder with manifest.csv')
+    command.add_argument('--out', metavar='FILE.csv', type=Path,
+                         help=f'for all problems; {PROBLEMS} are printed')
     command = commands.add_parser('subset', help='write a list of images chosen at random')
-    command.add_argument('data', metavar='DATA', help='a folder or list of images')
+    command.add_argument('data', metavar='DATA', help='a folder, list, shards or LMDB')
     command.add_argument('out', metavar='LIST', type=Path)
     command.add_argument('--count', type=int, required=True)
     command.add_argument('--seed', type=int, default=0)
@@ -87,23 +105,40 @@ def summary_line(step: Callable) -> str:
 
 def run_step(args: argparse.Namespace) -> None:
     """Run one step with its settings of the config, logged; print and keep its summary."""
-    cfg = Config.fromfile(args.config)
+    cfg = config_of(args.config)
     merge_options(cfg, args.cfg_options)
     folder = args.work_dir or Path('work_dirs/collect') / args.config.stem
     settings = settings_of(cfg, args.command, args.config)
     if args.command == 'fetch':
         settings['accept_terms'] = args.accept_terms
-    with logged(folder / 'logs' / f'{args.command}.log'):
+    with locked(folder), logged(folder / 'logs' / f'{args.command}.log'):
         summary = STEPS[args.command](folder, **settings)
+        write_whole(folder / f'{args.command}.json', json.dumps(summary, indent=1).encode())
         log.info('%s: done', args.command)
-    write_whole(folder / f'{args.command}.json', json.dumps(summary, indent=1).encode())
     show(summary)
+
+
+def config_of(path: Path) -> Config:
+    """The config in a file; whatever is wrong with it is a ValueError of one sentence."""
+    try:
+        return read_config(str(path))
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        problem: Exception = error
+    except Exception as error:  # a config is the user's program, and may raise anything
+        problem = error
+    what = ' '.join(f'{type(problem).__name__}: {problem}'.split())
+    raise ValueError(f'{path} cannot be read as a config: {what}')
 
 
 def settings_of(cfg: Config, command: str, path: Path) -> dict[str, Any]:
     """The config's dict for a step, whose keys are the step's arguments."""
     if command not in cfg:
         raise ValueError(f'{path} has no dict {command} = dict(...) for this step.')
+    if not isinstance(cfg[command], dict):
+        raise ValueError(f'{path}: {command} is {cfg[command]!r}, but must be the dict of the '
+                         f"step's settings: {command} = dict(...).")
     settings = cfg[command].to_dict()
     known = inspect.signature(STEPS[command]).parameters
     names = [name for name in known if name not in ('folder', 'accept_terms')]
@@ -119,10 +154,41 @@ def settings_of(cfg: Config, command: str, path: Path) -> dict[str, Any]:
 
 
 @contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other steps out of the work folder; the system ends that with the process.
+
+    Raises:
+        ValueError: if another step is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / '.lock', 'ab') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f'another step is at work in {folder}: wait for its end, or give '
+                             'another --work-dir.') from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
+class LogFile(logging.FileHandler):
+    """A disk that is full stops the step with its own words, not with those of its log."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Say nothing: the default is a traceback for every line."""
+
+    def close(self) -> None:
+        """Close the file; what is not written yet may be lost."""
+        with suppress(OSError):
+            super().close()
+
+
+@contextmanager
 def logged(file: Path) -> Iterator[None]:
     """What the step logs goes to the terminal and, appended, to a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    to_file = logging.FileHandler(file, encoding='utf-8')
+    to_file = LogFile(file, encoding='utf-8')
     to_file.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(message)s'))
     to_terminal = RichHandler(show_time=False, show_path=False, markup=False)
     log.setLevel(logging.INFO)
@@ -142,12 +208,14 @@ def logged(file: Path) -> Iterator[None]:
 
 def show(summary: dict[str, Any]) -> None:
     """Print names and values, a line each; a list of dicts is a table."""
-    console = Console()
+    # Into a file or pipe each row is one line; on a terminal, what is too long is folded.
+    console = Console(width=None if sys.stdout.isatty() else WIDEST)
     for name, value in summary.items():
         if not isinstance(value, list):
             console.print(f'{name}: {text(value)}', soft_wrap=True, markup=False, highlight=False)
         elif value:
-            table = Table(*map(str, value[0]), title=name, title_justify='left')
+            table = Table(*(Column(str(key), overflow='fold') for key in value[0]), title=name,
+                          title_justify='left')
             for row in value:
                 table.add_row(*(text(cell) for cell in row.values()))
             console.print(table)
@@ -165,17 +233,41 @@ def text(value: Any) -> str:
 
 def run_other(args: argparse.Namespace) -> None:
     if args.command == 'stats':
-        summary = describe(args.data, folder=args.out, count=args.count, seed=args.seed)
-        if args.out is not None:
-            write_whole(args.out / 'stats.json', json.dumps(summary, indent=1).encode())
-        show(summary)
+        show(describe(args.data, folder=args.out, count=args.count, seed=args.seed,
+                      data_root=args.data_root, index_file=args.index_file, bands=args.bands,
+                      scale='auto' if args.scale is None else tuple(args.scale)))
     elif args.command == 'subset':
         show(subset(args.data, args.out, args.count, args.seed))
     else:
-        found = verify(args.data)
-        show(found)
-        if not found['ok']:
-            raise ValueError(f'{args.data} is not as its manifest says.')
+        show_problems(verify(args.data), args.data, args.out)
+
+
+def show_problems(found: dict[str, Any], data: Path, out: Path | None) -> None:
+    """Print what ``verify`` found, all of its problems only into a file."""
+    problems = found['problems']
+    if out is not None:
+        write_table(out, pd.DataFrame(problems, columns=['file', 'problem']))
+    show(found | dict(problems=problems[:PROBLEMS]))
+    if not found['ok']:
+        rest = f' {len(problems)} problems, of which {PROBLEMS} are shown: --out FILE.csv has ' \
+               'all.' if len(problems) > PROBLEMS and out is None else ''
+        raise ValueError(f'{data} is not as its manifest says.{rest}')
+
+
+def sentence_of(error: OSError) -> str:
+    """What the system refused: the file, and what to do about it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return 'the disk is full; nothing finished is lost: free some space, and the same ' \
+               'command goes on.'
+    if error.filename is None:
+        return str(error)
+    path = Path(os.fsdecode(error.filename2 or error.filename))
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        file = next((place for place in (path, *path.parents) if place.is_file()), path)
+        return f'{file} is a file where a folder must be: move it away.'
+    if error.errno == errno.EISDIR:
+        return f'{path} is a folder where a file must be: move it away.'
+    return f'{path}: {error.strerror}.'
 
 
 def main() -> None:
@@ -189,10 +281,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit('rsrsd: stopped; the same command goes on.')
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            sys.exit(f'rsrsd: {error}')
-        sys.exit('rsrsd: the disk is full; nothing finished is lost: free some space, and the '
-                 'same command goes on.')
+        sys.exit(f'rsrsd: {sentence_of(error)}')
     except ValueError as error:
         sys.exit(f'rsrsd: {error}')
 
