@@ -629,6 +629,7 @@ def finish(folder, server):
     return [path for path, count in server.delivered().items() if count > 1]
 
 
+@pytest.mark.slow
 def test_killed_twice_and_started_again(tmp_path, undisturbed):
     folder = write_points(tmp_path / 'killed', 12)
     with TileServer(lambda path, before: random.choice(['good', 'good', 'slow'])) as server:

@@ -57,6 +57,7 @@ if __name__ == '__main__':
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_nothing_while_processes_start(tmp_path):
     """It reaches the whole process group: here after the first result, when the fork server starts
     and imports this package."""
