@@ -49,6 +49,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pera_mm.collect.placeholders import Suspects, example_like, load_examples
+from pera_mm.collect.settings import is_number, is_whole
 from pera_mm.collect.sources import (
     MAX_ZOOM,
     RasterSource,
@@ -56,8 +57,6 @@ from pera_mm.collect.sources import (
     Square,
     Tile,
     TileSource,
-    is_number,
-    is_whole,
 )
 from pera_mm.collect.tables import TILE, Journal, log, progress_bar, read_table, write_table
 from pera_mm.datasets.reading import NoScale, decode_image, reason_of

@@ -49,6 +49,7 @@ import pandas as pd
 from PIL import Image
 
 from pera_mm.collect.processes import check_workers, in_processes
+from pera_mm.collect.settings import is_number, is_whole
 from pera_mm.collect.tables import TILE, log, progress_bar, read_table, write_table
 from pera_mm.datasets.reading import SUFFIXES, UnreadableImage, decode_safely, read_file, read_image
 
@@ -96,20 +97,20 @@ class Rules:
     white_classes: Sequence[str]
 
     def __post_init__(self) -> None:
-        if not _is_number(self.blank) or self.blank < 0:
+        if not is_number(self.blank) or self.blank < 0:
             raise ValueError('filter: blank is a standard deviation of pixels in 0-255 units, 0 or '
                              f'more; got {self.blank!r}.')
         for name in ('no_data', 'cloud'):
             value = getattr(self, name)
-            if not _is_number(value) or not 0 <= value <= 1:
+            if not is_number(value) or not 0 <= value <= 1:
                 raise ValueError(f'filter: {name} is a share of the picture from 0 to 1 (1: never '
                                  f'drop); got {value!r}.')
-        if not _is_whole(self.placeholder_copies) or self.placeholder_copies < 2:
+        if not is_whole(self.placeholder_copies) or self.placeholder_copies < 2:
             raise ValueError('filter: placeholder_copies is the number of places from which on the '
                              'same picture is a placeholder, 2 or more; got '
                              f'{self.placeholder_copies!r}.')
         bits = self.near_duplicate
-        if bits is not None and not (_is_whole(bits) and 0 <= bits <= MAX_NEAR):
+        if bits is not None and not (is_whole(bits) and 0 <= bits <= MAX_NEAR):
             raise ValueError(f'filter: near_duplicate is a number of bits from 0 to {MAX_NEAR}, or '
                              f'None for exact duplicates only; got {bits!r}.')
         if isinstance(self.white_classes, str):
@@ -119,14 +120,6 @@ class Rules:
                 isinstance(name, str) for name in self.white_classes):
             raise ValueError("filter: white_classes is a list of class names, like ['ice'], or []; "
                              f'got {self.white_classes!r}.')
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return _is_whole(value) or isinstance(value, float) and math.isfinite(value)
 
 
 def filter_tiles(folder: Path, *, blank: float = 2.0, no_data: float = 0.2,

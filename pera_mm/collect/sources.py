@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
@@ -35,6 +34,7 @@ from pera_mm.collect.mercator import (
     zoom_for,
 )
 from pera_mm.collect.rasters import find_rasters, opened
+from pera_mm.collect.settings import is_number, is_whole
 from pera_mm.datasets.reading import Scale, check_rule, to_uint8
 
 POLAR = f'reaches beyond {MAX_LATITUDE:.2f} degrees of latitude, where Web Mercator ends'
@@ -476,16 +476,6 @@ def check_texts(source: Any) -> None:
 def one_line(value: Any) -> str:
     """A date as a text: YAML and Python take 2021 for a number."""
     return ' '.join(str(value).split())
-
-
-def is_whole(value: Any) -> bool:
-    """Whether a setting is a whole number; True is none."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a setting is a finite number; True is none."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _as_list(value: Any, otherwise: Sequence[Any] = ()) -> list[Any]:
