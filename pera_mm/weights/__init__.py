@@ -1,0 +1,1 @@
+"""Weights: files read safely, and the names of their tensors in every layout."""

@@ -1,0 +1,311 @@
+"""Checkpoints read without running anything that they bring.
+
+torch.load refuses MMEngine's checkpoints since torch 2.6, because they hold its HistoryBuffer,
+NumPy scalars and a pickled ``getattr``; with ``weights_only=False`` it runs whatever a file asks
+for. Here a pickle is read as data (:mod:`pera_mm.weights.pickles`), and what it describes is built
+from what such checkpoints hold (:mod:`pera_mm.weights.objects`); anything else is refused by name.
+"""
+
+import os
+import pickle
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
+from urllib.parse import urlparse
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
+
+import numpy as np
+import torch
+from mmengine.dist import barrier
+from mmengine.runner import CheckpointLoader
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pera_mm.weights.objects import STORAGE_TYPES, Storages, build, is_admitted
+from pera_mm.weights.pickles import Misfit, Refused, Stored, read_pickle
+
+MMAP_FROM = 2**30  # bytes: larger files are mapped, so that eight ranks share one copy in memory
+ALIGNMENT = 16  # bytes; torch.save aligns to 64
+LOCAL_HEADER = struct.Struct('<4s22xHH')  # of a zip's record: signature, lengths of name and extra
+LEGACY_MAGIC = 0x1950a86a20f9469cfc6c  # the first pickle of torch's format before 1.6
+LEGACY_PROTOCOL = 1001
+
+MapLocation: TypeAlias = str | torch.device | Callable | None
+Place = Callable[[torch.UntypedStorage, str], torch.UntypedStorage]
+
+
+def load_checkpoint(
+    path: str | Path, map_location: MapLocation = 'cpu', mmap: bool | None = None
+) -> Any:
+    """Read a ``torch.save`` or safetensors file without running anything that it brings.
+
+    What is read is data: tensors, arrays and scalars of plain numbers, texts, containers,
+    MMEngine's HistoryBuffer and ConfigDict. Functions, and objects that are not admitted, are
+    refused. Methods that MMEngine writes into its own dicts are left out.
+
+    Args:
+        path: A local file: safetensors, or torch's zip format or the older one.
+        map_location: As in ``torch.load``.
+        mmap: Map the tensors into memory instead of reading them (zip format only). By default
+            for files of 1 GiB and more.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not a whole checkpoint, or asks for a Python object that no
+            checkpoint of MMEngine or of the PerA authors holds.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f'There is no checkpoint {path}: check the path.')
+    if _is_safetensors(path):
+        return _load_safetensors(path, map_location)
+    place = torch.serialization._get_restore_location(map_location)
+    if isinstance(map_location, str | torch.device):
+        place(torch.UntypedStorage(0), 'cpu')  # a device that is not here speaks for itself
+    if mmap is None:
+        mmap = path.stat().st_size >= MMAP_FROM
+    with _refusals(path), path.open('rb') as file:
+        start = file.read(2)
+        file.seek(0)
+        if start == b'PK':
+            tree, storages = _read_zip(file, place, mmap)
+        elif start.startswith(pickle.PROTO):
+            tree, storages = _read_legacy(file, place)
+        else:
+            raise Misfit('neither a zip nor a pickle file')
+        return _built(tree, storages)
+
+
+def _built(tree: Any, storages: Storages) -> Any:
+    try:
+        return build(tree, storages)
+    except (Refused, Misfit, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # what torch and NumPy say of numbers that make no sense
+        raise Misfit(f'{type(error).__name__}: {error}') from None
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """One sentence each for a hostile file and for a damaged one."""
+    try:
+        yield
+    except Refused as error:
+        raise ValueError(
+            f'{path} asks for the Python object {error}, which is not part of a plain checkpoint, '
+            'so the file is refused and nothing of it was run: get the weights from a source you '
+            'trust, or, if you trust this one, admit the object first with '
+            'torch.serialization.add_safe_globals([...]).'
+        ) from None
+    except Misfit as error:
+        raise _unreadable(path, str(error)) from None
+
+
+def _unreadable(path: Path, reason: str, kind: str = 'torch checkpoint') -> ValueError:
+    size = path.stat().st_size
+    return ValueError(
+        f'{path} ({size:,} bytes) is not a whole {kind} '
+        f'({reason.splitlines()[0] if reason else "it ends too early"}): it was cut off while '
+        'being written or copied, or is something else; compare its size with the original and '
+        'copy it again, or go back to the checkpoint before it.'
+    )
+
+
+# -- torch's zip format ---------------------------------------------------------------------
+
+
+def _read_zip(file: BinaryIO, place: Place, mmap: bool) -> tuple[Any, Storages]:
+    records = _records(file)
+    mains = [name for name in records if name.endswith('/data.pkl')]
+    if len(mains) != 1:
+        raise Misfit(f'a zip file with {len(mains)} records data.pkl')
+    folder = mains[0].removesuffix('data.pkl')
+    if f'{folder}constants.pkl' in records:
+        raise ValueError(f'{file.name} is a TorchScript program, not a checkpoint: save the state '
+                         'dict of the model with torch.save and load that.')
+    if f'{folder}byteorder' in records and _word(file, records[f'{folder}byteorder']) != (
+            sys.byteorder.encode()):
+        raise Misfit('written on a machine with another order of bytes')
+    start, size = _place_of(file, records[mains[0]])
+    file.seek(start)
+    tree, found = _read_tree(file, size)
+    storages, mapped = {}, None
+    if mmap:
+        mapped = torch.UntypedStorage.from_file(os.fspath(file.name), False, _size(file))
+    for stored in found.values():
+        if (record := records.get(f'{folder}data/{stored.key}')) is None:
+            raise Misfit(f'the numbers of tensor {stored.key} are missing')
+        start, size = _place_of(file, record)
+        _check_size(stored, size)
+        if mapped is not None and start % ALIGNMENT == 0 and size:
+            storage = mapped[start:start + size]
+        else:
+            storage = _read_storage(file, start, size)
+        storages[stored.key] = place(storage, stored.location)
+    return tree, storages
+
+
+def _read_tree(file: BinaryIO, size: int) -> tuple[Any, dict[str, Stored]]:
+    """A pickle of so many bytes, and the tensors it asks for, by key."""
+    tree, found = read_pickle(file, is_admitted, size)
+    for stored in found.values():
+        if stored.type_name not in STORAGE_TYPES:
+            raise Refused(f'{stored.type_name} as a storage')
+    return tree, found
+
+
+def _records(file: BinaryIO) -> dict[str, ZipInfo]:
+    """The records of a zip file by name, none of them twice and none compressed."""
+    try:
+        infos = ZipFile(file).infolist()
+    except (BadZipFile, ValueError, struct.error, NotImplementedError, OverflowError,
+            OSError) as error:
+        raise Misfit(str(error)) from None
+    records = {info.filename: info for info in infos}
+    if len(records) < len(infos):
+        raise Misfit('a zip file with two records of one name')
+    return records
+
+
+def _size(file: BinaryIO) -> int:
+    return os.fstat(file.fileno()).st_size
+
+
+def _place_of(file: BinaryIO, record: ZipInfo) -> tuple[int, int]:
+    """Where the bytes of a record are: first one and number.
+
+    Raises:
+        Misfit: If they are compressed, as torch never writes them: some kilobytes may then stand
+            for gigabytes; or not all in the file.
+    """
+    if record.compress_type != ZIP_STORED or record.compress_size != record.file_size:
+        raise Misfit(f'its record {record.filename!r} is compressed')
+    file.seek(record.header_offset)
+    head = file.read(LOCAL_HEADER.size)
+    if len(head) < LOCAL_HEADER.size or not head.startswith(b'PK\3\4'):
+        raise Misfit(f'its record {record.filename!r} is not where the index says')
+    _, name, extra = LOCAL_HEADER.unpack(head)
+    start = record.header_offset + LOCAL_HEADER.size + name + extra
+    if start + record.file_size > _size(file):
+        raise Misfit(f'its record {record.filename!r} ends too early')
+    return start, record.file_size
+
+
+def _word(file: BinaryIO, record: ZipInfo) -> bytes:
+    start, size = _place_of(file, record)
+    file.seek(start)
+    return file.read(min(size, 16))
+
+
+def _check_size(stored: Stored, size: int) -> None:
+    if stored.number * STORAGE_TYPES[stored.type_name].itemsize != size:
+        raise Misfit(f'tensor {stored.key} has {stored.number} numbers, its record {size} bytes')
+
+
+def _read_storage(file: BinaryIO, start: int, size: int) -> torch.UntypedStorage:
+    numbers = np.empty(size, np.uint8)
+    file.seek(start)
+    if file.readinto(numbers) != size:  # type: ignore[attr-defined]
+        raise Misfit('it ends too early')
+    return torch.from_numpy(numbers).untyped_storage()
+
+
+# -- torch's format before 1.6 --------------------------------------------------------------
+
+
+def _read_legacy(file: BinaryIO, place: Place) -> tuple[Any, Storages]:
+    """Pickles one after another (magic number, version, system, object, keys), then numbers."""
+    for number in (LEGACY_MAGIC, LEGACY_PROTOCOL):
+        if _read_tree(file, _left(file))[0] != number:
+            raise Misfit('a pickle that torch.save did not write')
+    system, _ = _read_tree(file, _left(file))
+    if not isinstance(system, dict) or system.get('little_endian') != (sys.byteorder == 'little'):
+        raise Misfit('written on a machine with another order of bytes')
+    tree, found = _read_tree(file, _left(file))
+    keys, _ = _read_tree(file, _left(file))
+    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(found):
+        raise Misfit('its list of tensors does not fit')
+    storages = {}
+    for key in keys:
+        count = int.from_bytes(file.read(8), 'little', signed=True)
+        size = count * STORAGE_TYPES[found[key].type_name].itemsize
+        _check_size(found[key], size)
+        if size > _left(file):
+            raise Misfit('it ends too early')
+        storages[key] = place(_read_storage(file, file.tell(), size), found[key].location)
+    return tree, storages
+
+
+def _left(file: BinaryIO) -> int:
+    return _size(file) - file.tell()
+
+
+# -- safetensors ----------------------------------------------------------------------------
+
+
+def _is_safetensors(path: Path) -> bool:
+    """A safetensors file starts with the length of its header and the brace of a JSON object."""
+    with path.open('rb') as file:
+        return file.read(9)[8:] == b'{'
+
+
+def _load_safetensors(path: Path, map_location: MapLocation) -> dict[str, Tensor]:
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise _unreadable(path, str(error), 'safetensors file') from None
+    if isinstance(map_location, str | torch.device):
+        return {key: value.to(map_location) for key, value in state.items()}
+    return state
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """What a safetensors file says of itself; nothing for another kind of file.
+
+    Raises:
+        ValueError: If the file is a safetensors file, but not a whole one.
+    """
+    path = Path(path).expanduser()
+    if not _is_safetensors(path):
+        return {}
+    try:
+        with safe_open(path, 'pt') as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise _unreadable(path, str(error), 'safetensors file') from None
+
+
+# -- MMEngine's loaders ---------------------------------------------------------------------
+
+
+def load_from_local(filename: str, map_location: MapLocation = None) -> Any:
+    """MMEngine's loader of local files, by :func:`load_checkpoint`."""
+    return load_checkpoint(filename, map_location)
+
+
+def load_from_http(filename: str, map_location: MapLocation = None) -> Any:
+    """Download a file once per machine, into torch.hub's cache, and load it as a local one.
+
+    Raises:
+        ValueError: If it cannot be downloaded, and as :func:`load_checkpoint`.
+    """
+    path = Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(filename).path).name)
+    if int(os.environ.get('LOCAL_RANK', 0)) == 0 and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(filename, str(path), progress=os.isatty(0))
+        except OSError as error:  # urllib's errors are OSErrors
+            raise ValueError(f'{filename} could not be downloaded: {error}. Download it by other '
+                             'means and give the path of the file.') from None
+    barrier()
+    return load_checkpoint(path, map_location)
+
+
+def activate() -> None:
+    """Let MMEngine's runners and initializers load files and URLs with ours."""
+    CheckpointLoader.register_scheme('', load_from_local, force=True)
+    CheckpointLoader.register_scheme(('http://', 'https://'), load_from_http, force=True)

@@ -1,0 +1,288 @@
+"""A pickle read as data: nothing that it names is imported, looked up or called.
+
+A pickle is a program. The reader here runs the few instructions that ``torch.save`` writes and
+takes every name, call and stored tensor down as a record (:class:`Name`, :class:`Call`,
+:class:`Stored`). What these records may become is decided afterwards, in
+:mod:`pera_mm.weights.objects`.
+
+``torch.load(weights_only=True)`` would be the library for this. It does not serve here: it gives
+out functions of torch as values, lets a file replace the methods of an OrderedDict and of
+MMEngine's HistoryBuffer class, spends hours on nested tuples as keys of a dict, and does not read
+the pickle protocols 4 and 5.
+"""
+
+import pickle
+from collections.abc import Callable, Iterable
+from typing import Any, BinaryIO, NamedTuple
+
+MAX_STEPS = 2_000_000  # instructions; ViT-G with its optimizer has 75,000
+CHUNK = 1 << 20  # bytes
+
+
+class Refused(Exception):
+    """A pickle asks for something that is not plain data; the text says for what."""
+
+
+class Misfit(Exception):
+    """A pickle or its records contradict themselves; the text says where."""
+
+
+class Name:
+    """A name that a pickle asks for, such as ``torch._utils._rebuild_tensor_v2``."""
+
+    __slots__ = ('text',)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text.rpartition('.')[2]
+
+
+class Call:
+    """An object as a pickle describes it: a name, its arguments, items and state."""
+
+    __slots__ = ('args', 'has_state', 'is_new', 'items', 'name', 'state')
+
+    def __init__(self, name: Name, args: tuple, is_new: bool) -> None:
+        self.name, self.args = name, args
+        self.is_new = is_new  # made by __new__ alone
+        self.items: list[tuple[Any, Any]] = []
+        self.state: Any = None
+        self.has_state = False
+
+    def __str__(self) -> str:
+        return f'{self.name}(…)'
+
+
+class Stored(NamedTuple):
+    """The numbers of a tensor, which are elsewhere in the file."""
+
+    type_name: str  # torch.FloatStorage
+    key: str
+    location: str
+    number: int  # elements of the type
+
+
+def read_pickle(file: BinaryIO, admitted: Callable[[str], bool],
+                max_bytes: int) -> tuple[Any, dict[str, Stored]]:
+    """Read one pickle.
+
+    Args:
+        file: Read up to the end of the pickle.
+        admitted: Whether a full name may be asked for.
+        max_bytes: Where a pickle ends at the latest.
+
+    Returns:
+        What it describes, from numbers, texts, bytes, None, lists, tuples, dicts, sets and
+        records; and the stored tensors among them, by key.
+
+    Raises:
+        Refused: If the pickle asks for a name that is not admitted, or for a step that plain data
+            does not need.
+        Misfit: If it is damaged or too large, or is not a pickle.
+    """
+    reader = _Reader(_Bounded(file, max_bytes), admitted)
+    try:
+        return reader.load(), reader.stored
+    except (Refused, Misfit):
+        raise
+    except Exception as error:  # Python's own steps raise anything on a damaged pickle
+        raise Misfit(f'{type(error).__name__}: {error}') from None
+
+
+class _Bounded:
+    """A file that ends after so many bytes; a length that is a lie reserves no memory."""
+
+    def __init__(self, file: BinaryIO, max_bytes: int) -> None:
+        self.file, self.left = file, max_bytes
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= self.left:
+            raise Misfit('it ends too early')
+        parts, wanted = [], size
+        while wanted:
+            part = self.file.read(min(wanted, CHUNK))
+            if not part:
+                raise Misfit('it ends too early')
+            parts.append(part)
+            wanted -= len(part)
+        self.left -= size
+        return parts[0] if len(parts) == 1 else b''.join(parts)
+
+    def readline(self) -> bytes:
+        line = self.file.readline(min(self.left, CHUNK))
+        self.left -= len(line)
+        if not line.endswith(b'\n'):
+            raise Misfit('it ends too early')
+        return line
+
+
+# By the names of their constants in pickle.py. Left out, as torch.save never writes them: INST,
+# OBJ, NEWOBJ_EX, EXT*, PERSID, buffers out of band, and what edits the stack.
+_STEPS = """
+    PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT
+    BINFLOAT BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES
+    SHORT_BINBYTES BINBYTES8 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS
+    EMPTY_DICT SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET GET BINGET LONG_BINGET PUT BINPUT
+    LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL REDUCE NEWOBJ BUILD BINPERSID""".split()
+
+
+class _Reader(pickle._Unpickler):
+    """Python's unpickler in Python, its steps for names, calls and containers replaced."""
+
+    def __init__(self, file: _Bounded, admitted: Callable[[str], bool]) -> None:
+        super().__init__(file, encoding='utf-8')
+        self.read, self.readline = file.read, file.readline
+        self.admitted = admitted
+        self.stored: dict[str, Stored] = {}
+
+    pop_mark: Callable[[], list]  # of Python's
+
+    def load(self) -> Any:
+        """Run the steps; each is a byte."""
+        self.metastack: list[list] = []
+        self.stack: list[Any] = []
+        self.append = self.stack.append
+        self.proto = 0
+        for _ in range(MAX_STEPS):
+            step = self.read(1)[0]
+            if step not in _DISPATCH:
+                raise Refused(f'the pickle instruction {chr(step)!r}')
+            try:
+                _DISPATCH[step](self)
+            except pickle._Stop as stop:  # type: ignore[attr-defined]
+                return stop.value
+        raise Misfit(f'it has more than {MAX_STEPS:,} instructions')
+
+    def load_frame(self) -> None:
+        """A frame says how far to read ahead; there is no need to."""
+        self.read(8)
+
+    def find_class(self, module: str, name: str) -> Name:
+        """A name is taken down."""
+        full_name = f'{module}.{name}'.replace('__builtin__.', 'builtins.')
+        if not self.admitted(full_name):
+            raise Refused(full_name)
+        return Name(full_name)
+
+    def load_reduce(self) -> None:
+        """A call is taken down."""
+        self._take_down(is_new=False)
+
+    def load_newobj(self) -> None:
+        """So is ``cls.__new__(cls, *args)``."""
+        self._take_down(is_new=True)
+
+    def _take_down(self, is_new: bool) -> None:
+        args = self.stack.pop()
+        name = self.stack.pop()
+        if not isinstance(name, Name):
+            raise Refused(f'a call of {_kind(name)}')
+        if not isinstance(args, tuple):
+            raise Misfit('the arguments of a call are not a tuple')
+        self.append(Call(name, args, is_new))
+
+    def load_build(self) -> None:
+        """The state of an object; a class or a function is not one."""
+        state = self.stack.pop()
+        target = self.stack[-1]
+        if not isinstance(target, Call):
+            raise Refused(f'new attributes for {_kind(target)}')
+        if target.has_state:
+            raise Misfit('an object has two states')
+        target.state, target.has_state = state, True
+
+    def load_append(self) -> None:
+        """One item of a list."""
+        self._extend([self.stack.pop()])
+
+    def load_appends(self) -> None:
+        """Items of a list."""
+        self._extend(self.pop_mark())
+
+    def _extend(self, items: list) -> None:
+        if type(self.stack[-1]) is not list:
+            raise Misfit(f'appending to {_kind(self.stack[-1])}')
+        self.stack[-1].extend(items)
+
+    def load_setitem(self) -> None:
+        """One item of a dict."""
+        value = self.stack.pop()
+        self._set_items([self.stack.pop(), value])
+
+    def load_setitems(self) -> None:
+        """Items of a dict."""
+        self._set_items(self.pop_mark())
+
+    def _set_items(self, items: list) -> None:
+        target = self.stack[-1]
+        pairs = zip(_checked_keys(items[::2]), items[1::2], strict=True)
+        if type(target) is dict:
+            target.update(pairs)
+        elif isinstance(target, Call):  # an OrderedDict
+            target.items.extend(pairs)
+        else:
+            raise Misfit(f'items of {_kind(target)}')
+
+    def load_additems(self) -> None:
+        """Items of a set."""
+        items = _checked_keys(self.pop_mark())
+        if type(self.stack[-1]) is not set:
+            raise Misfit(f'items of {_kind(self.stack[-1])}')
+        self.stack[-1].update(items)
+
+    def load_frozenset(self) -> None:
+        """A whole frozen set."""
+        self.append(frozenset(_checked_keys(self.pop_mark())))
+
+    def persistent_load(self, pid: Any) -> Stored:
+        """A tensor's numbers; ``('storage', type, key, location, count)``."""
+        match pid:
+            case ('storage', Name() as name, str(key), str(location), int(number)):
+                pass
+            case ('storage', Name() as name, str(key), str(location), int(number), None):
+                pass  # the older format
+            case _:
+                raise Refused('a persistent object that is not a storage')
+        if number < 0 or isinstance(number, bool):
+            raise Misfit(f'storage {key!r} has {number} elements')
+        stored = Stored(name.text, key, location, number)
+        if self.stored.setdefault(key, stored) != stored:
+            raise Misfit(f'storage {key!r} is described in two ways')
+        return stored
+
+
+def _dispatch() -> dict[int, Callable[[_Reader], None]]:
+    """By step: the method of ours, or Python's where we have none."""
+    steps = {}
+    for constant in _STEPS:
+        step = getattr(pickle, constant)[0]
+        steps[step] = getattr(_Reader, pickle._Unpickler.dispatch[step].__name__)
+    return steps
+
+
+_DISPATCH = _dispatch()
+
+
+def checked_key(key: Any) -> Any:
+    """A key of a dict or an item of a set: plain, so that its hash costs nothing.
+
+    Raises:
+        Refused: If it is anything but a number, text, bytes, None, or a tuple of such.
+    """
+    parts = key if type(key) is tuple else (key, )
+    for part in parts:
+        if not (part is None or type(part) in (bool, int, float, str, bytes)):
+            raise Refused(f'{_kind(part)} as a key')
+    return key
+
+
+def _checked_keys(keys: Iterable[Any]) -> list[Any]:
+    return [checked_key(key) for key in keys]
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Name):
+        return value.text
+    return str(value) if isinstance(value, Call) else f'a {type(value).__name__}'
