@@ -19,11 +19,17 @@ class PatchCounts(NamedTuple):
 
 
 class PatchSplit(NamedTuple):
-    """Patch indices of each part, int64 ``[..., k]``, ascending: raster order is kept."""
+    """The patch indices of each part, ascending (raster order is kept), and the block mask."""
 
-    student: Tensor
-    learnable: Tensor
-    teacher: Tensor
+    student: Tensor  # int64 [..., k]
+    learnable: Tensor  # int64 [..., k], k may be 0
+    teacher: Tensor  # int64 [..., k]
+    # bool [..., N], True where a patch is hidden from DINOv2's student; [..., 0] without BlockMask
+    masked: Tensor
+
+    def counts(self) -> PatchCounts:
+        """How many patches each part has."""
+        return PatchCounts(*(part.shape[-1] for part in self[:3]))
 
 
 def patch_grid(height: int, width: int, patch_size: int) -> tuple[int, int]:
@@ -74,17 +80,22 @@ def split_patches(num_crops: int, counts: PatchCounts, generator: torch.Generato
     """Split every crop's patches in three: one permutation, sliced (eq. 3: U = s + l + t).
 
     Returns:
-        Indices ``[num_crops, k]`` per part. No patch has two parts and none is left out.
+        Indices ``[num_crops, k]`` per part, no block mask. No patch has two parts and none is left
+        out.
     """
     noise = torch.rand(num_crops, sum(counts), generator=generator)
     parts = noise.argsort(dim=1).split(list(counts), dim=1)
-    return PatchSplit(*(part.sort(dim=1).values for part in parts))
+    return PatchSplit(*(part.sort(dim=1).values for part in parts), _no_mask(num_crops))
 
 
 def whole_crop(num_crops: int, num_patches: int) -> PatchSplit:
     """The split without a disjoint mask (Table 11): both networks see every patch."""
     everything = torch.arange(num_patches).expand(num_crops, -1).contiguous()
-    return PatchSplit(everything, everything[:, :0], everything)
+    return PatchSplit(everything, everything[:, :0], everything, _no_mask(num_crops))
+
+
+def _no_mask(num_crops: int) -> Tensor:
+    return torch.empty(num_crops, 0, dtype=torch.bool)
 
 
 def gather_patches(images: Tensor, indices: Tensor, patch_size: int) -> Tensor:

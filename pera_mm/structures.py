@@ -8,6 +8,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from pera_mm.patches import PatchSplit
+
+GROUPS = ('global', 'local')  # the crop sizes, in the order in which a model takes them
+
 
 class CropGroup(NamedTuple):
     """The crops of one size as the worker packs them; ``collate`` puts B in front.
@@ -17,11 +21,7 @@ class CropGroup(NamedTuple):
     """
 
     pixels: Tensor  # uint8 RGB [B, V, n, S, S, 3]: an aligned pair travels once
-    student: Tensor  # int64 [B, n, k]
-    # int64 [B, n, k], k may be 0; from BlockMask, where every patch is seen, bool [B, n, N]: True
-    # where it is hidden from DINOv2's student
-    learnable: Tensor
-    teacher: Tensor  # int64 [B, n, k]
+    split: PatchSplit  # indices [B, n, k], mask [B, n, N] or [B, n, 0]
 
 
 class CropViews(NamedTuple):
@@ -29,6 +29,4 @@ class CropViews(NamedTuple):
 
     student_view: Tensor  # float [n, B, 3, S, S]
     teacher_view: Tensor  # float [n, B, 3, S, S]
-    student: Tensor  # int64 [n, B, k]
-    learnable: Tensor  # int64 [n, B, k], or bool [n, B, N] as in CropGroup
-    teacher: Tensor  # int64 [n, B, k]
+    split: PatchSplit  # indices [n, B, k], mask [n, B, N] or [n, B, 0]

@@ -31,7 +31,7 @@ def test_rows_of_pera(size, row, aligned, disjoint, predicts):
     assert (model.predictor is not None) == predicts == hasattr(model, 'mask_token')
     for group in crops_of(cfg).values():
         assert len(group.pixels) == (1 if aligned else 2)  # views: one geometry serves both
-        student, learnable, teacher = (part[0].tolist() for part in group[1:])
+        student, learnable, teacher = (part[0].tolist() for part in group.split[:3])
         number = (group.pixels.shape[2] // 16)**2
         if disjoint:
             assert sorted(student + learnable + teacher) == list(range(number))
@@ -66,7 +66,7 @@ def test_the_last_row_is_pera_and_the_first_loses_its_masks_with_ibot():
         model = MODELS.build(cfg.model)
     assert model.ibot is None and not hasattr(model, 'mask_token')
     for group in crops_of(cfg).values():
-        model.check_split(*group.pixels.shape[-3:-1], [part.shape[-1] for part in group[1:]])
+        model.check_split(*group.pixels.shape[-3:-1], group.split)
 
 
 def test_small_configs_share_budget_optimizer_and_schedule():

@@ -46,7 +46,7 @@ def pack(cfg: Config) -> dict:
 
 
 def counts(group) -> list[int]:
-    return [part.shape[-1] for part in (group.student, group.learnable, group.teacher)]
+    return list(group.split.counts())
 
 
 def forward_views(model: nn.Module, pixels: torch.Tensor) -> None:
@@ -69,7 +69,7 @@ def test_model_and_pipeline_of_each_config_fit(path):
     crops = pack(cfg)
     if isinstance(model, SelfDistillation):
         for group in crops.values():
-            model.check_split(*group.pixels.shape[-3:-1], counts(group))
+            model.check_split(*group.pixels.shape[-3:-1], group.split)
     else:
         forward_views(model, crops.pop('global').pixels)
         assert not crops

@@ -8,11 +8,12 @@ from mmengine.model import BaseDataPreprocessor
 from torch import Tensor
 
 from pera_mm.models.colour import ColourRecipe, draw_colours, recolour_
+from pera_mm.patches import PatchSplit
 from pera_mm.registry import MODELS
-from pera_mm.structures import CropGroup, CropViews
+from pera_mm.structures import GROUPS, CropGroup, CropViews
 
 # MMEngine cannot write a config whose keys are Python's keywords, as 'global' is.
-GROUPS = {'global_crops': 'global', 'local_crops': 'local'}
+CONFIG_KEYS = {f'{name}_crops': name for name in GROUPS}
 STUDENT_COLOURS = dict(jitter=0.72, gray=0.08)
 TEACHER_COLOURS = dict(jitter=0.10)
 NO_COLOURS: Mapping[str, Any] = {}
@@ -113,7 +114,8 @@ class CropPreprocessor(BaseDataPreprocessor):
             raise ValueError('teacher=None of CropPreprocessor shows both networks the same view, '
                              'but AlignedCrops(aligned=False) cut two; set aligned=True, or give '
                              'the teacher colours of its own.')
-        return CropViews(student, teacher, *(part.transpose(0, 1) for part in group[1:]))
+        split = PatchSplit(*(part.transpose(0, 1) for part in group.split))
+        return CropViews(student, teacher, split)
 
     def _colour(self, role: str, name: str, pixels: Tensor, training: bool) -> Tensor:
         """One view of all crops of a group, uint8 ``[n, B, S, S, 3]``: coloured, normalised."""
@@ -149,7 +151,7 @@ class ViewsPreprocessor(CropPreprocessor):
                  std: Sequence[float] = (58.395, 57.12, 57.375),
                  colours: Mapping[str, Any] | Sequence[Mapping[str, Any]] = NO_COLOURS,
                  non_blocking: bool = False) -> None:
-        super().__init__(mean, std, dict.fromkeys(GROUPS, colours), None, non_blocking)
+        super().__init__(mean, std, dict.fromkeys(CONFIG_KEYS, colours), None, non_blocking)
 
     @torch.no_grad()
     def forward(self, data: dict, training: bool = False) -> dict:
@@ -182,12 +184,12 @@ def _to_unit_range(pixels: Tensor) -> Tensor:
 
 def _parse_recipes(role: str, spec: Mapping[str, Any]) -> dict[str, list[ColourRecipe]]:
     """One list per group: one recipe per crop, or a single recipe for all of them."""
-    per_group = spec if set(spec) & set(GROUPS) else dict.fromkeys(GROUPS, spec)
-    if set(per_group) != set(GROUPS):
+    per_group = spec if set(spec) & set(CONFIG_KEYS) else dict.fromkeys(CONFIG_KEYS, spec)
+    if set(per_group) != set(CONFIG_KEYS):
         raise ValueError(f"the {role}'s colours per group need exactly the keys "
-                         f'{list(GROUPS)}, got {sorted(per_group)}.')
+                         f'{list(CONFIG_KEYS)}, got {sorted(per_group)}.')
     recipes = {}
-    for key, name in GROUPS.items():
+    for key, name in CONFIG_KEYS.items():
         given = per_group[key]
         listed = [given] if isinstance(given, Mapping) else given
         try:

@@ -25,10 +25,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pera_mm.errors import printable
 from pera_mm.weights.objects import STORAGE_TYPES, Storages, build, is_admitted
 from pera_mm.weights.pickles import Misfit, Refused, Stored, read_pickle
 
 MMAP_FROM = 2**30  # bytes: larger files are mapped, so that eight ranks share one copy in memory
+MAX_REASON = 200  # characters
 ALIGNMENT = 16  # bytes; torch.save aligns to 64
 LOCAL_HEADER = struct.Struct('<4s22xHH')  # of a zip's record: signature, lengths of name and extra
 LEGACY_MAGIC = 0x1950a86a20f9469cfc6c  # the first pickle of torch's format before 1.6
@@ -96,13 +98,18 @@ def _refusals(path: Path) -> Iterator[None]:
         yield
     except Refused as error:
         raise ValueError(
-            f'{path} asks for the Python object {error}, which is not part of a plain checkpoint, '
-            'so the file is refused and nothing of it was run: get the weights from a source you '
-            'trust, or, if you trust this one, admit the object first with '
+            f'{path} asks for the Python object {_short(error)}, which is not part of a plain '
+            'checkpoint, so the file is refused and nothing of it was run: get the weights from a '
+            'source you trust, or, if you trust this one, admit the object first with '
             'torch.serialization.add_safe_globals([...]).'
         ) from None
     except Misfit as error:
-        raise _unreadable(path, str(error)) from None
+        raise _unreadable(path, _short(error)) from None
+
+
+def _short(error: Exception) -> str:
+    """A reason may quote the file."""
+    return printable(str(error))[:MAX_REASON]
 
 
 def _unreadable(path: Path, reason: str, kind: str = 'torch checkpoint') -> ValueError:

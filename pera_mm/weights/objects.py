@@ -22,6 +22,8 @@ from pera_mm.weights.pickles import Call, Misfit, Name, Refused, Stored, checked
 
 MAX_DEPTH = 100  # of containers within each other
 MAX_OBJECTS = 20_000_000  # with everything that is shared counted wherever it is used
+MAX_DIMENSIONS = 32
+MAX_NUMBER = 2**63  # sizes and strides are below
 MAX_SHOWN = 1 << 30  # bytes of a tensor that shows the same numbers several times
 
 STORAGE_TYPES: dict[str, torch.dtype] = {
@@ -220,6 +222,12 @@ def _set(kind: type) -> Callable[[_Builder, Call], Any]:
     return make
 
 
+def _no_bytes(builder: _Builder, call: Call) -> bytes:
+    """Protocol 2 writes those of an empty array as ``bytes()``."""
+    _plain_args(call)
+    return b''
+
+
 def _bytes(builder: _Builder, call: Call) -> bytes:
     """Protocol 2 has no bytes: they are text of the first 256 characters."""
     text, encoding = _plain_args(call, str, str)
@@ -277,8 +285,8 @@ def _array(builder: _Builder, call: Call) -> np.ndarray:
         case _:
             raise Misfit('a NumPy array without its numbers')
     dtype, data = _dtype(dtype), builder.build(data)
-    if not (isinstance(data, bytes) and all(_is(n, int) and n >= 0 for n in shape)
-            and len(shape) <= 32 and math.prod(shape) * dtype.itemsize == len(data)):
+    if not (isinstance(data, bytes) and _are_sizes(shape)
+            and math.prod(shape) * dtype.itemsize == len(data)):
         raise Misfit('a NumPy array whose shape does not fit its bytes')
     flat = np.frombuffer(data, dtype)
     return flat.reshape(shape, order='F' if fortran else 'C').copy(order='K')
@@ -340,7 +348,7 @@ def _shown(builder: _Builder, stored: Stored, dtype: torch.dtype, offset: Any, s
            stride: Any, requires_grad: bool) -> Tensor:
     """A tensor over numbers of the file, after a look at whether it stays within them."""
     size, stride = _whole(builder, size), _whole(builder, stride)
-    if not (_is(offset, int) and offset >= 0 and len(size) == len(stride) <= 64):
+    if not (_is(offset, int) and 0 <= offset < MAX_NUMBER and len(size) == len(stride)):
         raise Misfit('a tensor whose size, strides and offset do not fit each other')
     storage = builder.storages[stored.key]
     available = storage.nbytes() // dtype.itemsize
@@ -358,9 +366,14 @@ def _whole(builder: _Builder, numbers: Any) -> tuple[int, ...]:
     """Sizes or strides: whole numbers of at least 0."""
     if isinstance(numbers, Call) and numbers.name.text == 'torch.Size':
         numbers = builder.build(numbers)
-    if not isinstance(numbers, tuple) or not all(_is(n, int) and n >= 0 for n in numbers):
+    if not _are_sizes(numbers):
         raise Misfit('a tensor whose size or strides are not whole numbers')
     return tuple(numbers)
+
+
+def _are_sizes(numbers: Any) -> bool:
+    return isinstance(numbers, tuple) and len(numbers) <= MAX_DIMENSIONS and all(
+        _is(number, int) and 0 <= number < MAX_NUMBER for number in numbers)
 
 
 def _parameter(builder: _Builder, call: Call) -> nn.Parameter:
@@ -401,6 +414,7 @@ def _device(builder: _Builder, call: Call) -> torch.device:
 
 
 BUILDERS: dict[str, Callable[[_Builder, Call], Any]] = {
+    'builtins.bytes': _no_bytes,
     'builtins.set': _set(set),
     'builtins.frozenset': _set(frozenset),
     'collections.Counter': _counter,

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 MAX_STEPS = 2_000_000  # instructions; ViT-G with its optimizer has 75,000
 CHUNK = 1 << 20  # bytes
+MAX_KEY = 2**60  # Python's hash of a number is itself below 2**61 - 1
 
 
 class Refused(Exception):
@@ -269,13 +270,14 @@ def checked_key(key: Any) -> Any:
     """A key of a dict or an item of a set: plain, so that its hash costs nothing.
 
     Raises:
-        Refused: If it is anything but a number, text, bytes, None, or a tuple of such.
+        Refused: If it is anything but text, bytes, None or a number. Tuples, and numbers that are
+            larger than their hash, can be chosen to have one hash: a dict of them takes hours.
     """
-    parts = key if type(key) is tuple else (key, )
-    for part in parts:
-        if not (part is None or type(part) in (bool, int, float, str, bytes)):
-            raise Refused(f'{_kind(part)} as a key')
-    return key
+    if key is None or type(key) in (bool, str, bytes):
+        return key
+    if type(key) in (int, float) and (key != key or abs(key) < MAX_KEY):
+        return key
+    raise Refused(f'{_kind(key)} as a key')
 
 
 def _checked_keys(keys: Iterable[Any]) -> list[Any]:
@@ -285,4 +287,4 @@ def _checked_keys(keys: Iterable[Any]) -> list[Any]:
 def _kind(value: Any) -> str:
     if isinstance(value, Name):
         return value.text
-    return str(value) if isinstance(value, Call) else f'a {type(value).__name__}'
+    return str(value) if isinstance(value, Call) else f'an object of type {type(value).__name__}'

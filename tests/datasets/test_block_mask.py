@@ -24,25 +24,26 @@ def test_both_networks_see_every_patch_and_local_crops_have_no_mask():
         everything = torch.arange(patches).expand(DINOV2[name][0], -1)
         assert torch.equal(split[name].student, everything)
         assert torch.equal(split[name].teacher, everything)
-        assert split[name].learnable.dtype == torch.bool
-        assert split[name].learnable.shape == everything.shape
-    assert not split['local'].learnable.any()
+        assert split[name].masked.dtype == torch.bool
+        assert split[name].masked.shape == everything.shape
+        assert split[name].counts() == (patches, 0, patches)
+    assert not split['local'].masked.any()
 
 
 @pytest.mark.parametrize('number, masked', [(1, 1), (2, 1), (3, 2), (4, 2)])
 def test_half_of_the_global_crops_rounded_up_are_masked(number, masked):
     for seed in range(20):
-        hidden = mask({'global': (number, 112)}, seed)['global'].learnable
+        hidden = mask({'global': (number, 112)}, seed)['global'].masked
         assert hidden.any(dim=1).sum() == masked
 
 
 def test_either_crop_can_be_the_masked_one():
-    firsts = [bool(mask(seed=seed)['global'].learnable[0].any()) for seed in range(60)]
+    firsts = [bool(mask(seed=seed)['global'].masked[0].any()) for seed in range(60)]
     assert 15 < sum(firsts) < 45
 
 
 def test_hidden_share_is_at_most_the_drawn_one_and_close_to_it():
-    shares = np.array([mask(seed=seed)['global'].learnable.sum(1).max() / 784
+    shares = np.array([mask(seed=seed)['global'].masked.sum(1).max() / 784
                        for seed in range(200)])
     assert 0.05 < shares.min() and shares.max() <= 0.5
     # uniform in 0.1 to 0.5 has the mean 0.3; the last patches do not always find a rectangle
@@ -67,7 +68,7 @@ def test_what_is_hidden_is_made_of_rectangles():
     """Of noise of the same share hardly any hidden patch has hidden patches all around."""
     inner, hidden = 0, 0
     for seed in range(50):
-        grid = mask(seed=seed)['global'].learnable.unflatten(1, (28, 28))
+        grid = mask(seed=seed)['global'].masked.unflatten(1, (28, 28))
         grid = torch.nn.functional.pad(grid, (1, 1, 1, 1))
         around = torch.stack([grid.roll((y, x), (1, 2)) for y in (-1, 0, 1) for x in (-1, 0, 1)])
         inner, hidden = inner + int(around.all(0).sum()), hidden + int(grid.sum())
@@ -76,10 +77,10 @@ def test_what_is_hidden_is_made_of_rectangles():
 
 def test_mask_follows_the_rng_only():
     torch.manual_seed(1)
-    first = mask(seed=3)['global'].learnable
+    first = mask(seed=3)['global'].masked
     torch.manual_seed(2)
-    assert torch.equal(first, mask(seed=3)['global'].learnable)
-    assert not torch.equal(first, mask(seed=4)['global'].learnable)
+    assert torch.equal(first, mask(seed=3)['global'].masked)
+    assert not torch.equal(first, mask(seed=4)['global'].masked)
 
 
 @pytest.mark.parametrize('kwargs, message', [

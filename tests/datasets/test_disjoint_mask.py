@@ -21,9 +21,10 @@ PERA = {'global': (2, 448), 'local': (8, 96)}
 
 def test_default_counts_are_the_reference_configs():
     split = mask(PERA)
-    assert [list(part.shape) for part in split['global']] == [[2, 157], [2, 157], [2, 470]]
-    assert [list(part.shape) for part in split['local']] == [[8, 7], [8, 7], [8, 22]]
-    assert all(part.dtype == torch.int64 for group in split.values() for part in group)
+    assert [list(part.shape) for part in split['global']] == [[2, 157], [2, 157], [2, 470], [2, 0]]
+    assert [list(part.shape) for part in split['local']] == [[8, 7], [8, 7], [8, 22], [8, 0]]
+    for group in split.values():
+        assert [part.dtype for part in group] == [torch.int64] * 3 + [torch.bool]
 
 
 @pytest.mark.parametrize('kwargs, sizes, counts', [
@@ -36,14 +37,13 @@ def test_default_counts_are_the_reference_configs():
 ])
 def test_counts_of_tables_12_and_13(kwargs, sizes, counts):
     split = mask(sizes, **kwargs)
-    assert {name: tuple(part.shape[1] for part in group)
-            for name, group in split.items()} == counts
+    assert {name: group.counts() for name, group in split.items()} == counts
 
 
 def test_each_patch_has_one_role_and_crops_differ():
     for name, group in mask(PERA).items():
         number, size = PERA[name]
-        everything = torch.cat(group, dim=1).sort(dim=1).values
+        everything = torch.cat(group[:3], dim=1).sort(dim=1).values
         assert torch.equal(everything, torch.arange((size // 16)**2).expand(number, -1))
         assert not torch.equal(group.student[0], group.student[1])
 
@@ -61,6 +61,7 @@ def test_without_the_mask_both_networks_see_every_patch():
     split = mask(PERA, disjoint=False)['local']
     assert torch.equal(split.student, torch.arange(36).expand(8, -1))
     assert torch.equal(split.teacher, split.student) and split.learnable.shape == (8, 0)
+    assert split.masked.shape == (8, 0) and split.masked.dtype == torch.bool
 
 
 @pytest.mark.parametrize('kwargs, message', [

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from pera_mm.patches import patch_grid, split_counts, split_patches
+from pera_mm.patches import PatchSplit, patch_grid, split_counts, split_patches
 from pera_mm.structures import CropViews
 
 
@@ -16,7 +16,7 @@ def random_views(num_crops: int, num_images: int, size: int, patch_size: int,
     split = split_patches(num_crops * num_images, counts, generator)
     shape = (num_crops, num_images)
     pixels = torch.randn(2, *shape, 3, size, size, generator=generator)
-    return CropViews(pixels[0], pixels[1], *(part.unflatten(0, shape) for part in split))
+    return CropViews(*pixels, PatchSplit(*(part.unflatten(0, shape) for part in split)))
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import torch
 from reference import dino, paper
 from torch import Tensor
 
-from pera_mm.checkpoints import reference_to_pera
 from pera_mm.models.selfsup.dino import DINO
 from pera_mm.models.selfsup.dinov2 import DINOv2
-from pera_mm.patches import whole_crop
+from pera_mm.patches import PatchCounts, PatchSplit, split_patches, whole_crop
 from pera_mm.registry import MODELS
 from pera_mm.structures import CropViews
+from pera_mm.weights.names import reference_to_pera
 
 TEACHER_TEMP, MOMENTUM = 0.05, 0.8
 RELATIVE = 1e-5  # of the norm of a tensor; float32 on both sides
@@ -45,11 +45,12 @@ def whole_views(num_crops: int, num_images: int, grid: int, generator: torch.Gen
     """Random crops of ``grid x grid`` patches, all seen; every other global crop is masked."""
     shape, size = (num_crops, num_images), 16 * grid
     view = torch.randn(*shape, 3, size, size, generator=generator)
-    split = [part.unflatten(0, shape) for part in whole_crop(num_crops * num_images, grid**2)]
+    split = PatchSplit(*(part.unflatten(0, shape)
+                         for part in whole_crop(num_crops * num_images, grid**2)))
     if masked:
-        split[1] = torch.rand(*shape, grid**2, generator=generator) < 0.4
-        split[1].flatten(0, 1)[::2] = False
-    return CropViews(view, view, *split)
+        split = split._replace(masked=torch.rand(*shape, grid**2, generator=generator) < 0.4)
+        split.masked.flatten(0, 1)[::2] = False
+    return CropViews(view, view, split)
 
 
 def make_crops(num_images: int = 2, num_global: int = 2, num_local: int = 2, masked: bool = False,
@@ -60,7 +61,8 @@ def make_crops(num_images: int = 2, num_global: int = 2, num_local: int = 2, mas
         crops['local'] = whole_views(num_local, num_images, 2, generator, False)
         if masked:
             local = crops['local']
-            crops['local'] = local._replace(learnable=torch.zeros_like(local.student).bool())
+            mask = torch.zeros_like(local.split.student).bool()
+            crops['local'] = local._replace(split=local.split._replace(masked=mask))
     return crops
 
 
@@ -85,10 +87,10 @@ def under_our_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load(model: DINO, weights: dict[str, Tensor], centres: dino.Centres) -> None:
-    state = {**under_our_names(weights), 'distillation.center': centres.cls,
-             'ibot.center': centres.patch}
+    state = {**under_our_names(weights), 'distillation.center.value': centres.cls,
+             'ibot.center.value': centres.patch}
     if getattr(model, 'ibot', None) is None:
-        del state['mask_token'], state['ibot.center']
+        del state['mask_token'], state['ibot.center.value']
     model.load_state_dict(state)  # strict
 
 
@@ -107,7 +109,7 @@ def assert_agree(model: DINO, weights: dict[str, Tensor], crops: dict[str, CropV
                  centres: dino.Centres, koleo_on: str | None = None) -> None:
     """Each term and the gradient of their sum."""
     load(model, weights, centres)
-    masked = crops['global'].learnable.dtype == torch.bool
+    masked = crops['global'].split.masked.shape[-1] > 0
     outputs = dino.forward(weights, crops, SETTING, masked)
     wanted, ours = dino.losses(outputs, centres, SETTING, koleo_on), model.loss(crops)
     assert set(ours) == set(wanted)
@@ -150,6 +152,17 @@ def test_eighteen_pairs_of_two_global_and_eight_local_crops(dino_cfg):
 def test_a_single_crop_is_refused(dino_cfg):
     with pytest.raises(ValueError, match='there is only one; raise the number of global or local'):
         build(dino_cfg).loss(make_crops(num_global=1, num_local=0))
+
+
+@pytest.mark.parametrize('split', [
+    split_patches(2, PatchCounts(3, 3, 3), torch.Generator()),
+    whole_crop(2, 9)._replace(masked=torch.zeros(2, 4, dtype=torch.bool)),
+], ids=['thirds', 'mask of another grid'])
+def test_a_split_that_does_not_show_every_patch_is_refused(dino_cfg, split):
+    model = build(dino_cfg)
+    model.check_split(48, 48, whole_crop(2, 9))
+    with pytest.raises(ValueError, match='DINO shows every patch to student and teacher'):
+        model.check_split(48, 48, split)
 
 
 def test_the_norm_of_the_last_layer_can_stay_one(dino_cfg):
@@ -251,8 +264,8 @@ def test_training_steps_equal_the_oracle(dinov2_cfg):
     state = model.state_dict()
     for name, value in under_our_names(weights).items():
         assert_near(state[name], value.detach(), name)
-    assert_near(state['distillation.center'], centres.cls, 'centre')
-    assert_near(state['ibot.center'], centres.patch, 'centre of the patches')
+    assert_near(state['distillation.center.value'], centres.cls, 'centre')
+    assert_near(state['ibot.center.value'], centres.patch, 'centre of the patches')
 
 
 def test_without_ibot_it_is_dino_and_koleo(dino_cfg, dinov2_cfg):
@@ -269,14 +282,15 @@ def test_without_ibot_it_is_dino_and_koleo(dino_cfg, dinov2_cfg):
 
 def test_a_hidden_patch_reaches_the_teacher_only(dinov2_cfg):
     model, crops = build(dinov2_cfg), make_crops(masked=True)
-    mask = crops['global'].learnable.unflatten(2, (4, 4)).repeat_interleave(16, 2)
+    mask = crops['global'].split.masked.unflatten(2, (4, 4)).repeat_interleave(16, 2)
     mask = mask.repeat_interleave(16, 3).unsqueeze(2)
     view = crops['global'].student_view
     changed = crops['global']._replace(student_view=torch.where(mask, view + 1, view))
     for one, two in zip(model.study([crops['global']]).scores, model.study([changed]).scores):
         assert torch.equal(one, two)
     changed = changed._replace(teacher_view=changed.student_view)
-    assert not torch.equal(model.teach(crops['global']).scores[0], model.teach(changed).scores[0])
+    one, two = (model.teach([views]).scores[0] for views in (crops['global'], changed))
+    assert not torch.equal(one, two)
 
 
 def test_loss_moves_nothing_and_can_be_repeated(dinov2_cfg):
@@ -333,10 +347,10 @@ def test_deepcopy_and_recomputed_activations_change_nothing(dinov2_cfg):
 def test_an_empty_mask_costs_and_moves_nothing(dinov2_cfg):
     """It happens where no crop is masked, as with a pipeline of one's own."""
     model, crops = build(dinov2_cfg), make_crops(masked=True)
-    crops['global'].learnable.zero_()
+    crops['global'].split.masked.zero_()
     loss = model.loss(crops)
     sum(loss.values()).backward()
     assert loss['loss_ibot'] == 0
     model.accumulate()
     model.advance()
-    assert model.ibot.center.isfinite().all()
+    assert model.ibot.center.value.isfinite().all()

@@ -9,11 +9,11 @@ from mmengine.optim import OptimWrapper
 from reference import paper
 from torch import Tensor
 
-from pera_mm.checkpoints import pera_to_reference, reference_to_pera
 from pera_mm.models.selfsup.pera import PerA
-from pera_mm.patches import split_counts, split_patches, whole_crop
+from pera_mm.patches import PatchSplit, split_counts, split_patches, whole_crop
 from pera_mm.registry import MODELS
 from pera_mm.structures import CropGroup, CropViews
+from pera_mm.weights.names import pera_to_reference, reference_to_pera
 
 TEACHER_TEMP, MOMENTUM = 0.05, 0.8
 RELATIVE = 1e-5  # of the norm of a tensor; float32 on both sides, at most 6.4e-6 measured
@@ -36,7 +36,7 @@ def reference_weights(seed: int = 0, patch_size: int = 16) -> dict[str, Tensor]:
 
 def load(model: PerA, weights: Mapping[str, Tensor], centre: Tensor) -> None:
     state = reference_to_pera(weights)
-    model.load_state_dict({**state, 'distillation.center': centre})  # strict
+    model.load_state_dict({**state, 'distillation.center.value': centre})  # strict
 
 
 def setting(patch_size: int = 16) -> paper.Setting:
@@ -147,7 +147,7 @@ def test_training_steps_equal_the_oracle(tiny_cfg, make_crops):
         weights = trainable(paper.update_teacher(stepped, MOMENTUM))
         centre = paper.update_centre(centre, paper.batch_mean(outputs.teacher))
 
-    assert_near(model.distillation.center, centre, 'centre')
+    assert_near(model.distillation.center.value, centre, 'centre')
     state = model.state_dict()
     for name, value in reference_to_pera(weights).items():
         assert_near(state[name], value, name)
@@ -167,11 +167,18 @@ def test_observed_tensors_equal_the_oracle(tiny_cfg, make_crops, num_local):
     assert_near(seen['pixel_prediction'].flatten(0, -3), torch.stack(outputs.predictions), 'pixels')
     assert torch.equal(seen['pixel_target'].flatten(0, -3), torch.stack(outputs.targets))
     views = crops['global']
-    features = [[paper.encode_teacher(views.teacher_view[c, b], views.teacher[c, b].tolist(),
+    features = [[paper.encode_teacher(views.teacher_view[c, b], views.split.teacher[c, b].tolist(),
                                       weights, setting()) for b in range(2)] for c in range(2)]
     assert_near(seen['teacher_features'], torch.stack([torch.stack(row) for row in features]),
                 'teacher_features')
     assert not any(tensor.requires_grad for tensor in seen.values())
+
+
+def test_the_global_crops_come_first_in_any_order_of_the_batch(tiny_cfg, make_crops):
+    crops, model = make_crops(), build(tiny_cfg)
+    assert model.ordered(dict(reversed(crops.items()))) == [crops['global'], crops['local']]
+    with pytest.raises(ValueError):
+        model.ordered({**crops, 'huge': crops['global']})
 
 
 def test_nothing_is_observed_unless_watched(tiny_cfg, make_crops):
@@ -187,7 +194,7 @@ def test_reference_names_cover_the_state_dict(tiny_cfg):
     assert {name: value.shape for name, value in theirs.items()} == {
         name: value.shape for name, value in weights.items()}
     ours = reference_to_pera(weights)
-    assert set(model.state_dict()) == {*ours, 'distillation.center'}
+    assert set(model.state_dict()) == {*ours, 'distillation.center.value'}
     for name, value in pera_to_reference(ours).items():
         assert torch.equal(value, weights[name]), name
 
@@ -201,7 +208,7 @@ def scramble(views: CropViews, view: str, parts: tuple[str, ...]) -> CropViews:
     columns = images.shape[-1] // 16
     for part in parts:
         for c, b in torch.cartesian_prod(*(torch.arange(n) for n in images.shape[:2])).tolist():
-            for patch in getattr(views, part)[c, b].tolist():
+            for patch in getattr(views.split, part)[c, b].tolist():
                 top, left = patch // columns * 16, patch % columns * 16
                 images[c, b, :, top:top + 16, left:left + 16] += 3.
     return views._replace(**{view: images})
@@ -243,8 +250,8 @@ def test_mask_tokens_join_at_half_depth(tiny_cfg, make_crops):
     for layer in model.student.backbone.layers:
         layer.register_forward_pre_hook(note)
     model.loss(crops)
-    n_student, n_learnable = (crops['global'][i].shape[-1] for i in (2, 3))
-    local = 1 + crops['local'].student.shape[-1]
+    n_student, n_learnable, _ = crops['global'].split.counts()
+    local = 1 + crops['local'].split.student.shape[-1]
     assert lengths == [[1 + n_student, local]] * 2 + [[1 + n_student + n_learnable, local]] * 2
 
 
@@ -303,7 +310,8 @@ def test_train_step_through_the_preprocessor(tiny_cfg):
         split = split_patches(4, split_counts((size // 16)**2, 0.2, 0.2, 0.6), generator)
         pixels = torch.randint(256, (2, 1, 2, size, size, 3), generator=generator,
                                dtype=torch.uint8)
-        inputs[name] = CropGroup(pixels, *(part.unflatten(0, (2, 2)) for part in split))
+        inputs[name] = CropGroup(pixels, PatchSplit(*(part.unflatten(0, (2, 2))
+                                                      for part in split)))
     before = model.mask_token.detach().clone()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.)
     logged = model.train_step(dict(inputs=inputs, data_samples=None), OptimWrapper(optimizer))
@@ -340,7 +348,8 @@ def test_terms_can_be_left_out(tiny_cfg, make_crops, switched_off):
     assert set(losses) == {'loss_cls', 'loss_koleo', 'loss_pixel'} - {f'loss_{switched_off}'}
     if switched_off == 'pixel':  # as if the crops had no part l
         views = crops['global']
-        crops = {**crops, 'global': views._replace(learnable=views.learnable[..., :0])}
+        split = views.split._replace(learnable=views.split.learnable[..., :0])
+        crops = {**crops, 'global': views._replace(split=split)}
     oracle = oracle_losses(reference_weights(), crops, random_centre())
     for name, value in losses.items():
         assert_near(value, oracle[name], name)
@@ -351,14 +360,14 @@ def test_without_disjoint_mask_both_see_everything(tiny_cfg, make_crops):
     model = build(dict(tiny_cfg, pixel=None, predictor=None))
     crops = {}
     for name, views in make_crops().items():
-        n, batch, patches = *views.student.shape[:2], (views.student_view.shape[-1] // 16)**2
+        n, batch, patches = *views.split.student.shape[:2], (views.student_view.shape[-1] // 16)**2
         split = (part.unflatten(0, (n, batch)) for part in whole_crop(n * batch, patches))
-        crops[name] = CropViews(*views[:2], *split)
+        crops[name] = views._replace(split=PatchSplit(*split))
     weights = reference_weights()
     state = reference_to_pera(weights)
     kept = set(model.state_dict())
     model.load_state_dict({**{k: v for k, v in state.items() if k in kept},
-                           'distillation.center': random_centre()})
+                           'distillation.center.value': random_centre()})
     oracle = oracle_losses(weights, crops, random_centre())
     for name, value in model.loss(crops).items():
         assert_near(value, oracle[name], name)
@@ -411,6 +420,13 @@ def test_a_crop_that_does_not_fit_the_patch_is_refused(tiny_cfg, make_crops):
 def test_pixel_prediction_without_learnable_patches_is_refused(tiny_cfg, make_crops):
     with pytest.raises(ValueError, match='learnable.*predictor'):
         build(tiny_cfg).loss(make_crops(ratios=(0.4, 0., 0.6)))
+
+
+@pytest.mark.parametrize('off', [{}, dict(predictor=None, pixel=None)], ids=['whole', 'no pixels'])
+def test_a_block_mask_is_refused(tiny_cfg, off):
+    split = whole_crop(2, 16)._replace(masked=torch.zeros(2, 16, dtype=torch.bool))
+    with pytest.raises(ValueError, match='PerA hides no patch by BlockMask; put DisjointMask in'):
+        build(dict(tiny_cfg, **off)).check_split(64, 64, split)
 
 
 def test_an_unknown_arch_is_refused(tiny_cfg):

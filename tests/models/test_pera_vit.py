@@ -10,9 +10,9 @@ from mmpretrain.models import VisionTransformer
 from reference import paper
 from torch import Tensor
 
-from pera_mm.checkpoints import backbone_to_timm
 from pera_mm.models.backbones.pera_vit import PerAViT
 from pera_mm.registry import MODELS
+from pera_mm.weights.names import backbone_to_timm
 
 ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64)
 

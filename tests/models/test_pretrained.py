@@ -10,11 +10,11 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
-from pera_mm.checkpoints import backbone_to_timm, pera_to_reference
 from pera_mm.models.backbones.pera_vit import PerAViT
 from pera_mm.models.backbones.pretrained import PretrainedBackbone
 from pera_mm.models.backbones.vit_adapter import ViTAdapter
 from pera_mm.registry import MODELS
+from pera_mm.weights.names import backbone_to_timm, pera_to_reference
 
 ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64)
 

@@ -184,7 +184,7 @@ class Witness(Hook):
     def _note(self, model: PerA) -> None:
         self.students.append(snapshot(model.student))
         self.teachers.append(snapshot(model.teacher))
-        self.centres.append(model.distillation.center.clone())
+        self.centres.append(model.distillation.center.value.clone())
 
 
 def samples(number: int) -> list[dict]:
@@ -197,7 +197,7 @@ def samples(number: int) -> list[dict]:
             split = split_patches(2, split_counts((size // 16)**2, 0.2, 0.2, 0.6), generator)
             pixels = torch.randint(256, (1, 2, size, size, 3), generator=generator,
                                    dtype=torch.uint8)
-            groups[name] = CropGroup(pixels, *split)
+            groups[name] = CropGroup(pixels, split)
         packed.append(dict(inputs=groups, data_samples=BaseDataElement()))
     return packed
 

@@ -228,6 +228,17 @@ def bombs() -> Iterator[tuple[str, bytes]]:
         '<i', 2**31 - 1) + pickle.STOP
     yield 'a memo of a huge index', start + pickle.NONE + pickle.LONG_BINPUT + struct.pack(
         '<I', 2**32 - 1) + b'i'
+    modulus = 2**61 - 1  # all of these numbers have the hash 0
+    yield 'keys of one hash', body({number * modulus: None for number in range(20_000)})
+    yield 'a set of one hash', body(call('__builtin__ set', [n * modulus for n in range(20_000)]))
+    yield 'tuples of one hash', body({(number * modulus, ): None for number in range(20_000)})
+    long = pickle.LONG4 + struct.pack('<i', 4_000_000) + b'\x11' * 4_000_000 + \
+        pickle.BINPUT + b'\0'
+    many = pickle.MARK + (pickle.BINGET + b'\0') * 64 + pickle.TUPLE
+    yield 'a product of long numbers', start + pickle.MARK + long + steps(
+        Name(TENSOR)) + pickle.MARK + steps(stored()) + steps(0) + many * 2 + steps(False) + \
+        steps(call('collections OrderedDict')) + pickle.TUPLE + pickle.REDUCE + pickle.TUPLE + \
+        pickle.STOP
     yield 'digits', start + pickle.INT + b'9' * 100_000 + b'\n' + pickle.STOP
 
 
@@ -242,6 +253,8 @@ def odd_steps() -> Iterator[tuple[str, bytes]]:
     yield 'persistent text', start + steps('a') + b'Q.'
     yield 'persistent tuple of another kind', start + steps(('module', 'a')) + b'Q.'
     yield 'STACK_GLOBAL', b'\x80\x04' + steps('os') + steps('system') + b'\x93.'
+    yield 'escape sequences', b'\x80\x04' + steps('os\x1b[2J\nsafe') + steps('system') + b'\x93.'
+    yield 'a long name', b'\x80\x04' + steps('os' * 50_000) + steps('system') + b'\x93.'
     yield 'dotted name', b'\x80\x04' + steps('collections') + steps(
         'OrderedDict.__init__.__globals__') + b'\x93.'
     yield 'call of a number', start + steps(1) + steps(()) + b'R.'

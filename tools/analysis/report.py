@@ -22,12 +22,12 @@ from matplotlib.gridspec import GridSpec
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from pera_mm.checkpoints import load_checkpoint
 from pera_mm.evaluation.features import images_below, read_square
 from pera_mm.launch import errors_in_one_sentence
-from pera_mm.patches import patch_grid, patchify, split_counts, unpatchify
+from pera_mm.patches import PatchSplit, patch_grid, patchify, split_counts, unpatchify
 from pera_mm.registry import MODELS
 from pera_mm.structures import CropViews
+from pera_mm.weights.loading import load_checkpoint
 
 LOSSES = dict(loss_cls='agreement on prototypes', loss_pixel='pixel prediction',
               loss_koleo='KoLeo')
@@ -124,7 +124,8 @@ def reconstruct(model: nn.Module, images: Tensor, visible: float = 0.2, per_pass
 def _paint(model: nn.Module, normalised: Tensor, seen: Tensor, part: Tensor) -> Tensor:
     """The student's pixels ``[B, k, p*p*3]`` for ``part`` when it sees ``seen``."""
     crop = normalised.unsqueeze(0)  # one global crop per image
-    views = CropViews(crop, crop, seen.unsqueeze(0), part.unsqueeze(0), part.unsqueeze(0))
+    split = PatchSplit(seen, part, part, masked=seen[:, :0].bool())  # the teacher is not asked
+    views = CropViews(crop, crop, PatchSplit(*(indices.unsqueeze(0) for indices in split)))
     with _evaluating(model), torch.no_grad():
         return model.study([views]).pixels.float()
 

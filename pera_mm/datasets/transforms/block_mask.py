@@ -30,8 +30,8 @@ class BlockMask(BaseTransform):
 
     Added Keys:
     - split: dict of group name to :class:`~pera_mm.patches.PatchSplit`: ``student`` and
-      ``teacher`` name all N patches, int64 ``[n, N]``; ``learnable`` is a bool mask ``[n, N]``,
-      True where a patch is hidden.
+      ``teacher`` name all N patches, int64 ``[n, N]``; ``masked`` is bool ``[n, N]``, True where
+      a patch is hidden.
 
     Args:
         patch_size: side of a patch in pixels; must divide the crop sizes.
@@ -68,7 +68,7 @@ class BlockMask(BaseTransform):
                 budget = max(int(rng.uniform(self.least, self.most) * mask[crop].size), 1)
                 hide_rectangles(mask[crop], budget, rng)
         return whole_crop(num_crops, grid[0] * grid[1])._replace(
-            learnable=torch.from_numpy(mask.reshape(num_crops, -1)))
+            masked=torch.from_numpy(mask.reshape(num_crops, -1)))
 
 
 def hide_rectangles(mask: np.ndarray, budget: int, rng: np.random.Generator) -> None:

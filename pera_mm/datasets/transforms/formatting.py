@@ -27,7 +27,7 @@ class PackCrops(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         """Pack one image."""
-        inputs = {name: CropGroup(torch.from_numpy(crops), *results['split'][name])
+        inputs = {name: CropGroup(torch.from_numpy(crops), results['split'][name])
                   for name, crops in results['crops'].items()}
         worker = get_worker_info()
         data_sample = DataSample(metainfo=dict(

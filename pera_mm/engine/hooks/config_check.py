@@ -26,5 +26,4 @@ class ConfigCheckHook(Hook):
             model.check_batch_size(rest)
         for group in loader.dataset[0]['inputs'].values():
             height, width = group.pixels.shape[-3:-1]
-            counts = [part.shape[-1] for part in (group.student, group.learnable, group.teacher)]
-            model.check_split(height, width, counts)
+            model.check_split(height, width, group.split)

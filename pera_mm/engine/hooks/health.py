@@ -151,7 +151,7 @@ class HealthHook(Hook):
 
 def _read_signs(model: torch.nn.Module) -> dict[str, float]:
     """All signs of the last batch that can be computed (some need two images)."""
-    seen, center = model.observed, model.distillation.center
+    seen, center = model.observed, model.distillation.center.value
     features = seen['teacher_features'].flatten(0, 1)
     signs = dict(
         teacher_entropy=teacher_entropy(seen['teacher_logits'], center, model.teacher_temp),

@@ -2,7 +2,14 @@
 
 Shapes: R rows (crops x images), L tokens of a row, k patches, D embedding width. A *group* is the
 tokens ``[R, L, D]`` of all crops of one size; groups share every linear layer and are apart only
-in attention.
+in attention. A layer on 2 global crops of 157 patches and 8 local ones of 7, for B images::
+
+    split          [2B, 158, D]   [8B, 8, D]     the rows that stochastic depth keeps
+    concatenate    [2B * 158 + 8B * 8, D]        LayerNorm, QKV: one matrix product for all crops
+    split          [2B, 158, 3D]  [8B, 8, 3D]    attention: a token sees those of its own row
+    concatenate    [2B * 158 + 8B * 8, D]        projection
+    split          [2B, 158, D]   [8B, 8, D]     added to the rows that were kept
+    concatenate    [2B * 158 + 8B * 8, D]        LayerNorm, MLP; split and added in the same way
 """
 
 from collections.abc import Callable, Sequence

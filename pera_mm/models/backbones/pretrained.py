@@ -7,9 +7,11 @@ from mmengine.logging import print_log
 from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor
 
-from pera_mm.checkpoints import load_checkpoint, teacher_backbone
 from pera_mm.models.backbones.pera_vit import PerAViT
 from pera_mm.registry import WEIGHT_INITIALIZERS
+from pera_mm.strict_load import compare, not_finite
+from pera_mm.weights.loading import load_checkpoint
+from pera_mm.weights.names import teacher_backbone
 
 
 @WEIGHT_INITIALIZERS.register_module()
@@ -35,7 +37,7 @@ class PretrainedBackbone:
 
         Raises:
             ValueError: if the file is missing or no PerA checkpoint, or any tensor of the backbone
-                is missing or has another shape.
+                is missing, has another shape or is not finite.
         """
         if not isinstance(module, PerAViT):
             raise ValueError('PretrainedBackbone is the init_cfg of a pera_mm.PerAViT, not of a '
@@ -68,22 +70,17 @@ class PretrainedBackbone:
             raise ValueError(f'There is no pretrained checkpoint {path}: {advice}')
 
     def _check(self, found: dict[str, Tensor], module: PerAViT) -> None:
-        wanted = module.state_dict()
-        missing = sorted(wanted.keys() - found.keys())
-        unknown = sorted(found.keys() - wanted.keys())
-        misshaped = sorted(
-            name for name in wanted.keys() & found.keys()
-            if found[name].shape != wanted[name].shape
-            and (name != 'pos_embed' or found[name].shape[2] != wanted[name].shape[2]))
-        if not (missing or unknown or misshaped):
+        if broken := not_finite(found):
+            raise ValueError(f'{self.checkpoint} holds inf or nan in {len(broken)} tensors of the '
+                             f'{self.network} backbone (first {broken[0]}); nothing was loaded: '
+                             'take another checkpoint.')
+        misfit = compare(found, module.state_dict(), resizable=['pos_embed'])
+        if not misfit:
             return
         depth = len({name.split('.')[1] for name in found if name.startswith('layers.')})
-        details = [f'{len(names)} {what} (first {names[0]})' for what, names in
-                   (('missing', missing), ('without a place', unknown), ('misshaped', misshaped))
-                   if names]
         raise ValueError(
             f'{self.checkpoint} holds a ViT of depth {depth}, width {found["cls_token"].shape[-1]} '
             f'and patch {found["patch_embed.projection.weight"].shape[-1]}, the config has '
             f'depth {module.num_layers}, width {module.embed_dims} and patch {module.patch_size}: '
-            f'{", ".join(details)}; nothing was loaded. Set arch and patch_size of the ViT to '
+            f'{misfit}; nothing was loaded. Set arch and patch_size of the ViT to '
             "the checkpoint's, or take another checkpoint.")

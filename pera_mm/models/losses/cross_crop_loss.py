@@ -28,8 +28,7 @@ class CrossCropLoss(DistillationLoss):
     Cross-entropy is linear in its targets, so the pairs of a student crop are one cross-entropy
     with the sum of their targets: each softmax is taken once.
 
-    Arguments, centre and temperatures as :class:`DistillationLoss`; of it this class uses
-    ``student_temp``, ``loss_weight``, ``targets`` and ``remember``.
+    Arguments as :class:`DistillationLoss`.
     """
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor],
@@ -50,8 +49,8 @@ class CrossCropLoss(DistillationLoss):
         if pairs == 0:
             raise ValueError('DINO compares different crops of an image, but there is only one; '
                              'raise the number of global or local crops in AlignedCrops.')
-        self.remember(scores.detach().float().flatten(0, 1))
-        targets = self.targets(scores.detach().float(), teacher_temp)
+        self.center.remember(scores.detach().float().flatten(0, 1))
+        targets = self.center.targets(scores.detach().float(), teacher_temp)
         others = [torch.cat([targets[:i], targets[i + 1:]]).sum(0) for i in range(num_crops)]
         locals_ = [targets.sum(0)] * sum(len(group) for group in student[1:])
         loss = sum(soft_cross_entropy(crop, target.__getitem__, self.student_temp)

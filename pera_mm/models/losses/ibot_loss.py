@@ -4,28 +4,37 @@ Shapes: M masked patches of all crops, K prototypes.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pera_mm.models.losses.distillation_loss import DistillationLoss
+from pera_mm.models.losses.centre import Centre
 from pera_mm.models.losses.soft_cross_entropy import soft_cross_entropy
 from pera_mm.registry import MODELS
 
 
 @MODELS.register_module()
-class IBOTLoss(DistillationLoss):
+class IBOTLoss(nn.Module):
     """Cross-entropy of the student's masked patches with the teacher's same, visible ones.
 
     As in DINOv2 (loss/ibot_patch_loss.py): the mean over the masked patches of a crop, then the
     mean over ALL global crops, those without a mask counting 0. The centre is the mean over the
     masked patches of all ranks; DINOv2 takes the mean of the ranks' means.
 
-    Arguments, centre and temperatures as :class:`DistillationLoss`; of it this class uses
-    ``student_temp``, ``loss_weight``, ``targets`` and ``remember``.
+    Args:
+        num_prototypes: K; the model gives that of the patches' head.
+        student_temp: temperature of the student, constant.
+        center_momentum: momentum of the :class:`Centre`.
+        loss_weight: factor of the loss.
     """
 
-    def forward(  # type: ignore[override]  # patches are one tensor, and belong to crops
-            self, student: Tensor, teacher: Tensor, teacher_temp: float, crop: Tensor,
-            num_crops: int) -> Tensor:
+    def __init__(self, num_prototypes: int, student_temp: float = 0.1,
+                 center_momentum: float = 0.9, loss_weight: float = 1.) -> None:
+        super().__init__()
+        self.center = Centre(num_prototypes, center_momentum)
+        self.student_temp = student_temp
+        self.loss_weight = loss_weight
+
+    def forward(self, student: Tensor, teacher: Tensor, teacher_temp: float, crop: Tensor,
+                num_crops: int) -> Tensor:
         """The weighted scalar.
 
         Args:
@@ -35,10 +44,10 @@ class IBOTLoss(DistillationLoss):
             num_crops: number of global crops of all images, with and without a mask.
         """
         teacher = teacher.detach()
-        self.remember(teacher)
+        self.center.remember(teacher)
         masked = crop.new_zeros(num_crops).index_add(0, crop, torch.ones_like(crop))
         share = 1 / masked[crop].unsqueeze(1)  # [M, 1]: cross-entropy is linear in its targets
         loss = soft_cross_entropy(
-            student, lambda part: share[part] * self.targets(teacher[part], teacher_temp),
+            student, lambda part: share[part] * self.center.targets(teacher[part], teacher_temp),
             self.student_temp)
         return self.loss_weight / num_crops * loss

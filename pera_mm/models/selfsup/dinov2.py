@@ -5,13 +5,12 @@ Shapes: n crops of one size, B images, N patches of a crop, M masked patches of 
 embedding width, K prototypes.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
-from pera_mm.models.selfsup.dino import DINO, Answer
-from pera_mm.patches import patch_grid
+from pera_mm.models.selfsup.dino import DINO
+from pera_mm.models.selfsup.self_distillation import Answer
+from pera_mm.patches import PatchSplit, patch_grid
 from pera_mm.registry import MODELS
 from pera_mm.structures import CropViews
 
@@ -76,28 +75,29 @@ class DINOv2(DINO):
         if self.ibot is None:
             return tokens
         grid = patch_grid(*views.student_view.shape[-2:], self.patch_size)
-        every = views.student.flatten(0, 1)[:1]  # every row shows all patches in the same order
+        every = views.split.student.flatten(0, 1)[:1]  # all rows show all, in one order
         hidden = self.mask_token + self.student.backbone.positions(every, grid)  # [1, N, D]
-        mask = views.learnable.flatten(0, 1).unsqueeze(2)  # [n * B, N, 1]
+        mask = views.split.masked.flatten(0, 1).unsqueeze(2)  # [n * B, N, 1]
         return torch.cat([tokens[:, :1], torch.where(mask, hidden, tokens[:, 1:])], dim=1)
 
-    def losses(self, student: Answer, teacher: Answer, views: CropViews) -> dict[str, Tensor]:
+    def losses(self, student: Answer, teacher: Answer,
+               crops: list[CropViews]) -> dict[str, Tensor]:
         """``loss_cls``, and ``loss_ibot`` and ``loss_koleo`` where they are on."""
-        losses = super().losses(student, teacher, views)
+        losses = super().losses(student, teacher, crops)
         if self.ibot is not None:
-            losses['loss_ibot'] = self._ibot_loss(student, teacher, views)
+            losses['loss_ibot'] = self._ibot_loss(student, teacher, crops[0])
         if self.koleo is not None:
             spread = student.scores[0] if self.koleo_on == 'scores' else student.features
             losses['loss_koleo'] = self.koleo(spread)
         return losses
 
     def _ibot_loss(self, student: Answer, teacher: Answer, views: CropViews) -> Tensor:
-        mask = views.learnable.flatten(0, 1)
+        assert self.ibot is not None and student.tokens is not None and teacher.tokens is not None
+        mask = views.split.masked.flatten(0, 1)
         crop, patch = mask.nonzero(as_tuple=True)  # [M] each; the step's one wait for the device
         with torch.no_grad():
             wanted = self._patch_scores(self.teacher, teacher.tokens[crop, 1 + patch])
         given = self._patch_scores(self.student, student.tokens[crop, 1 + patch])
-        assert self.ibot is not None
         return self.ibot(given, wanted, self._clocked('teacher_temp'), crop, len(mask))
 
     def _patch_scores(self, network: nn.Module, tokens: Tensor) -> Tensor:
@@ -109,22 +109,22 @@ class DINOv2(DINO):
         """As DINO, for the centre of the patches too."""
         super().accumulate()
         if self.ibot is not None:
-            self.ibot.accumulate()
+            self.ibot.center.accumulate()
 
     def advance(self) -> None:
         """As DINO, for the centre of the patches too."""
         super().advance()
         if self.ibot is not None:
-            self.ibot.update_center()
+            self.ibot.center.update()
 
     def check_batch_size(self, batch_size: int) -> None:
         """Raise ValueError for one image per device with KoLeo."""
         if self.koleo is not None:
             self.koleo.check_batch_size(batch_size)
 
-    def check_split(self, height: int, width: int, counts: Sequence[int]) -> None:
+    def check_split(self, height: int, width: int, split: PatchSplit) -> None:
         """Raise ValueError also if iBOT is on and the pipeline has no mask for it."""
-        super().check_split(height, width, counts)
-        if self.ibot is not None and counts[1] == 0:
+        super().check_split(height, width, split)
+        if self.ibot is not None and split.masked.shape[-1] == 0:
             raise ValueError('iBOT needs masked patches; put BlockMask in the place of '
                              'DisjointMask in the pipeline, or set model.ibot=None.')

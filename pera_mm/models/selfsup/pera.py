@@ -3,24 +3,13 @@
 Shapes: n crops of one size, B images, k patches of one part, D embedding width, K prototypes.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
-from pera_mm.models.selfsup.self_distillation import SelfDistillation
-from pera_mm.patches import flatten_patches, gather_patches, patch_grid
+from pera_mm.models.selfsup.self_distillation import Answer, SelfDistillation
+from pera_mm.patches import PatchSplit, flatten_patches, gather_patches, patch_grid
 from pera_mm.registry import MODELS
 from pera_mm.structures import CropViews
-
-
-class Answer(NamedTuple):
-    """What a network says of a batch of crops."""
-
-    scores: list[Tensor]  # prototype scores [n_g, B, K] of each crop size g
-    features: Tensor  # [cls] of the first crop size, [n, B, D]
-    pixels: Tensor | None = None  # predicted patches [n * B, k, p*p*3] of the first crop size
 
 
 @MODELS.register_module()
@@ -63,30 +52,12 @@ class PerA(SelfDistillation):
             self.pixel = MODELS.build(pixel)
         self.koleo = MODELS.build(koleo) if koleo is not None else None
 
-    def loss(self, inputs: dict[str, CropViews],
-             data_samples: list | None = None) -> dict[str, Tensor]:
-        """Weighted ``loss_cls``, ``loss_pixel`` and ``loss_koleo`` (eq. 9).
-
-        Args:
-            inputs: the crops of each size; mask tokens join those of ``'global'``.
-
-        Raises:
-            ValueError: if the pipeline's split does not fit the backbone's patches.
-        """
-        crops = [inputs[name] for name in sorted(inputs)]  # 'global' before 'local'
-        for views in crops:
-            counts = [part.shape[-1] for part in (views.student, views.learnable, views.teacher)]
-            self.check_split(*views.student_view.shape[-2:], counts)
-        teacher = self.teach(crops)  # eq. 2
-        student = self.study(crops)  # eq. 1
-        return self.losses(student, teacher, crops)  # eq. 4-9
-
     @torch.no_grad()
     def teach(self, crops: list[CropViews]) -> Answer:
         """The teacher's answer, from the patches of part t alone (eq. 2)."""
         backbone = self.teacher.backbone
         groups = [
-            backbone.embed(views.teacher_view.flatten(0, 1), views.teacher.flatten(0, 1))
+            backbone.embed(views.teacher_view.flatten(0, 1), views.split.teacher.flatten(0, 1))
             for views in crops
         ]
         groups = backbone.encode(groups, outputs=[0] * len(groups))  # [cls] alone
@@ -97,20 +68,20 @@ class PerA(SelfDistillation):
         backbone = self.student.backbone
         middle = backbone.num_layers // 2
         groups = [
-            backbone.embed(views.student_view.flatten(0, 1), views.student.flatten(0, 1))
+            backbone.embed(views.student_view.flatten(0, 1), views.split.student.flatten(0, 1))
             for views in crops
         ]
         groups = backbone.encode(groups, stop=middle)
         hidden = 0
         if self.predictor is not None:
             groups = [torch.cat([groups[0], self._mask_tokens(crops[0])], dim=1), *groups[1:]]
-            hidden = crops[0].learnable.shape[-1]
+            hidden = crops[0].split.learnable.shape[-1]
         wanted = [hidden] + [0] * (len(groups) - 1)
         groups = backbone.final(backbone.encode(groups, start=middle, outputs=wanted))
         answer = self._answer(self.student, groups, crops)
         if self.predictor is None:
             return answer
-        return Answer(answer.scores, answer.features, self.predictor(groups[0][:, -hidden:]))
+        return answer._replace(pixels=self.predictor(groups[0][:, -hidden:]))
 
     def _mask_tokens(self, views: CropViews) -> Tensor:
         """Mask token + position for every patch of part l: ``[n * B, k, D]``.
@@ -118,42 +89,40 @@ class PerA(SelfDistillation):
         They are appended, not interleaved: attention does not see the order of tokens.
         """
         grid = patch_grid(*views.student_view.shape[-2:], self.patch_size)
-        positions = self.student.backbone.positions(views.learnable.flatten(0, 1), grid)
+        positions = self.student.backbone.positions(views.split.learnable.flatten(0, 1), grid)
         return self.mask_token + positions
-
-    @staticmethod
-    def _answer(network: nn.Module, groups: list[Tensor], crops: list[CropViews]) -> Answer:
-        shapes = [tuple(views.student_view.shape[:2]) for views in crops]
-        features = groups[0][:, 0].unflatten(0, shapes[0])
-        return Answer(network.project(groups, shapes), features)
 
     def pixel_target(self, views: CropViews) -> Tensor:
         """The normalised pixels of part l in the student's view: ``[n * B, k, p*p*3]``."""
-        patches = gather_patches(views.student_view.flatten(0, 1), views.learnable.flatten(0, 1),
-                                 self.patch_size)
+        patches = gather_patches(views.student_view.flatten(0, 1),
+                                 views.split.learnable.flatten(0, 1), self.patch_size)
         return flatten_patches(patches)
 
     def losses(self, student: Answer, teacher: Answer,
                crops: list[CropViews]) -> dict[str, Tensor]:
-        """The terms of eq. 9, each already weighted."""
+        """``loss_cls``, and ``loss_pixel`` and ``loss_koleo`` where they are on (eq. 9)."""
         temperature = self._clocked('teacher_temp')
         losses = dict(loss_cls=self.distillation(student.scores, teacher.scores, temperature))
-        observed = dict(teacher_logits=teacher.scores[0], student_logits=student.scores[0],
-                        teacher_features=teacher.features)
         if student.pixels is not None:
-            target = self.pixel_target(crops[0])
-            losses['loss_pixel'] = self.pixel(student.pixels, target)
-            observed.update(pixel_prediction=student.pixels, pixel_target=target)
+            losses['loss_pixel'] = self.pixel(student.pixels, self.pixel_target(crops[0]))
         if self.koleo is not None:
             losses['loss_koleo'] = self.koleo(student.scores[0])
-        if self.watch:
-            self.observed = {name: tensor.detach() for name, tensor in observed.items()}
         return losses
 
-    def check_split(self, height: int, width: int, counts: Sequence[int]) -> None:
+    def observe(self, student: Answer, teacher: Answer, crops: list[CropViews]) -> None:
+        """As the base, and what the predictor painted beside what was there."""
+        super().observe(student, teacher, crops)
+        if student.pixels is not None:
+            self.observed.update(pixel_prediction=student.pixels.detach(),
+                                 pixel_target=self.pixel_target(crops[0]))
+
+    def check_split(self, height: int, width: int, split: PatchSplit) -> None:
         """Raise ValueError for a split that leaves nothing to predict, or does not fit."""
-        super().check_split(height, width, counts)
-        if self.predictor is not None and counts[1] == 0:
+        super().check_split(height, width, split)
+        if split.masked.shape[-1]:
+            raise ValueError('PerA hides no patch by BlockMask; put DisjointMask in its place in '
+                             'the pipeline.')
+        if self.predictor is not None and split.counts().learnable == 0:
             raise ValueError('the learnable part is empty, so the predictor has no pixels to learn '
                              'from; raise the learnable ratio of DisjointMask, or set '
                              'model.predictor=None and model.pixel=None.')

@@ -5,21 +5,30 @@ Shapes: n crops of one size, B images, k patches, D embedding width, K prototype
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.model import BaseModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from pera_mm.models.selfsup.teacher import Network, ema_update
-from pera_mm.patches import patch_grid
+from pera_mm.patches import PatchSplit, patch_grid
 from pera_mm.registry import MODELS
-from pera_mm.structures import CropViews
+from pera_mm.structures import GROUPS, CropViews
+
+
+class Answer(NamedTuple):
+    """What a network says of a batch of crops."""
+
+    scores: list[Tensor]  # prototype scores [n_g, B, K] of each crop size g
+    features: Tensor  # [cls] of the global crops, [n, B, D]
+    pixels: Tensor | None = None  # PerA's student: painted global patches, [n * B, k, p*p*3]
+    # DINO: the global crops before the final norm, [n * B, 1 (iBOT: 1 + N), D]
+    tokens: Tensor | None = None
 
 
 class SelfDistillation(BaseModel):
-    """Base of the self-distillation methods.
+    """Base of the self-distillation methods: they :meth:`teach`, :meth:`study` and compare.
 
     There is no clock in here: hooks set :attr:`teacher_temp` and :attr:`momentum` before an
     iteration and call :meth:`accumulate` and :meth:`advance` after it, so :meth:`loss` can be
@@ -75,10 +84,56 @@ class SelfDistillation(BaseModel):
             return self.teacher_features(inputs)
         raise ValueError(f"{type(self).__name__} has the modes 'loss' and 'tensor', not '{mode}'.")
 
-    @abstractmethod
     def loss(self, inputs: dict[str, CropViews],
              data_samples: list | None = None) -> dict[str, Tensor]:
-        """Weighted losses of a batch; changes nothing that a second call would notice."""
+        """Weighted losses of a batch; changes nothing that a second call would notice.
+
+        Args:
+            inputs: the crops of each size, by their name in :data:`GROUPS`.
+
+        Raises:
+            ValueError: as :meth:`check_split`.
+        """
+        crops = self.ordered(inputs)
+        teacher = self.teach(crops)
+        student = self.study(crops)
+        losses = self.losses(student, teacher, crops)
+        if self.watch:
+            self.observe(student, teacher, crops)
+        return losses
+
+    def ordered(self, inputs: dict[str, CropViews]) -> list[CropViews]:
+        """The crops of each size, checked, the global ones first."""
+        crops = [inputs[name] for name in sorted(inputs, key=GROUPS.index)]
+        for views in crops:
+            self.check_split(*views.student_view.shape[-2:], views.split)
+        return crops
+
+    @abstractmethod
+    def teach(self, crops: list[CropViews]) -> Answer:
+        """The teacher's answer, without a gradient."""
+
+    @abstractmethod
+    def study(self, crops: list[CropViews]) -> Answer:
+        """The student's answer."""
+
+    @abstractmethod
+    def losses(self, student: Answer, teacher: Answer,
+               crops: list[CropViews]) -> dict[str, Tensor]:
+        """The terms of the loss, each already weighted."""
+
+    def observe(self, student: Answer, teacher: Answer, crops: list[CropViews]) -> None:
+        """Leave in :attr:`observed` what was said of the global crops, detached."""
+        self.observed = dict(teacher_logits=teacher.scores[0].detach(),
+                             student_logits=student.scores[0].detach(),
+                             teacher_features=teacher.features.detach())
+
+    @staticmethod
+    def _answer(network: nn.Module, groups: list[Tensor], crops: list[CropViews]) -> Answer:
+        """Scores and features of encoded groups, after the final norm, [cls] first."""
+        shapes = [tuple(views.student_view.shape[:2]) for views in crops]
+        features = groups[0][:, 0].unflatten(0, shapes[0])
+        return Answer(network.project(groups, shapes), features)
 
     @torch.no_grad()
     def teacher_features(self, images: Tensor) -> Tensor:
@@ -87,34 +142,35 @@ class SelfDistillation(BaseModel):
 
     def accumulate(self) -> None:
         """After every iteration: remember the teacher's outputs for the centre."""
-        self.distillation.accumulate()
+        self.distillation.center.accumulate()
 
     def advance(self) -> None:
         """After an optimizer step: move the teacher (eq. 10) and the centre (eq. 7)."""
         ema_update(self.teacher, self.student, self._clocked('momentum'))
-        self.distillation.update_center()
+        self.distillation.center.update()
 
     def check_batch_size(self, batch_size: int) -> None:
         """Raise ValueError if a loss cannot work on ``batch_size`` images per device."""
 
-    def check_split(self, height: int, width: int, counts: Sequence[int]) -> None:
+    def check_split(self, height: int, width: int, split: PatchSplit) -> None:
         """Raise ValueError unless the split covers a crop's patch grid exactly once.
 
         It does not when the pipeline's patch size is not the backbone's.
 
         Args:
             height, width: of the crop, pixels.
-            counts: patches of the student, learnable and teacher part.
+            split: of its patches.
         """
         h, w = patch_grid(height, width, self.patch_size)
-        split = [sum(counts)]
-        if counts[1] == 0 and counts[0] == counts[2]:  # two halves, or no mask: both see all
-            split.append(counts[0])
-        if h * w not in split:
+        counts = split.counts()
+        covered = [sum(counts)]
+        if counts.learnable == 0 and counts.student == counts.teacher:  # halves, or both see all
+            covered.append(counts.student)
+        if h * w not in covered:
             raise ValueError(
                 f'a {height} x {width} crop has {h * w} patches of {self.patch_size} px, but the '
-                f'pipeline splits {split[-1]}; give DisjointMask (or BlockMask) the patch_size of '
-                'the backbone.')
+                f'pipeline splits {covered[-1]}; give DisjointMask (or BlockMask) the patch_size '
+                'of the backbone.')
 
     def _clocked(self, name: str) -> float:
         value = getattr(self, name)

@@ -7,19 +7,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from pera_mm.weights.loading import (  # noqa: F401  moves on soon
-    activate,
-    load_checkpoint,
-    load_from_http,
-    load_from_local,
-    read_metadata,
-)
-
 StateDict: TypeAlias = Mapping[str, Tensor]
 
-CENTER = 'distillation.center'  # of the prototype scores; the authors' files do not have it
-
-# -- key names ------------------------------------------------------------------------------
+CENTER = 'distillation.center.value'  # of the prototype scores; the authors' files do not have it
 
 _BLOCK = {
     'ln1': 'norm1',
@@ -60,7 +50,7 @@ def pera_names(depth: int) -> dict[str, str]:
 def reference_to_pera(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The PerA authors' weights under our names, every tensor accounted for.
 
-    Their trainer does not save the centre, so ``distillation.center`` is not in the result.
+    Their trainer does not save the centre, so ``distillation.center.value`` is not in the result.
 
     Args:
         state: Their file, or its ``'model'`` part.
@@ -93,7 +83,7 @@ def pera_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
         state: A checkpoint of ours or the authors' raw training file.
 
     Returns:
-        The 24 x depth + 37 tensors, and ``distillation.center`` where the file has it.
+        The 24 x depth + 37 tensors, and ``distillation.center.value`` where the file has it.
 
     Raises:
         ValueError: If a key is missing or unknown.

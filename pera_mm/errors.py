@@ -1,0 +1,19 @@
+"""What users read when something is wrong."""
+
+import os
+import re
+
+
+def printable(text: str | os.PathLike) -> str:
+    r"""The text with ``\xNN`` for every byte that is not UTF-8 and every control character.
+
+    Python keeps bytes of a name that are not UTF-8 as surrogates, which no stream can write: a log
+    handler drops the whole message.
+    """
+    return re.sub('[\x00-\x1f\x7f-\x9f\ud800-\udfff]', _escape, os.fspath(text))
+
+
+def _escape(match: re.Match) -> str:
+    code = ord(match[0])
+    byte = code - 0xdc00 if 0xdc80 <= code <= 0xdcff else code
+    return f'\\x{byte:02x}' if byte < 0x100 else f'\\u{byte:04x}'
