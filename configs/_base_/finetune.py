@@ -1,6 +1,7 @@
 # What every fine-tuning shares, whichever toolbox runs it; the toolbox itself (`default_scope`) is
 # named where its model is.
 default_hooks = dict(
+    weights=dict(type='pera_mm.StrictLoadHook', may_differ=[]),
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),

@@ -4,6 +4,7 @@ default_scope = 'mmpretrain'
 custom_imports = dict(imports=['pera_mm'], allow_failed_imports=False)
 
 default_hooks = dict(
+    weights=dict(type='pera_mm.StrictLoadHook', may_differ=[]),
     runtime_info=dict(type='RuntimeInfoHook'),
     timer=dict(type='IterTimerHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),

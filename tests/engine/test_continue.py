@@ -10,9 +10,9 @@ from mmengine.hooks import Hook
 from safetensors.torch import save_file
 from training_runs import build_runner, draw_images, last_checkpoint, training_cfg
 
-from pera_mm.checkpoints import CENTER, backbone_to_timm, pera_to_reference
 from pera_mm.launch import set_checkpoint
 from pera_mm.registry import MODELS
+from pera_mm.weights.names import CENTER, backbone_to_timm, pera_to_reference
 
 ROOT = Path(__file__).parents[2]
 
@@ -138,8 +138,8 @@ def test_a_resumed_run_reads_no_weights_anew(tmp_path, run, weights):
     (lambda state: state.pop('mask_token'), 'missing mask_token; unknown none'),
     (lambda state: state.update(surplus=torch.zeros(1)), 'unknown surplus'),
     (lambda state: state.update({'predictor.mlp.0.bias': torch.zeros(3)}),
-     r'does not fit the model .*1 of another shape \(first predictor.mlp.0.bias\), '
-     r'there \[3\], in the model \[64\]; nothing was loaded'),
+     r'does not fit the model .*: 1 misshaped \(first predictor.mlp.0.bias, \[3\] in the file, '
+     r'\[64\] in the model\); nothing was loaded'),
 ])
 def test_a_file_that_does_not_match_is_an_error(tmp_path, run, weights, spoil, words):
     spoil(weights)
@@ -153,7 +153,7 @@ def test_another_depth_or_crop_size_is_an_error(tmp_path, run, weights, tiny_cfg
     arch = dict(tiny_cfg['backbone']['arch'], num_layers=5)
     with pytest.raises(ValueError, match=r'24 missing \(first student.backbone.layers.4'):
         run(file, dict(tiny_cfg, backbone=dict(tiny_cfg['backbone'], arch=arch)))
-    with pytest.raises(ValueError, match=r'2 of another shape \(first student.backbone.pos_embed'):
+    with pytest.raises(ValueError, match=r'2 misshaped \(first student.backbone.pos_embed'):
         run(file, dict(tiny_cfg, backbone=dict(tiny_cfg['backbone'], img_size=128)))
 
 

@@ -47,7 +47,7 @@ def test_two_processes_equal_one_on_the_same_global_batch(cfg, tmp_path, accumul
     one, two = (last_checkpoint(tmp_path / name) for name in ('one', 'two'))
     assert one['meta']['iter'] == two['meta']['iter'] == 4
     assert one['state_dict'].keys() == two['state_dict'].keys()
-    assert one['state_dict']['distillation.center'].abs().max() > 1e-3
+    assert one['state_dict']['distillation.center.value'].abs().max() > 1e-3
     for name, value in one['state_dict'].items():
         torch.testing.assert_close(two['state_dict'][name], value, rtol=0, atol=1e-5, msg=name)
     # The first moment is the average of the gradients.

@@ -104,7 +104,7 @@ def test_a_teacher_that_cannot_decide_is_explained_once(cfg, warnings_of):
 def test_one_prototype_for_everything_is_explained(cfg, warnings_of):
     def favour(model):
         """The centre falls behind by a whole prototype: what a stopped centre ends in."""
-        model.distillation.center.zero_()[0, 7] = -3
+        model.distillation.center.value.zero_()[0, 7] = -3
 
     found = warnings_of(cfg(), Damage(favour))
     assert any(text.startswith('health/prototype_use is 0, below 0.05') for text in found)

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from pera_mm.engine.hooks.skipped_images import SkippedImagesHook
+from pera_mm.errors import printable
 from pera_mm.registry import MODELS, TRANSFORMS
 
 
@@ -152,6 +153,22 @@ def test_only_new_paths_are_added_and_the_log_shows_twenty(folder):
     assert lines[0] + b'\n' == known
     assert any(line.split(b'\t')[0] == odd for line in lines)
     assert 'and 10 more, all in ' in log_of(folder)
+
+
+@pytest.mark.parametrize('name', [b'bad_\xff.jpg', b'bad_\x1b[2J.jpg'])
+def test_an_odd_name_is_in_the_log(folder, name):
+    """A byte that is not UTF-8 made the log handler drop the whole warning."""
+    odd = os.fsencode(folder / 'images') + b'/' + name
+    with open(odd, 'wb'):
+        pass
+    with open(folder / 'list.txt', 'ab') as names:
+        names.write(b'\nimages/' + name)
+    runner(folder, max_share=1, num_workers=0).train()
+    log = log_of(folder)
+    assert 'images drawn in epoch 1 could not be read' in log
+    assert f'{folder}/images/{printable(os.fsdecode(name))}: ValueError: the file is empty' in log
+    lines = (folder / 'work' / 'skipped_images.txt').read_bytes().splitlines()
+    assert odd + b'\tValueError: the file is empty' in lines and len(lines) == 5
 
 
 def train_rank(folder, rank, port, queue):

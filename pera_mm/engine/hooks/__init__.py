@@ -9,6 +9,7 @@ from pera_mm.engine.hooks.probe import ProbeHook
 from pera_mm.engine.hooks.schedule import ScheduleHook
 from pera_mm.engine.hooks.skipped_images import SkippedImagesHook
 from pera_mm.engine.hooks.step_seed import StepSeedHook
+from pera_mm.engine.hooks.strict_load import StrictLoadHook
 from pera_mm.engine.hooks.teacher import TeacherHook
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     'ScheduleHook',
     'SkippedImagesHook',
     'StepSeedHook',
+    'StrictLoadHook',
     'TeacherHook',
 ]

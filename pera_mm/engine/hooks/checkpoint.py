@@ -1,18 +1,25 @@
-"""Checkpoints that are complete or not there."""
+"""Checkpoints that are complete or not there, also where a signal stops the run."""
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce, is_main_process, master_only
+import torch.distributed as dist
+from mmengine.dist import all_reduce, barrier, get_world_size, is_main_process, master_only
 from mmengine.hooks import CheckpointHook
+from mmengine.runner import EpochBasedTrainLoop
 from mmengine.runner.checkpoint import find_latest_checkpoint
 
 from pera_mm.engine.hooks.teacher import made_update
+from pera_mm.engine.loops import ResumableTrainLoop
+from pera_mm.files import Claim
 from pera_mm.registry import HOOKS
+from pera_mm.stopping import GuardedWorker, StopSignals, end_with_launcher
 
 INCOMPLETE = '.incomplete'
 
@@ -30,21 +37,64 @@ class AtomicCheckpointHook(CheckpointHook):
     are not in a checkpoint. Arguments are those of :class:`mmengine.hooks.CheckpointHook`;
     ``save_best`` is written by MMEngine's own code and is not atomic.
 
+    While it trains, a run has its work folder to itself. SIGINT and SIGTERM stop it after the
+    next optimizer step with a checkpoint of that step and exit code 130 or 143. MMEngine's own
+    epoch loop cannot continue within an epoch: there, and during a validation, the last checkpoint
+    stands. A second signal stops at once. Ranks end with their launcher (torchrun).
+
     Raises:
         OSError: on all ranks, if a checkpoint cannot be written; the last good one is named.
+        ValueError: if another run trains in the work folder, or it cannot be written to.
+        SystemExit: after SIGINT or SIGTERM.
     """
+
+    def before_run(self, runner: Any) -> None:
+        """Answer signals with one line from here on, before the first step at once."""
+        end_with_launcher()
+        self._signals = StopSignals()
+        self._signals.install()
 
     def before_train(self, runner: Any) -> None:
         """As the parent; then remove what a kill left behind."""
         if '://' in str(self.out_dir or runner.work_dir):
             raise ValueError('AtomicCheckpointHook writes to a file system, not to '
                              f'{self.out_dir or runner.work_dir}; use CheckpointHook there.')
+        self._claim_folder(runner)
         super().before_train(runner)
         self._waiting = False
         if self.max_keep_ckpts > 0:
             self.keep_ckpt_ids = list(self.keep_ckpt_ids)  # one more while a save is under way
         if is_main_process():
             _remove_incomplete(Path(self.out_dir), Path(runner.work_dir))
+        self._saved = -1  # the last iteration saved
+        self._stop_by = 0  # the signal that all ranks agreed on
+        self._gloo = _gloo_group(runner)
+        for loop in (runner.train_loop, runner.val_loop):
+            if loop is not None:
+                loop.dataloader.worker_init_fn = GuardedWorker(loop.dataloader.worker_init_fn)
+        self._signals.note()
+
+    def after_run(self, runner: Any) -> None:
+        """Leave the signals and the work folder to others."""
+        self._signals.restore()
+        claim = getattr(self, '_claim', None)  # a test claims nothing
+        if claim is not None:
+            claim.release()
+
+    def _claim_folder(self, runner: Any) -> None:
+        """Rank 0 claims the work folder for the run; if it may not, all ranks stop."""
+        self._claim, refused = None, None
+        if is_main_process():
+            try:
+                self._claim = Claim(Path(runner.work_dir))
+            except ValueError as error:
+                refused = error
+        failed = torch.tensor(int(refused is not None))
+        all_reduce(failed, 'max')
+        if refused is not None:
+            raise ValueError(str(refused))
+        if failed:
+            raise SystemExit(1)  # rank 0 says why
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None,
                          outputs: Any = None) -> None:
@@ -57,6 +107,55 @@ class AtomicCheckpointHook(CheckpointHook):
             step = runner.epoch if self.by_epoch else runner.iter + 1
             meta = dict(epoch=runner.epoch, iter=runner.iter + 1)
             self._save_checkpoint_with_step(runner, step, meta, by_epoch=False)
+            self._saved = runner.iter + 1
+        self._stop_by = self._stop_by or self._agreed_signal()
+        if self._stop_by and made_update(runner):
+            self._save_for_stop(runner)
+            barrier()  # the launcher kills the others when one has ended
+            self._stop(runner, self._stop_by, runner.iter + 1)
+
+    def before_val(self, runner: Any) -> None:
+        """Stop if a signal came since the last step."""
+        self.after_val_iter(runner, 0)
+
+    def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None,
+                       outputs: Any = None) -> None:
+        """Stop if a signal came; ranks may differ in their batches, so each for itself."""
+        if self._signals.pending:
+            self._stop(runner, self._signals.pending, runner.iter)
+
+    def _agreed_signal(self) -> int:
+        """The number of a signal that any rank received, else 0; the same on all ranks.
+
+        Every iteration, because ranks receive it in different ones. It takes less than 1 ms over
+        gloo, and no rank waits for its GPU.
+        """
+        number = torch.tensor(int(self._signals.pending or 0))
+        if get_world_size() > 1:
+            dist.all_reduce(number, dist.ReduceOp.MAX, group=self._gloo)
+        return int(number)
+
+    def _save_for_stop(self, runner: Any) -> None:
+        """Save this iteration where the loop can continue from it and it is not saved yet."""
+        step, loop = runner.iter + 1, runner.train_loop
+        if self._saved == step or (isinstance(loop, EpochBasedTrainLoop)
+                                   and not isinstance(loop, ResumableTrainLoop)):
+            return
+        meta = dict(epoch=runner.epoch, iter=step)
+        if self.by_epoch:
+            self._write(runner, f'iter_{step}.pth', meta, by_epoch=False)
+        else:
+            self._save_checkpoint_with_step(runner, step, meta)
+
+    def _stop(self, runner: Any, number: int, iteration: int) -> None:
+        """Say where the run can continue; end this process."""
+        last = find_latest_checkpoint(runner.work_dir)
+        where = f'checkpoint {last}; continue with --resume' if last else 'no checkpoint yet'
+        runner.logger.warning(f'Stopped by {signal.Signals(number).name} after iteration '
+                              f'{iteration}; {where}.')
+        runner.visualizer.close()
+        self.after_run(runner)
+        raise SystemExit(128 + number)
 
     def _save_checkpoint(self, runner: Any) -> None:
         """The parent's way at the end of an epoch, unless in the middle of an accumulation."""
@@ -72,17 +171,21 @@ class AtomicCheckpointHook(CheckpointHook):
         ``by_epoch`` tells MMEngine whether the epoch counter has yet to move.
         """
         self._waiting = False
-        folder, name = str(self.out_dir), self.filename_tmpl.format(step)
-        path = Path(folder, name)
         self._keep(runner, step)
+        self._write(runner, self.filename_tmpl.format(step), meta,
+                    self.by_epoch if by_epoch is None else by_epoch)
+        self._drop_outdated(runner)
+
+    def _write(self, runner: Any, name: str, meta: dict, by_epoch: bool) -> None:
+        folder = str(self.out_dir)
+        path = Path(folder, name)
         runner.message_hub.update_info('last_ckpt', str(path))
         self._on_all_ranks(runner, path, lambda: runner.save_checkpoint(
             folder, name + INCOMPLETE, save_optimizer=self.save_optimizer,
-            save_param_scheduler=self.save_param_scheduler, meta=meta,
-            by_epoch=self.by_epoch if by_epoch is None else by_epoch, **self.args))
+            save_param_scheduler=self.save_param_scheduler, meta=meta, by_epoch=by_epoch,
+            **self.args))
         self._on_all_ranks(runner, path, lambda: _publish(path, runner.work_dir))
         self.last_ckpt = str(path)
-        self._drop_outdated(runner)
 
     @staticmethod
     def _on_all_ranks(runner: Any, path: Path, write: Callable[[], None]) -> None:
@@ -119,6 +222,14 @@ class AtomicCheckpointHook(CheckpointHook):
                 _remove(outdated)
         if self.max_keep_ckpts > 0:
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+
+
+def _gloo_group(runner: Any) -> Any:
+    """Processes that can agree without their GPUs; None: the default group."""
+    if get_world_size() == 1 or dist.get_backend() == 'gloo':
+        return None
+    timeout = (runner.cfg.get('env_cfg', {}).get('dist_cfg') or {}).get('timeout', 1800)
+    return dist.new_group(backend='gloo', timeout=timedelta(seconds=timeout))
 
 
 @master_only

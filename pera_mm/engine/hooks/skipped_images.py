@@ -10,6 +10,7 @@ from mmengine.dist import all_gather_object, all_reduce, get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from pera_mm.errors import printable
 from pera_mm.registry import HOOKS
 
 SHOWN = 20
@@ -103,8 +104,9 @@ class SkippedImagesHook(Hook):
         reasons = {path: reason for _, found in gathered for path, reason in found.items()}
         file = Path(runner.work_dir) / 'skipped_images.txt'
         _append_new(file, reasons)
-        lines = [f'{path}: {reason}' for path, reason in sorted(reasons.items())]
-        rest = [f'and {len(lines) - SHOWN} more, all in {file}'] if len(lines) > SHOWN else []
+        lines = [printable(f'{path}: {reason}') for path, reason in sorted(reasons.items())]
+        more = len(lines) - SHOWN
+        rest = [f'and {more} more, all in {printable(file)}'] if more > 0 else []
         runner.logger.warning('\n  '.join([
             f'{skipped} of {drawn} images drawn in epoch {runner.epoch + 1} could not be read and '
             f'were replaced ({", ".join(workers)}):', *lines[:SHOWN], *rest]))
@@ -118,4 +120,4 @@ def _append_new(file: Path, reasons: dict[str, str]) -> None:
     with open(file, 'ab') as stream:  # bytes: a path need not be UTF-8
         for path, reason in sorted(reasons.items()):
             if os.fsencode(path) not in known:
-                stream.write(os.fsencode(path) + b'\t' + reason.encode() + b'\n')
+                stream.write(os.fsencode(path) + b'\t' + printable(reason).encode() + b'\n')
