@@ -2,12 +2,15 @@
 
 import argparse
 import ctypes
+import errno
 import os
+import re
+import shutil
 import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,15 @@ from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 
+from pera_mm.files import Claim, check_writable
+from pera_mm.stopping import end_with_launcher, first_rank
+
+SHARED_MEMORY = '/dev/shm'
+# What torch says when a worker finds no room there, whichever of the two comes first.
+NO_SHARED_MEMORY = re.compile(
+    r'killed by signal: Bus error|</torch_\d|unable to \w+( \w+)? shared memory')
+LOST_RANK = re.compile(r'gloo.*(closed|reset) by peer|gloo.*(Broken pipe|Read error|Write error)|'
+                       r'remote process exited', re.DOTALL)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 
 
@@ -195,13 +207,26 @@ def require_test_loop(cfg: Config) -> None:
                          'test; take the config of a downstream task.')
 
 
+def train(cfg: Config) -> None:
+    """Train in a work folder that no other run trains in.
+
+    Raises:
+        ValueError: as :func:`build_runner`, or if another run trains there.
+    """
+    # Before the runner writes anything there; AtomicCheckpointHook claims it where there is no
+    # such command (mim train).
+    with Claim(Path(cfg.work_dir)) if first_rank() else nullcontext():
+        build_runner(cfg).train()
+
+
 def build_runner(cfg: Config) -> Any:
     """MMEngine's Runner, or the one that ``cfg.runner_type`` names (FlexibleRunner).
 
     Raises:
-        ValueError: if the processes were not started as ``cfg.launcher`` says, or there are more
-            of them on this machine than GPUs.
+        ValueError: if the processes were not started as ``cfg.launcher`` says, there are more
+            of them on this machine than GPUs, or the work folder cannot be written to.
     """
+    end_with_launcher()
     if cfg.launcher == 'pytorch' and 'RANK' not in os.environ:
         raise ValueError('--launcher pytorch needs processes started by torchrun: '
                          'use tools/dist_train.sh CONFIG GPUS.')
@@ -212,6 +237,8 @@ def build_runner(cfg: Config) -> Any:
             _distribute_on_cpu(cfg)
     if get_device() == 'cpu':
         keep_freed_memory()
+    if first_rank():
+        check_writable(Path(cfg.work_dir))
     return RUNNERS.build(cfg)
 
 
@@ -258,17 +285,35 @@ def errors_in_one_sentence() -> Iterator[None]:
     """End with exit code 1 and the message alone if pera_mm itself refused something.
 
     An error that the code of pera_mm raised on purpose says what to do; a traceback would only
-    hide it. Any other exception is a bug somewhere and keeps its traceback.
+    hide it. The same for two causes outside of the program: shared memory that is too small, and
+    the end of another rank. Any other exception is a bug somewhere and keeps its traceback.
     """
     try:
         yield
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         ours = Path(where.filename).is_relative_to(Path(__file__).parent)
-        if not (ours and (where.line or '').startswith('raise')):
+        if ours and (where.line or '').startswith('raise'):
+            sentence = str(error)
+        elif NO_SHARED_MEMORY.search(str(error)) or (
+                'multiprocessing' in where.filename  # a queue, whose semaphores lie there
+                and getattr(error, 'errno', None) == errno.ENOSPC):
+            sentence = _about_shared_memory()
+        elif LOST_RANK.search(str(error)):
+            sentence = 'another rank has ended or was killed, so this one cannot go on; after ' \
+                       'mending the cause, continue with --resume.'
+        else:
             raise
-        print(f'Error: {error}', file=sys.stderr)
+        print(f'Error: {sentence}', file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _about_shared_memory() -> str:
+    room = shutil.disk_usage(SHARED_MEMORY)
+    return (f'the shared memory {SHARED_MEMORY}, through which data-loader workers pass their '
+            f'images, is too small ({room.total / 2**20:.0f} MB, {room.free / 2**20:.0f} MB free): '
+            'enlarge it (docker run --shm-size 16g, or --ipc=host), or set '
+            'train_dataloader.num_workers=0.')
 
 
 @contextmanager

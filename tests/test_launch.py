@@ -1,5 +1,7 @@
 """From a command line to a config: every refusal is one sentence."""
 
+import re
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -161,6 +163,28 @@ def test_our_refusal_is_one_sentence(capsys):
         patch_grid(30, 30, 16)
     assert stop.value.code == 1
     assert capsys.readouterr().err.startswith('Error: ')
+
+
+@pytest.mark.parametrize('text', [
+    'DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that '
+    'workers are out of shared memory.',
+    'Caught RuntimeError in DataLoader worker process 0.\nRuntimeError: unable to write to file '
+    '</torch_8_12_0>: No space left on device (28)',
+    'unable to allocate shared memory(shm) for file </torch_8_12_0>: No space left on device (28)',
+])
+def test_what_torch_says_of_small_shared_memory_becomes_one_sentence(capsys, text):
+    with pytest.raises(SystemExit) as stop, errors_in_one_sentence():
+        raise RuntimeError(text)
+    assert stop.value.code == 1
+    assert re.fullmatch(r'Error: the shared memory /dev/shm, .* is too small \(\d+ MB, \d+ MB '
+                        r'free\): enlarge it \(docker run --shm-size.*num_workers=0\.\n',
+                        capsys.readouterr().err)
+
+
+def test_a_lost_rank_is_one_sentence(capsys):
+    with pytest.raises(SystemExit), errors_in_one_sentence():
+        raise RuntimeError('[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [::1]')
+    assert capsys.readouterr().err.startswith('Error: another rank has ended or was killed')
 
 
 def test_a_bug_keeps_its_traceback():

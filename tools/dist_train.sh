@@ -5,6 +5,9 @@
 #
 # Several machines: the same command on each, with NNODES, NODE_RANK (0, 1, ...), MASTER_ADDR and
 # PORT in the environment. PYTHON names the interpreter (default: python).
+#
+# Ctrl-C or SIGTERM to this process stops all ranks after the same step, with a checkpoint; a rank
+# that fails stops the others; the ranks of a launcher that is killed end with it.
 set -euo pipefail
 
 if (( $# < 2 )) || ! [[ ${2} =~ ^[1-9][0-9]*$ ]]; then

@@ -7,6 +7,7 @@ Exit code 0: pre-training with our configs can run. 1: something that it needs i
 
 import importlib
 import platform
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -70,6 +71,7 @@ NEEDED_BY = {
     'pera_mm.ProbeHook': 'sklearn',
     'DeepSpeedStrategy': 'deepspeed',
 }
+SHARED_MEMORY = 2**30  # bytes; less is a container's default, and not a choice
 DOWNSTREAM = {'mmseg', 'mmdet', 'opencd', 'deepspeed'}
 NOT_HERE = ' (not here)'  # behind a path in the table
 
@@ -147,6 +149,17 @@ def check_device() -> Finding:
         'the CUDA version of torch.'
     )
     return Finding('GPU', 'none: CPU only', problem)
+
+
+def check_shared_memory(folder: Path = Path('/dev/shm')) -> Finding:
+    """The room through which data-loader workers pass their images; Docker gives 64 MB."""
+    if not folder.is_dir():
+        return Finding('shared memory', f'no {folder}')
+    size = shutil.disk_usage(folder).total
+    problem = '' if size >= SHARED_MEMORY else (
+        f'{folder} has only {size / 2**20:.0f} MB, too little for data-loader workers with large '
+        'batches: docker run --shm-size 16g, or --ipc=host; else train_dataloader.num_workers=0.')
+    return Finding('shared memory', f'{size / 2**30:.1f} GB', problem)
 
 
 def parts(cfg: Any) -> Iterator[dict]:
@@ -300,6 +313,7 @@ def main() -> int:
         packages.append(check_operators())
     if 'torch' not in broken:
         packages.append(check_device())
+    packages.append(check_shared_memory())
     configs = check_configs(broken)
     show(console, 'Environment', 'version', packages)
     show(console, 'Configs', 'data', configs)

@@ -5,6 +5,9 @@
 #
 # In the environment: GPUS in all (default 8), GPUS_PER_NODE (at most 8), CPUS_PER_TASK (10), SRUN_ARGS
 # (more arguments for srun), PORT (29500), PYTHON (python).
+#
+# SIGTERM stops the run after its step, with a checkpoint. At the time limit Slurm gives it 30 s
+# (KillWait) until the kill; in a batch script, #SBATCH --signal=TERM@300 gives it 5 minutes.
 set -euo pipefail
 
 if (( $# < 3 )); then

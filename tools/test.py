@@ -15,6 +15,7 @@ from pera_mm.launch import (
     require_test_loop,
     set_checkpoint,
 )
+from pera_mm.stopping import stopped_in_one_line
 
 
 def parse_args() -> argparse.Namespace:
@@ -34,5 +35,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    with errors_in_one_sentence():
+    with stopped_in_one_line(), errors_in_one_sentence():
         main()

@@ -17,4 +17,5 @@ else
     rendezvous=(--nnodes "${NNODES:-1}" --node-rank "${NODE_RANK:-0}"
                 --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${PORT:-29500}")
 fi
-exec "${PYTHON:-python}" -m torch.distributed.run --nproc-per-node "$gpus" "${rendezvous[@]}" "$@"
+here=$(dirname "${BASH_SOURCE[0]}")
+exec "${PYTHON:-python}" "$here/torchrun.py" --nproc-per-node "$gpus" "${rendezvous[@]}" "$@"

@@ -3,32 +3,36 @@
 One process:        python tools/train.py CONFIG
 Several GPUs:       tools/dist_train.sh CONFIG GPUS
 Slurm:              tools/slurm_train.sh PARTITION JOB_NAME CONFIG
+
+Ctrl-C and SIGTERM stop a run after its step, with a checkpoint to continue from (--resume) and exit
+code 130 or 143; a second one stops it at once.
 """
 
 import argparse
 
 import pera_mm  # noqa: F401  before any toolbox: it supplies the operators mmcv.ops asks for
 from pera_mm.launch import (
-    build_runner,
     errors_in_one_sentence,
     load_config,
     parser,
     set_checkpoint,
     set_precision,
+    train,
 )
+from pera_mm.stopping import stopped_in_one_line
 
 
 def parse_args() -> argparse.Namespace:
     """The command line of training."""
-    train = parser('Train from a config.')
-    train.add_argument(
+    command = parser('Train from a config.')
+    command.add_argument(
         '--resume', metavar='CKPT', nargs='?', const='auto',
         help='continue from CKPT, or without CKPT from the latest checkpoint in the work '
              'folder, if there is one')
-    train.add_argument(
+    command.add_argument(
         '--amp', choices=['bf16', 'fp16', 'off'],
         help='mixed precision, in place of what the config says')
-    return train.parse_args()
+    return command.parse_args()
 
 
 def main() -> None:
@@ -39,9 +43,9 @@ def main() -> None:
         set_precision(cfg, args.amp)
     if args.resume:
         set_checkpoint(cfg, args.resume, resume=True)
-    build_runner(cfg).train()
+    train(cfg)
 
 
 if __name__ == '__main__':
-    with errors_in_one_sentence():
+    with stopped_in_one_line(), errors_in_one_sentence():
         main()

@@ -269,7 +269,7 @@ LOCKED = """
 import runpy, sys, time
 tool = runpy.run_path(sys.argv[1])
 from pathlib import Path
-with tool['locked'](Path(sys.argv[2])):
+with tool['Claim'](Path(sys.argv[2])):
     print('locked', flush=True)
     time.sleep(600)
 """
@@ -283,8 +283,8 @@ def test_two_steps_do_not_work_in_one_folder(tmp_path, monkeypatch):
     try:
         assert other.stdout.readline() == 'locked\n'
         code = run(monkeypatch, *options)
-        assert code == (f'rsrsd: another step is at work in {tmp_path}: wait for its end, or give '
-                        'another --work-dir.')
+        assert code.startswith(f'rsrsd: another run is at work in {tmp_path} (process {other.pid} ')
+        assert code.endswith('): wait for its end or give another --work-dir.')
         assert not (tmp_path / 'kept.csv').exists()
         assert run(monkeypatch, 'stats', tmp_path / 'tiles') == 0
     finally:

@@ -91,6 +91,18 @@ def test_the_operators_are_bridged_or_compiled(doctor: ModuleType):
     assert re.match('bridged over torchvision|compiled with mmcv', found.detail)
 
 
+def test_small_shared_memory_is_a_note(doctor: ModuleType, tmp_path: Path,
+                                       monkeypatch: pytest.MonkeyPatch):
+    size = shutil.disk_usage(tmp_path).total
+    assert doctor.check_shared_memory(tmp_path / 'none').problem == ''
+    monkeypatch.setattr(doctor, 'SHARED_MEMORY', size)
+    assert doctor.check_shared_memory(tmp_path).problem == ''
+    monkeypatch.setattr(doctor, 'SHARED_MEMORY', size + 1)
+    found = doctor.check_shared_memory(tmp_path)
+    assert found.problem.startswith(f'{tmp_path} has only {size / 2**20:.0f} MB, too little')
+    assert not found.required
+
+
 # -- configs --------------------------------------------------------------------------------
 
 GOOD = """

@@ -81,8 +81,8 @@ def test_painted_are_the_students_pixels_of_every_hidden_patch(model, images, mo
 
     def paint(crops):
         """White wherever it is asked, and remembers where."""
-        passes.append((crops[0].student[0], crops[0].learnable[0]))
-        pixels = torch.full((2, crops[0].learnable.shape[-1], 768), 10.)
+        passes.append((crops[0].split.student[0], crops[0].split.learnable[0]))
+        pixels = torch.full((2, crops[0].split.learnable.shape[-1], 768), 10.)
         return type('Answer', (), dict(pixels=pixels))
 
     monkeypatch.setattr(model, 'study', paint)
@@ -118,7 +118,7 @@ def test_a_model_that_knows_the_picture_paints_it(model, images, monkeypatch):
 
     def know(crops):
         target = patchify(crops[0].student_view[0], 16)
-        hidden = crops[0].learnable[0].unsqueeze(-1)
+        hidden = crops[0].split.learnable[0].unsqueeze(-1)
         return type('Answer', (), dict(pixels=torch.take_along_dim(target, hidden, dim=1)))
 
     monkeypatch.setattr(model, 'study', know)

@@ -4,8 +4,10 @@ import os
 import re
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -121,12 +123,17 @@ def test_refusal_is_one_line(folder, run_tool, capsys):
 
 def run(folder, *command):
     """Run a shell script of tools/ as a user does."""
-    environment = dict(os.environ, PYTHONPATH=str(folder), PYTHON=sys.executable,
-                       OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
-    for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'PORT'):
-        environment.pop(name, None)
-    return subprocess.run([str(part) for part in command], cwd=folder, env=environment,
+    return subprocess.run([str(part) for part in command], cwd=folder, env=environment(folder),
                           capture_output=True, text=True, timeout=240)
+
+
+def environment(folder):
+    """Of a program that a user starts."""
+    variables = dict(os.environ, PYTHONPATH=str(folder), PYTHON=sys.executable,
+                     OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
+    for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'PORT'):
+        variables.pop(name, None)
+    return variables
 
 
 @pytest.mark.dist
@@ -139,6 +146,169 @@ def test_two_processes_without_gpu_train_on_the_global_batch(folder):
         error = slope * x + offset - y
         slope, offset = slope - 0.2 * (error * x).mean(), offset - 0.2 * error.mean()
     torch.testing.assert_close((slope, offset), line(folder / 'two/epoch_2.pth'))
+
+
+ENDLESS = """
+_base_ = 'toy_config.py'
+custom_imports = dict(imports=['toy', 'pera_mm'])
+train_cfg = dict(_delete_=True, type='pera_mm.ResumableTrainLoop', max_epochs=1000000)
+train_dataloader = dict(num_workers=1, persistent_workers=True, sampler=dict(
+    _delete_=True, type='pera_mm.DrawSampler'), dataset=dict(type='Slow'))
+default_hooks = dict(checkpoint=dict(
+    _delete_=True, type='pera_mm.AtomicCheckpointHook', by_epoch=False, interval=1000000))
+"""
+SLOW = """
+
+@DATASETS.register_module()
+class Slow(Line):
+    def __getitem__(self, draw):
+        import os, pathlib, time
+        time.sleep(0.05)
+        pathlib.Path(f'reader_{os.getpid()}').touch()
+        return super().__getitem__(draw[0])
+
+
+@DATASETS.register_module()
+class Large(Line):
+    def __getitem__(self, index):
+        return torch.zeros(100_000, 1), torch.zeros(100_000, 1)
+"""
+
+
+@pytest.fixture
+def endless(folder):
+    """A run of two ranks that does not end: its launcher, once both train."""
+    (folder / 'toy.py').write_text(TOY + SLOW)
+    (folder / 'endless.py').write_text(ENDLESS)
+    with open(folder / 'said', 'w') as said:
+        launcher = subprocess.Popen(
+            [str(TOOLS / 'dist_train.sh'), 'endless.py', '2', '--work-dir', 'run'], cwd=folder,
+            env=environment(folder), stdout=said, stderr=subprocess.STDOUT)
+    wait_until(lambda: len(list(folder.glob('reader_*'))) == 2 or launcher.poll() is not None, 240)
+    yield launcher
+    launcher.kill()
+    launcher.wait()
+
+
+def wait_until(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, 'waited in vain'
+        time.sleep(0.05)
+
+
+def children(pid):
+    """The processes that ``pid`` started and that still run."""
+    found = []
+    for stat in Path('/proc').glob('[0-9]*/stat'):
+        try:
+            state, parent = stat.read_text().rpartition(') ')[2].split()[:2]
+        except OSError:  # ended meanwhile
+            continue
+        if int(parent) == pid and state != 'Z':
+            found.append(int(stat.parent.name))
+    return found
+
+
+def running(pids):
+    return [pid for pid in pids if (stat := Path(f'/proc/{pid}/stat')).exists()
+            and stat.read_text().rpartition(') ')[2][0] != 'Z']
+
+
+@pytest.mark.dist
+def test_ranks_and_their_workers_end_with_a_killed_launcher(endless):
+    ranks = children(endless.pid)
+    workers = [worker for rank in ranks for worker in children(rank)]
+    assert (len(ranks), len(workers)) == (2, 2)
+    endless.kill()
+    wait_until(lambda: not running(ranks), 10)
+    wait_until(lambda: not running(workers), 20)
+
+
+@pytest.mark.dist
+def test_a_killed_rank_stops_the_others_with_one_sentence(folder, endless):
+    victim = children(endless.pid)[1]
+    os.kill(victim, signal.SIGKILL)
+    assert endless.wait(20) == 137
+    said = (folder / 'said').read_text()
+    assert re.search(rf'^Error: rank [01] \(process {victim}\) was killed by SIGKILL \(as the '
+                     r'system does when memory runs out\), and the other ranks were stopped\.$',
+                     said, re.M)
+    assert 'Traceback' not in said
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_sigterm_to_the_launcher_writes_one_checkpoint(folder, endless):
+    endless.terminate()
+    assert endless.wait(60) == 143
+    checkpoint, = (folder / 'run').glob('*.pth')
+    said = (folder / 'said').read_text()
+    assert said.count('Stopped by SIGTERM after iteration ') == 1
+    assert f'; checkpoint {checkpoint.resolve()}; continue with --resume.' in said
+    assert 'Traceback' not in said and 'Error: ' not in said
+
+
+def test_ctrl_c_reaches_all_processes_and_is_one_line(folder):
+    (folder / 'toy.py').write_text(TOY + SLOW)
+    (folder / 'endless.py').write_text(ENDLESS)
+    process = subprocess.Popen(
+        [sys.executable, TOOLS / 'train.py', 'endless.py', '--work-dir', 'run'], cwd=folder,
+        env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True)
+    wait_until(lambda: list(folder.glob('reader_*')) or process.poll() is not None, 240)
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.splitlines()[-1].endswith('; continue with --resume.')
+    assert 'Traceback' not in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('size', ['4k', '300k'])  # no room for a queue, none for a batch
+def test_small_shared_memory_is_one_sentence(folder, size):
+    (folder / 'toy.py').write_text(TOY + SLOW)
+    mount = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && "$@"'
+    namespace = ['unshare', '-m', 'sh', '-c', mount, '-']
+    if subprocess.run([*namespace, 'true'], capture_output=True).returncode:
+        pytest.skip('may not mount a small /dev/shm here')
+    done = run(folder, *namespace, sys.executable, TOOLS / 'train.py', 'toy_config.py',
+               '--cfg-options', 'train_dataloader.num_workers=1',
+               'train_dataloader.dataset.type=Large')
+    assert done.returncode == 1
+    before, sentence, _ = done.stderr.partition('Error: the shared memory /dev/shm, through which')
+    assert sentence
+    assert 'Traceback' not in before  # torch's own destructor may fail after it
+
+
+def test_a_file_in_place_of_the_work_folder_is_one_sentence(folder, run_tool, capsys):
+    (folder / 'taken').touch()
+    for name, *checkpoint in (['train.py'], ['test.py', 'taken']):
+        with pytest.raises(SystemExit) as stop:
+            run_tool(name, 'toy_config.py', *checkpoint, '--work-dir', 'taken')
+        assert stop.value.code == 1
+        assert capsys.readouterr().err.startswith(
+            'Error: cannot write to the work folder taken (a file has its name')
+
+
+def test_training_is_refused_where_another_run_trains_and_testing_is_not(folder, run_tool, capsys):
+    run_tool('train.py', 'toy_config.py', '--work-dir', 'run')
+    claim = 'import time; from pathlib import Path; from pera_mm.files import Claim\n' \
+            'with Claim(Path("run")): print("claimed", flush=True); time.sleep(600)'
+    other = subprocess.Popen([sys.executable, '-c', claim], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == 'claimed\n'
+        before = sorted(Path('run').rglob('*'))
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            run_tool('train.py', 'toy_config.py', '--work-dir', 'run', '--resume')
+        assert capsys.readouterr().err.startswith('Error: another run is at work in run (process ')
+        assert sorted(Path('run').rglob('*')) == before
+        shutil.copy('toy_config.py', 'beside.py')
+        run_tool('test.py', 'beside.py', 'run/epoch_2.pth', '--work-dir', 'run')
+    finally:
+        other.kill()
+        other.wait()
 
 
 def test_shell_scripts_explain_themselves(folder):

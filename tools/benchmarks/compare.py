@@ -35,8 +35,8 @@ from rich.progress import (
 )
 from runs import ROOT, Job, Step, run_all, scalars, train_command
 
-from pera_mm.datasets.writing import write_whole
 from pera_mm.evaluation.features import read_labelled_folder, stratified_split
+from pera_mm.files import write_whole
 from pera_mm.launch import errors_in_one_sentence, load_config
 
 PROBES = {'knn': 'kNN, k = 10', 'linear': 'linear', 'finetune': 'fine-tuned'}

@@ -21,7 +21,6 @@ from mmengine.runner import set_random_seed
 from mmpretrain.registry import MODELS
 
 import pera_mm  # noqa: F401  activates the bridges
-from pera_mm.datasets.writing import write_whole
 from pera_mm.evaluation.features import (
     LabelledFolder,
     Split,
@@ -31,6 +30,7 @@ from pera_mm.evaluation.features import (
 )
 from pera_mm.evaluation.knn import knn_accuracy
 from pera_mm.evaluation.linear_probe import linear_accuracy
+from pera_mm.files import write_whole
 from pera_mm.launch import build_runner, errors_in_one_sentence
 from pera_mm.models.preprocessor import CropPreprocessor
 

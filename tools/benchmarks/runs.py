@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pera_mm.datasets.writing import write_whole
+from pera_mm.files import write_whole
 from pera_mm.launch import sigterm_as_interrupt
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,7 +20,7 @@ from shapely.geometry import box, mapping, shape
 from shapely.geometry.base import BaseGeometry
 
 from pera_mm.collect.continents import CONTINENTS, FILE
-from pera_mm.datasets.writing import write_whole
+from pera_mm.files import write_whole
 
 SOURCE = ('Natural Earth, Admin 0 - Countries, 1:110m, as shipped with geopandas 0.14.4 '
           '(geopandas/datasets/naturalearth_lowres)')

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pera_mm.datasets.prepare import splits
 from pera_mm.datasets.prepare.classification import published_names
-from pera_mm.datasets.writing import write_whole
+from pera_mm.files import write_whole
 
 IMAGES = {'.jpg', '.jpeg', '.png', '.tif', '.tiff', '.bmp'}
 

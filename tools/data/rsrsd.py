@@ -16,7 +16,6 @@ time and started again, it goes on where it was. docs/rsrsd.md has an example th
 
 import argparse
 import errno
-import fcntl
 import inspect
 import json
 import logging
@@ -32,7 +31,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Column, Table
 
-from pera_mm.datasets.writing import write_whole
+from pera_mm.files import Claim, write_whole
 from pera_mm.launch import merge_options, option, read_config, sigterm_as_interrupt
 
 try:
@@ -111,7 +110,7 @@ def run_step(args: argparse.Namespace) -> None:
     settings = settings_of(cfg, args.command, args.config)
     if args.command == 'fetch':
         settings['accept_terms'] = args.accept_terms
-    with locked(folder), logged(folder / 'logs' / f'{args.command}.log'):
+    with Claim(folder), logged(folder / 'logs' / f'{args.command}.log'):
         summary = STEPS[args.command](folder, **settings)
         write_whole(folder / f'{args.command}.json', json.dumps(summary, indent=1).encode())
         log.info('%s: done', args.command)
@@ -151,25 +150,6 @@ def settings_of(cfg: Config, command: str, path: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f'{path}: {command} needs the setting {missing[0]!r}.')
     return settings
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other steps out of the work folder; the system ends that with the process.
-
-    Raises:
-        ValueError: if another step is at work there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / '.lock', 'ab') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f'another step is at work in {folder}: wait for its end, or give '
-                             'another --work-dir.') from None
-        except OSError:  # a file system without locks
-            pass
-        yield
 
 
 class LogFile(logging.FileHandler):

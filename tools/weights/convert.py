@@ -29,14 +29,8 @@ from torch import Tensor
 
 import pera_mm  # noqa: F401  before any toolbox
 from pera_mm import export
-from pera_mm.checkpoints import (
-    backbone_prefix,
-    load_checkpoint,
-    pera_weights,
-    read_metadata,
-    teacher_backbone,
-    weights_of,
-)
+from pera_mm.weights.loading import load_checkpoint, read_metadata
+from pera_mm.weights.names import backbone_prefix, pera_weights, teacher_backbone, weights_of
 
 TOLERANCE = 1e-5  # of features after writing, over their root mean square
 SUFFIXES = dict(backbone=('.safetensors',), timm=('',), hf=('',), pera_mm=('.pth',),
