@@ -1,4 +1,7 @@
 import io
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -7,7 +10,17 @@ import pytest
 import rasterio
 from PIL import Image
 
-from pera_mm.datasets.reading import UnreadableImage, check_rule, decode_image, read_image, to_uint8
+from pera_mm.datasets.reading import (
+    PICTURES,
+    RASTER_DRIVERS,
+    UnreadableImage,
+    check_rule,
+    decode_image,
+    read_image,
+    reason_of,
+    size_of,
+    to_uint8,
+)
 
 SHARED = Path(__file__).parents[3] / 'shared' / 'data'
 warnings.filterwarnings('ignore', category=rasterio.errors.NotGeoreferencedWarning)
@@ -248,3 +261,128 @@ def test_what_is_unreadable_and_why(tmp_path, monkeypatch):
 def test_wrong_rules(bands, scale, words):
     with pytest.raises(ValueError, match=words):
         check_rule(bands, scale)
+
+
+# -- hostile files -------------------------------------------------------------------------------
+
+READ = """
+import resource, sys
+import rasterio.io
+from pera_mm.datasets.reading import UnreadableImage, read_image
+
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sys.argv[1:]:
+    try:
+        print(read_image(path).shape)
+    except UnreadableImage as error:
+        print(error)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def read_in_child(*paths):
+    """What comes of each file, and the MiB by which a process grew."""
+    child = subprocess.run([sys.executable, '-W', 'ignore', '-c', READ, *paths], timeout=100,
+                           check=True, text=True, stdout=subprocess.PIPE)
+    *said, grown = child.stdout.splitlines()
+    return said, int(grown)
+
+
+def write_sparse(path, width, height, count=1, dtype='float64', **profile):
+    """A TIFF with a head and no block; GDAL reads zeros."""
+    with rasterio.open(path, 'w', driver='GTiff', width=width, height=height, count=count,
+                       dtype=dtype, compress='deflate', sparse_ok=True, **profile):
+        return path
+
+
+def tiles_of(side):
+    return dict(tiled=True, blockxsize=side, blockysize=side)
+
+
+def test_tiny_files_take_little_memory(tmp_path):
+    bombs = {
+        '20000 x 20000 pixels are too many': (20_000, 20_000, tiles_of(1024)),
+        'takes about 6.36 GiB of memory, the limit is 4.00 GiB': (13_000, 13_000, tiles_of(1024)),
+        'takes about 9.77 GiB of memory, the limit is 4.00 GiB': (
+            256, 256, dict(tiles_of(256), count=20_000, interleave='pixel')),
+    }
+    paths = [write_sparse(tmp_path / f'{index}.tif', width, height, **options)
+             for index, (width, height, options) in enumerate(bombs.values())]
+    assert all(path.stat().st_size < 300_000 for path in paths)
+    said, grown = read_in_child(*paths)
+    for words, reason in zip(bombs, said):
+        assert words in reason and 'cut the file into tiles' in reason
+    assert grown < 100
+
+
+def test_a_block_that_is_larger_than_its_image_counts(tmp_path):
+    """Only GDAL's own check of the header stands before: nothing is decoded."""
+    path = write_sparse(tmp_path / 'block.tif', 64, 64, count=2, interleave='pixel',
+                        tiled=True, blockxsize=1024, blockysize=1024)
+    data = path.read_bytes()
+    assert decode_image(data).shape == (64, 64, 3)
+    with pytest.raises(ValueError, match='takes about 0.02 GiB of memory, the limit is 0.01 GiB'):
+        decode_image(data, max_memory=10 << 20)
+
+
+@pytest.mark.parametrize('options, dtype', [
+    (dict(nodata=0), np.float64), (dict(alpha='YES'), np.uint8),
+])
+def test_reading_takes_no_more_than_estimated(tmp_path, options, dtype):
+    side, bands = 1536, 4 if 'alpha' in options else 3
+    pixels = np.random.default_rng(0).integers(0, 256, (bands, side, side)).astype(dtype)
+    (tmp_path / 'whole.tif').write_bytes(tiff(pixels, photometric='RGB', **options))
+    said, grown = read_in_child(tmp_path / 'whole.tif')
+    assert said == [f'({side}, {side}, 3)']
+    size = np.dtype(dtype).itemsize
+    estimated = side**2 * (bands * size + 4 * size + 16) + os.path.getsize(tmp_path / 'whole.tif')
+    assert grown < estimated / 2**20 + 20
+
+
+def test_transparent_pictures_take_no_more_than_pillow_allows(tmp_path):
+    gray = Image.linear_gradient('L').resize((3000, 3000))
+    gray.convert('P').save(tmp_path / 'p.png', transparency=3)
+    Image.merge('RGBA', [gray] * 4).save(tmp_path / 'rgba.png')
+    said, grown = read_in_child(tmp_path / 'p.png', tmp_path / 'rgba.png')
+    assert said == ['(3000, 3000, 3)'] * 2
+    assert grown < 16 * 3000**2 / 2**20
+
+
+def test_compositing_in_parts_is_the_same():
+    rng = np.random.default_rng(0)
+    rgba = rng.integers(0, 256, (700, 1701, 4), dtype=np.uint8)
+    expected = (rgba[..., :3].astype(int) * rgba[..., 3:] + 127) // 255
+    np.testing.assert_array_equal(decode_image(encode(Image.fromarray(rgba), 'PNG')), expected)
+
+
+def test_the_size_is_read_without_the_pixels(photo):
+    for fmt in ('PNG', 'TIFF', 'JPEG2000', 'WEBP', 'GIF', 'BMP', 'JPEG'):
+        assert size_of(encode(Image.fromarray(photo), fmt)) == (64, 48)
+    assert size_of(tiff(np.zeros((1, 5, 7), np.float64))) == (7, 5)  # Pillow cannot
+
+
+def test_formats_that_run_programs_or_name_files_are_not_opened(tmp_path):
+    (tmp_path / 'secret.png').write_bytes(encode(Image.new('L', (4, 4), 77), 'PNG'))
+    vrt = (f'<VRTDataset rasterXSize="4" rasterYSize="4"><VRTRasterBand dataType="Byte" band="1">'
+           f'<SimpleSource><SourceFilename>{tmp_path}/secret.png</SourceFilename></SimpleSource>'
+           '</VRTRasterBand></VRTDataset>')
+    eps = '%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n%%EOF\n'
+    for text in (vrt, eps, '\xff\x4f\xff\x51' + vrt):
+        (tmp_path / 'image.tif').write_bytes(text.encode('latin-1'))
+        with pytest.raises(UnreadableImage):
+            read_image(tmp_path / 'image.tif')
+    assert 'EPS' not in PICTURES and 'VRT' not in RASTER_DRIVERS
+
+
+def test_devices_and_pipes_are_not_read(tmp_path):
+    os.mkfifo(tmp_path / 'pipe.jpg')
+    (tmp_path / 'zero.jpg').symlink_to('/dev/zero')
+    for name in ('pipe.jpg', 'zero.jpg'):
+        with pytest.raises(UnreadableImage, match='not a regular file'):
+            read_image(tmp_path / name)
+
+
+def test_a_reason_is_a_short_printable_line():
+    reason = reason_of(ValueError('\x1b[2J\x07 odd\nchunk ' + 'x' * 9999))
+    assert reason.startswith('ValueError: ?[2J? odd chunk xxx') and len(reason) == 500
+    assert reason.isprintable()
