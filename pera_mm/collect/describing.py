@@ -19,7 +19,7 @@ from pera_mm.collect.tables import TILE, log, progress_bar, read_table
 from pera_mm.datasets.reading import Scale, UnreadableImage, check_rule, decode_safely
 from pera_mm.datasets.sampler import hash_seed
 from pera_mm.datasets.unlabeled import ImageList, Source, open_source
-from pera_mm.datasets.writing import write_whole
+from pera_mm.files import write_whole
 
 CONTACT_SHEET = 'contact_sheet.png'
 SUMMARY = 'stats.json'

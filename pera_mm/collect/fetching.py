@@ -41,6 +41,7 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
 
 import httpx2
 import numpy as np
@@ -57,10 +58,13 @@ from pera_mm.collect.sources import (
     Square,
     Tile,
     TileSource,
+    date_of,
+    harmless,
+    join_dates,
 )
 from pera_mm.collect.tables import TILE, Journal, log, progress_bar, read_table, write_table
-from pera_mm.datasets.reading import NoScale, decode_image, reason_of
-from pera_mm.datasets.writing import write_whole
+from pera_mm.datasets.reading import NoScale, decode_image, reason_of, size_of
+from pera_mm.files import write_whole
 
 SOURCES = {'tiles': TileSource, 'rasters': RasterSource}
 DECIDING = ('name', 'zooms', 'tile_size', 'bands', 'scale')  # of a source, about pixels
@@ -70,6 +74,7 @@ MAX_BACKOFF = 60.0  # s
 MAX_PAUSE = 3600.0  # s: asked to wait for longer, the step ends
 IMAGES_PER_FOLDER = 10_000
 MAX_OVERHEAD = 1_000_000  # bytes of a tile besides twice its pixels with alpha
+TILE_MEMORY, PIXEL_MEMORY = 64 << 20, 128  # bytes to decode a tile: besides, and for each pixel
 BYTES_PER_PIXEL = {'jpg': 0.2, 'png': 1.2}  # of land imagery, low; JPEG at quality 95
 SAFE_ID = re.compile(r'[\w-][\w.-]*', re.ASCII)  # it becomes a file's name
 
@@ -321,7 +326,7 @@ class Results:
         self.group[position] = row['group']
         self.gsd[position] = row['gsd']
         self.zoom[position] = -1 if row['zoom'] is None else row['zoom']
-        self.date[position] = sys.intern(row['date'])
+        self.date[position] = sys.intern(harmless(row['date']))
         self.sha256[position] = np.frombuffer(bytes.fromhex(row['sha256']), np.uint8)
         self.reason[position] = ''
 
@@ -570,6 +575,8 @@ class Download:
         self.examples = load_examples(source.placeholders, source.tile_size)
         self.suspects = Suspects(arriving.with_name('suspects'))
         self.most_bytes = MAX_OVERHEAD + 8 * source.tile_size ** 2
+        self.max_memory = TILE_MEMORY + PIXEL_MEMORY * source.tile_size ** 2
+        self.has_odd_dates = False
 
     async def run(self, results: Results, todo: Sequence[int]) -> None:
         """Get the images of these positions."""
@@ -620,8 +627,7 @@ class Download:
 
         def make() -> Picture:
             image = self.source.assemble(square, pixels, self.size)
-            date = ' '.join(sorted(set(filter(None, dates))))
-            return Picture(image, square.gsd, square.zoom, date)
+            return Picture(image, square.gsd, square.zoom, join_dates(dates))
 
         await results.store(position, make)
         self._release(places)
@@ -719,31 +725,50 @@ class Download:
     def _keep(self, tile: Tile, answer: Answer) -> Arrived:
         date = self.source.date
         if self.source.date_header:
-            date = answer.headers.get(self.source.date_header, '').strip()
-        pixels = self._decode(answer.body, answer.headers.get('Content-Type', ''))
+            date = self._date_of(self._header(answer, self.source.date_header))
+        pixels = self._decode(answer.body, self._header(answer, 'Content-Type'))
         write_whole(self._path(tile), date.encode() + b'\n' + answer.body)
         return Arrived(pixels, date)
 
     def _read(self, tile: Tile) -> Arrived:
         date, _, data = self._path(tile).read_bytes().partition(b'\n')
-        return Arrived(self._decode(data), date.decode())
+        known = date_of(date.decode(errors='replace')) if self.source.date_header else None
+        return Arrived(self._decode(data), self.source.date if known is None else known)
+
+    def _header(self, answer: Answer, name: str) -> str:
+        return self._without_key(answer.headers.get(name, ''))
+
+    def _without_key(self, text: str) -> str:
+        """What a server sent; it may repeat the key, which must not reach a file or a message."""
+        for key in {self.key, quote(self.key, safe='')} - {''}:
+            text = text.replace(key, '***')
+        return text
+
+    def _date_of(self, sent: str) -> str:
+        date = date_of(sent)
+        if sent.strip() and not date and not self.has_odd_dates:
+            self.has_odd_dates = True
+            log.warning('fetch: %s of the source %r holds what is not a date, %.70r: left out; '
+                        'correct date_header, or say date', self.source.date_header,
+                        self.source.name, sent)
+        return date
 
     def _decode(self, data: bytes, content_type: str = '') -> NDArray[np.uint8]:
         if data.lstrip()[:1] == b'<':
             raise Failed('HTML or XML instead of an image')
         try:
-            if size := _size_of(data):  # a small file may hold a huge picture
-                self._check_size(*size)
-            pixels = decode_image(data, scale=self.source.scale)
+            self._check_size(*size_of(data, self.max_memory))  # a small file may hold a huge one
+            pixels = decode_image(data, scale=self.source.scale, max_memory=self.max_memory)
         except (MemoryError, ImportError, Failed):
             raise
         except NoScale as error:
             raise Failed(str(error), may_retry=False) from None
         except Exception as error:  # decoders raise anything on broken bytes
-            kind = re.match(r'[\w.+-]+/[\w.+-]+', content_type)
+            kind = re.match(r'\w[\w.+-]{0,40}/[\w.+-]{1,40}', content_type, re.ASCII)
             if isinstance(error, UnidentifiedImageError) and kind and kind[0][:6] != 'image/':
                 raise Failed(f'{kind[0]} instead of an image') from None
-            raise Failed(f'broken image: {reason_of(error.__cause__ or error)}') from None
+            reason = self._without_key(reason_of(error.__cause__ or error))
+            raise Failed(f'broken image: {reason}') from None
         self._check_size(pixels.shape[1], pixels.shape[0])
         if name := example_like(pixels, self.examples):
             raise Refused(f'placeholder {name}')
@@ -762,15 +787,6 @@ class Download:
                 self.needed[tile] = left
             else:
                 self._path(tile).unlink(missing_ok=True)
-
-
-def _size_of(data: bytes) -> tuple[int, int] | None:
-    """Width and height as the file's head says; None where only GDAL can read it."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.size
-    except UnidentifiedImageError:
-        return None
 
 
 def _kind_of(error: BaseException) -> str:

@@ -35,7 +35,7 @@ from pera_mm.datasets.reading import JPEG, SUFFIXES, UnreadableImage
 from pera_mm.datasets.sampler import hash_seed
 from pera_mm.datasets.shard_index import BLOCK, INDEX, PLACE, SHARD, scan_shard, write_index
 from pera_mm.datasets.unlabeled import ImageList, open_source
-from pera_mm.datasets.writing import write_whole
+from pera_mm.files import write_whole
 
 FORMS = ('webdataset', 'folder', 'lmdb')
 MANIFEST = 'manifest.csv'

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from pera_mm.collect.tables import log
 from pera_mm.datasets.reading import JPEG, SUFFIXES, UnreadableImage, read_image
-from pera_mm.datasets.writing import write_whole
+from pera_mm.files import write_whole
 
 NEAR = 2.0  # of 255 levels, on average: compressed again, or with another number printed in it
 REPEATS = 20  # of the same bytes, from which on a tile is suspected
 REMEMBERED = 10_000  # tiles
+MAX_COPIES = 100  # of suspected tiles; a server may repeat any number of them
 
 
 def load_examples(folder: str | None, tile_size: int) -> dict[str, NDArray[np.uint8]]:
@@ -68,6 +69,7 @@ class Suspects:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.seen: OrderedDict[bytes, int] = OrderedDict()
+        self.copies = 0
 
     def see(self, tile: bytes) -> None:
         """Count a tile, as it was sent, among the last ones."""
@@ -75,7 +77,8 @@ class Suspects:
         self.seen[digest] = self.seen.pop(digest, 0) + 1
         if len(self.seen) > REMEMBERED:
             self.seen.popitem(last=False)
-        if self.seen[digest] == REPEATS:
+        if self.seen[digest] == REPEATS and self.copies < MAX_COPIES:
+            self.copies += 1
             copy = self.folder / f'{digest.hex()}{".jpg" if tile.startswith(JPEG) else ".png"}'
             write_whole(copy, tile)
             log.warning('fetch: the same tile has come %d times, see %s: if it says that there is '

@@ -35,7 +35,7 @@ from pera_mm.collect.landcover import Grid, LandCover, Raster
 from pera_mm.collect.rasters import in_threads, is_remote
 from pera_mm.collect.tables import log, progress_bar
 from pera_mm.datasets.sampler import hash_seed
-from pera_mm.datasets.writing import write_whole
+from pera_mm.files import write_whole
 
 EARTH = 6_371_008.8  # m, mean radius
 PART = 64  # windows measured, or drawn from, at once: what a kill may cost

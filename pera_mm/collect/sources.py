@@ -8,7 +8,7 @@ Where a source is coarser than that, its own resolution is given, and said to be
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
@@ -35,9 +35,12 @@ from pera_mm.collect.mercator import (
 )
 from pera_mm.collect.rasters import find_rasters, opened
 from pera_mm.collect.settings import is_number, is_whole
-from pera_mm.datasets.reading import Scale, check_rule, to_uint8
+from pera_mm.datasets.reading import Scale, block_bytes, check_rule, to_uint8
 
 POLAR = f'reaches beyond {MAX_LATITUDE:.2f} degrees of latitude, where Web Mercator ends'
+DATE = re.compile(r'[A-Za-z0-9][A-Za-z0-9 ,:/.+-]{0,63}')  # of a server
+MAX_DATES = 256  # characters of an image's dates
+MAX_BLOCK_BYTES = 1 << 30  # of a raster: a window needs whole blocks, in every thread
 MAX_ZOOM = 28  # columns and rows of tiles are packed into 28 bits
 MAX_SHRINKING = 8.0  # beyond it one image needs hundreds of tiles
 KERNEL_RADIUS = 2  # of Pillow's bicubic filter, in pixels of the result
@@ -122,7 +125,9 @@ class TileSource:
         subdomains: For ``{s}``, e.g. ('a', 'b', 'c').
         headers: Sent with every request, e.g. a User-Agent that names you.
         date: The imagery's date, for the tables.
-        date_header: Header of the answers that tells the imagery's date, instead of ``date``.
+        date_header: Header of the answers that tells the imagery's date, instead of ``date``. What
+            cannot be a date is left out: only letters, digits, spaces and ``,:/.+-`` in ASCII are,
+            at most 64, the first a letter or a digit.
         no_tile: HTTP statuses that say: here is no tile, and there will be none. Some stores say
             403.
         scale: (low, high), what becomes 0 and 255 of pixels that are not 8-bit, as in
@@ -324,8 +329,8 @@ class RasterSource:
 
     Raises:
         ValueError: if something is missing or makes no sense, a pattern finds no file, or a raster
-            cannot be read, has no georeference, lacks a band, has a palette, or other pixels than
-            the first one.
+            cannot be read, has no georeference, lacks a band, has a palette, other pixels than the
+            first one, or internal tiles or strips above 1 GiB.
     """
 
     def __init__(self, name: str, paths: str | Sequence[str], terms: str, attribution: str,
@@ -358,6 +363,12 @@ class RasterSource:
                 if self.bands and max(self.bands) > raster.count:
                     raise ValueError(f'{path} has {raster.count} bands; bands asks for '
                                      f'{max(self.bands)}.')
+                block = block_bytes(raster, len(self.bands or (1, 2, 3)))
+                if block > MAX_BLOCK_BYTES:
+                    height, width = raster.block_shapes[0]
+                    raise ValueError(f'{path} is stored in blocks of {width} x {height} pixels '
+                                     f'({block / 2**30:.1f} GiB), each of which must be decoded '
+                                     'whole; tile it (gdal_translate -co TILED=YES).')
                 if raster.colorinterp[0] == ColorInterp.palette:
                     raise ValueError(f'{path} has a palette; expand it first (gdal_translate '
                                      '-expand rgb).')
@@ -471,6 +482,34 @@ def check_texts(source: Any) -> None:
         text = getattr(source, name)
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f'The source needs {name}, a text that is not empty, got {text!r}.')
+
+
+def date_of(text: str) -> str:
+    """The date that a server sent; '' where it sent something else.
+
+    Servers send any form (``2020-05-17``, ``Sun, 17 May 2020 10:00:00 GMT``, Bing
+    ``5/17/2020-6/2/2020``), so the characters decide. A table may be opened by a program that takes
+    ``=`` for the beginning of a formula.
+    """
+    date = text.strip()
+    return date if DATE.fullmatch(date) else ''
+
+
+def join_dates(dates: Iterable[str]) -> str:
+    """The dates of an image's tiles, each once and sorted, of which 256 characters have room."""
+    joined = ''
+    for date in sorted(set(filter(None, dates))):
+        if len(joined) + 1 + len(date) > MAX_DATES and joined:
+            break
+        joined = f'{joined} {date}'.strip()
+    return joined
+
+
+def harmless(dates: Any) -> str:
+    """An image's dates out of a journal, which may be older than the rule for a server's dates."""
+    is_good = (isinstance(dates, str) and len(dates) <= MAX_DATES and dates.isprintable()
+               and not dates.startswith(('=', '+', '-', '@')))
+    return dates if is_good else ''
 
 
 def one_line(value: Any) -> str:

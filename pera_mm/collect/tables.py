@@ -20,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from pera_mm.datasets.writing import write_whole
+from pera_mm.files import write_whole
 
 POINT = ('id', 'lon', 'lat', 'class', 'continent', 'gsd')
 TILE = ('id', 'lon', 'lat', 'class', 'continent', 'gsd', 'zoom', 'source', 'date', 'file', 'sha256')

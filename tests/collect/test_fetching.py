@@ -1,5 +1,7 @@
 import asyncio
+import contextlib
 import hashlib
+import http.server
 import io
 import itertools
 import json
@@ -9,12 +11,14 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import httpx2
 import numpy as np
 import pandas as pd
 import pytest
+import rasterio
 from PIL import Image
 from rasterio import Affine
 from servers import PATHS, TileServer, encode, picture
@@ -510,6 +514,102 @@ def test_a_huge_picture_in_a_small_file_is_not_decoded(tmp_path):
             fetch(write_points(tmp_path, 30), source=tiles(server), **QUICK)
 
 
+def tiff_tile(**profile):
+    with rasterio.MemoryFile() as file:
+        with file.open(driver='GTiff', compress='deflate', sparse_ok=True, **profile):
+            pass  # a head and no block: GDAL reads zeros
+        return bytes(file.getbuffer())
+
+
+@pytest.mark.parametrize(('profile', 'reason'), [
+    (dict(width=12_000, height=12_000, count=1, dtype='float64', tiled=True, blockxsize=1024,
+          blockysize=1024), 'the tile has 12000 x 12000 px, and tile_size is 256'),
+    (dict(width=256, height=256, count=3000, dtype='float64', tiled=True, interleave='pixel'),
+     r'takes about 1.47 GiB of memory, the limit is 0.07 GiB'),
+    (dict(width=256, height=256, count=1, dtype='float64', tiled=True, blockxsize=8192,
+          blockysize=8192), r'takes about 0.50 GiB of memory, the limit is 0.07 GiB'),
+])
+def test_a_tile_that_only_gdal_reads_is_not_decoded_if_it_is_huge(tmp_path, profile, reason):
+    data = tiff_tile(**profile)
+    assert len(data) < 600_000
+    with TileServer(draw=lambda *place: data) as server:
+        with pytest.raises(ValueError, match=reason):
+            fetch(write_points(tmp_path, 30), source=tiles(server, scale=(0, 3000)), **QUICK)
+
+
+# -- what a server says of dates -----------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def dated_server(dates):
+    """A server that says of its tiles what it likes."""
+    with TileServer() as server:
+        class Liar(server.server.RequestHandlerClass):
+            def send_header(self, name, value):
+                super().send_header(name, next(dates) if name == 'X-Imagery-Date' else value)
+
+        server.server.RequestHandlerClass = Liar
+        yield server
+
+
+@pytest.mark.parametrize('date', [
+    "=cmd|'/c calc'!A1", '+1+cmd|x', '-1', '@SUM(A1)', '2' * 65, '2020-01-01;=1', '\t=1',
+    '2020 \xe9t\xe9', '<script>', '9' * 3000,
+])
+def test_what_cannot_be_a_date_is_left_out(tmp_path, date, caplog):
+    caplog.set_level(logging.WARNING)
+    with dated_server(itertools.repeat(date)) as server:
+        source = tiles(server, date_header='X-Imagery-Date')
+        assert fetch(write_points(tmp_path, 4), source=source, **QUICK)['images'] == 4
+    table = pd.read_csv(tmp_path / 'tiles.csv', dtype=str, keep_default_na=False)
+    assert set(table['date']) == {''}
+    (said,) = (text for text in caplog.messages if 'not a date' in text)
+    assert "X-Imagery-Date of the source 'local'" in said and len(said) < 300
+    assert date not in (tmp_path / 'fetch.jsonl').read_text()
+
+
+def test_many_dates_are_not_endless(tmp_path):
+    dates = (f'{index:064d}' for index in itertools.count())
+    with dated_server(dates) as server:
+        fetch(write_points(tmp_path, 4), source=tiles(server, date_header='X-Imagery-Date'),
+              **QUICK | dict(size=1024))
+    table = pd.read_csv(tmp_path / 'tiles.csv', dtype=str)
+    assert table['date'].str.fullmatch(r'\d{64}( \d{64}){2}').all()
+
+
+def test_dates_of_older_journals_and_tiles_are_checked_too(tmp_path):
+    folder, is_up = write_points(tmp_path, 12), threading.Event()
+
+    def one_of_five_is_down(path, before):
+        return '401' if sum(path.encode()) % 5 == 0 and not is_up.is_set() else 'good'
+
+    with TileServer(behave=one_of_five_is_down) as server:
+        source = tiles(server, date_header='X-Imagery-Date')
+        assert 0 < fetch(folder, source=source, **QUICK | dict(concurrency=12))['images'] < 12
+        journal = folder / 'fetch.jsonl'
+        journal.write_text(journal.read_text().replace('"date": "', '"date": "=cmd|'))
+        kept = list((folder / 'arriving').iterdir())
+        assert kept
+        for path in kept:
+            path.write_bytes(b'=cmd|' + path.read_bytes())
+        is_up.set()
+        assert fetch(folder, source=source, **QUICK)['images'] == 12
+    text = (folder / 'tiles.csv').read_text()
+    assert 'cmd' not in text and '2020-0' in text
+
+
+def test_a_content_type_does_not_begin_with_a_formula(tmp_path):
+    with TileServer(behave=lambda *_: 'json') as server:
+        class Liar(server.server.RequestHandlerClass):
+            def send_header(self, name, value):
+                super().send_header(name, '+cmd/x' if name == 'Content-Type' else value)
+
+        server.server.RequestHandlerClass = Liar
+        fetch(write_points(tmp_path, 2), source=tiles(server), **QUICK | dict(retries=0))
+    reasons = pd.read_csv(tmp_path / 'missing.csv')['reason']
+    assert reasons.str.startswith('broken image').all()
+
+
 # -- manners -------------------------------------------------------------------------------------
 
 
@@ -577,6 +677,37 @@ def test_the_key_is_nowhere(tmp_path, monkeypatch, caplog, capfd):
     texts = [caplog.text, str(down.value), *capfd.readouterr()]
     texts += [path.read_bytes().decode('latin-1') for path in tmp_path.rglob('*') if path.is_file()]
     assert not [text for text in texts for part in ('q7/Zp', 'q7%2FZp') if part in text]
+
+
+def test_a_server_that_repeats_the_key_does_not_bring_it_into_a_table(tmp_path, monkeypatch,
+                                                                     caplog):
+    secret = 'q7Zp8wX'
+    monkeypatch.setenv('PERA_TEST_KEY', secret)
+
+    class Echo(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):  # noqa: N802
+            body = b'no image'
+            self.send_response(200)
+            self.send_header('Content-Type', f'{secret}/{secret}')
+            self.send_header('X-Imagery-Date', secret)
+            self.send_header('Content-Length', str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Echo) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f'http://127.0.0.1:{server.server_port}/{{z}}/{{x}}/{{y}}?key={{key}}'
+        with pytest.raises(ValueError, match='broken image') as failure:
+            fetch(write_points(tmp_path, 12), source=dict(
+                type='tiles', name='local', url=url, terms='for tests', attribution='nobody',
+                zooms=(0, 20), key_env='PERA_TEST_KEY', date_header='X-Imagery-Date',
+                rate=10_000), **QUICK)
+        server.shutdown()
+    texts = [path.read_bytes().decode('latin-1') for path in tmp_path.rglob('*') if path.is_file()]
+    assert not [text for text in (str(failure.value), caplog.text, *texts) if secret in text]
 
 
 @pytest.mark.parametrize('host, told', [('user:{key}@{host}', '{host}'),

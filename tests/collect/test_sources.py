@@ -6,7 +6,15 @@ import rasterio
 from rasterio import Affine
 
 from pera_mm.collect.mercator import ground_resolution, to_metres, to_pixels
-from pera_mm.collect.sources import RasterSource, Refused, Tile, TileSource
+from pera_mm.collect.sources import (
+    RasterSource,
+    Refused,
+    Tile,
+    TileSource,
+    date_of,
+    harmless,
+    join_dates,
+)
 
 TEXTS = dict(name='survey', terms='free for research', attribution='the survey')
 XYZ = 'http://127.0.0.1/{z}/{x}/{y}.png'
@@ -374,3 +382,33 @@ def test_more_wrong_rasters(tmp_path, utm):
         raster.write_colormap(1, {0: (1, 2, 3, 255)})
     with pytest.raises(ValueError, match=r'has a palette; expand it first'):
         raster_source(str(path))
+
+
+def test_blocks_that_are_too_large_to_decode_are_told(tmp_path):
+    path = tmp_path / 'strip.tif'
+    with rasterio.open(path, 'w', driver='GTiff', count=3, height=12_000, width=12_000,
+                       dtype='float32', crs='EPSG:3857', transform=Affine(1, 0, 0, 0, -1, 8),
+                       blockysize=12_000, interleave='pixel', compress='deflate', sparse_ok=True):
+        pass
+    assert path.stat().st_size < 10_000
+    with pytest.raises(ValueError, match=r'blocks of 12000 x 12000 pixels \(1\.6 GiB\).*TILED=YES'):
+        raster_source(str(path))
+
+
+@pytest.mark.parametrize('date', ['2020', '2020-05-17', '5/17/2020-6/2/2020',
+                                  'Sun, 17 May 2020 10:00:00 GMT', '2020-05-17T10:00:00.5+02:00'])
+def test_what_servers_send_as_dates(date):
+    assert date_of(f' {date} ') == date and harmless(date) == date
+    assert join_dates([date, '', date]) == date
+
+
+@pytest.mark.parametrize('text', ['', '=1', '-', '+1', '@a', '2020\n=1', 'a' * 65, 'ü', 'a|b'])
+def test_what_is_not_a_date(text):
+    assert date_of(text) == ''
+
+
+def test_old_dates():
+    assert harmless('spring 2021 – Nord (é)') == 'spring 2021 – Nord (é)'  # a user's own
+    for value in ('=1', '-1', '@x', '2020\t=1', '9' * 257, None, 5, ['=1']):
+        assert harmless(value) == ''
+    assert len(join_dates([f'{index:064d}' for index in range(99)])) == 3 * 64 + 2
