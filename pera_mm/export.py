@@ -21,14 +21,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import pera_mm
-from pera_mm.checkpoints import (
+from pera_mm.models.backbones.pera_vit import PerAViT
+from pera_mm.weights.loading import load_checkpoint
+from pera_mm.weights.names import (
     backbone_to_hf,
     backbone_to_timm,
-    load_checkpoint,
     pera_to_reference,
     teacher_backbone,
 )
-from pera_mm.models.backbones.pera_vit import PerAViT
 
 # RGB mean and standard deviation in 0-1 units. Every PerA config of the authors has ImageNet's; the
 # same author's PerASCD feeds the released weights with the others (pera_reference.md §6.3).

@@ -35,7 +35,7 @@ from pera_mm.datasets.scene_canvas import (
     fractal_noise,
     rectangle,
 )
-from pera_mm.datasets.writing import write_whole
+from pera_mm.files import write_whole
 
 # What a mask's value means. Tanks count as buildings, ships and aircraft as vehicles, fields
 # (ploughed ones too) as low vegetation.

@@ -202,6 +202,9 @@ def read_index(file: Path) -> Index | None:
 
 # -- tar -----------------------------------------------------------------------------------------
 
+MOST_TEXT = 1 << 20  # bytes of a long name or of a PAX header
+MOST_DIGITS = 19  # of a number of bytes
+
 
 class Damage(Exception):
     """Why a tar cannot be read beyond some point."""
@@ -249,10 +252,12 @@ def _files(tar: int) -> Iterator[tuple[bytes, int, int]]:
         size = size_in(header) or 0
         at += BLOCK
         if kind in (b'x', b'L'):
+            if size > MOST_TEXT:
+                raise Damage(f'a name or a PAX header of {size} bytes at byte {at}')
             data = os.pread(tar, size, at)
             following |= _pax(data) if kind == b'x' else {b'path': data.rstrip(b'\0')}
         elif kind not in (b'g', b'K'):  # for all members; a long target of a link
-            size = int(following.get(b'size', size))
+            size = _bytes_of(following[b'size']) if b'size' in following else size
             if kind in FILES and not any(key.startswith(b'GNU.sparse') for key in following):
                 yield following.get(b'path', name_in(header)), at, size
             following = {}
@@ -274,12 +279,18 @@ def _pax(data: bytes) -> dict[bytes, bytes]:
     """Records of '<bytes of the record> <key>=<value>' and a line feed."""
     found = {}
     while digits := data.partition(b' ')[0].strip(b'\0'):
-        if not digits.isdigit() or not len(digits) < int(digits) <= len(data):
+        if not len(digits) < _bytes_of(digits) <= len(data):
             raise Damage('a broken PAX header')
         key, _, value = data[len(digits) + 1:int(digits) - 1].partition(b'=')
         found[key] = value
         data = data[int(digits):]
     return found
+
+
+def _bytes_of(digits: bytes) -> int:
+    if not digits.isdigit() or len(digits) > MOST_DIGITS:
+        raise Damage('a broken PAX header')
+    return int(digits)
 
 
 def _is_header(block: bytes) -> bool:

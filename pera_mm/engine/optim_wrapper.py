@@ -57,8 +57,15 @@ class LayerDecayConstructor(LearningRateDecayOptimWrapperConstructor):
     Of a self-distillation model it is the student's ViT that counts; the teacher is left out.
 
     Raises:
-        ValueError: if the model has no ViT.
+        ValueError: if the model has no ViT, or the rate is not in (0, 1].
     """
+
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
+        super().__init__(optim_wrapper_cfg, paramwise_cfg)
+        rate = self.paramwise_cfg.get('layer_decay_rate', 1.)
+        if not 0 < rate <= 1:
+            raise ValueError(f'paramwise_cfg.layer_decay_rate is {rate!r}, but must be above 0 and '
+                             'at most 1: each layer learns at that share of the rate of the next.')
 
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = '',
                    get_layer_depth: Callable | None = None, **kwargs: Any) -> None:

@@ -10,7 +10,7 @@ import os
 import pickle
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -134,6 +134,7 @@ def _read_zip(file: BinaryIO, place: Place, mmap: bool) -> tuple[Any, Storages]:
     if f'{folder}constants.pkl' in records:
         raise ValueError(f'{file.name} is a TorchScript program, not a checkpoint: save the state '
                          'dict of the model with torch.save and load that.')
+    _check_records(records.values(), _size(file))
     if f'{folder}byteorder' in records and _word(file, records[f'{folder}byteorder']) != (
             sys.byteorder.encode()):
         raise Misfit('written on a machine with another order of bytes')
@@ -166,16 +167,30 @@ def _read_tree(file: BinaryIO, size: int) -> tuple[Any, dict[str, Stored]]:
 
 
 def _records(file: BinaryIO) -> dict[str, ZipInfo]:
-    """The records of a zip file by name, none of them twice and none compressed."""
+    """The records of a zip file by name, none of them twice."""
     try:
         infos = ZipFile(file).infolist()
-    except (BadZipFile, ValueError, struct.error, NotImplementedError, OverflowError,
+    except (BadZipFile, ValueError, struct.error, NotImplementedError, OverflowError, MemoryError,
             OSError) as error:
         raise Misfit(str(error)) from None
     records = {info.filename: info for info in infos}
     if len(records) < len(infos):
         raise Misfit('a zip file with two records of one name')
     return records
+
+
+def _check_records(records: Iterable[ZipInfo], size: int) -> None:
+    """Raise Misfit if records are compressed, or lie over each other.
+
+    torch never writes them so: some kilobytes could then stand for gigabytes.
+    """
+    total = 0
+    for record in records:
+        total += record.file_size
+        if record.compress_type != ZIP_STORED or record.compress_size != record.file_size:
+            raise Misfit(f'its record {record.filename!r} is compressed')
+    if total > size:
+        raise Misfit('its records are larger than the file')
 
 
 def _size(file: BinaryIO) -> int:
@@ -186,14 +201,11 @@ def _place_of(file: BinaryIO, record: ZipInfo) -> tuple[int, int]:
     """Where the bytes of a record are: first one and number.
 
     Raises:
-        Misfit: If they are compressed, as torch never writes them: some kilobytes may then stand
-            for gigabytes; or not all in the file.
+        Misfit: If they are not all in the file.
     """
-    if record.compress_type != ZIP_STORED or record.compress_size != record.file_size:
-        raise Misfit(f'its record {record.filename!r} is compressed')
-    file.seek(record.header_offset)
+    file.seek(max(record.header_offset, 0))  # the index may say anything
     head = file.read(LOCAL_HEADER.size)
-    if len(head) < LOCAL_HEADER.size or not head.startswith(b'PK\3\4'):
+    if record.header_offset < 0 or len(head) < LOCAL_HEADER.size or not head.startswith(b'PK\3\4'):
         raise Misfit(f'its record {record.filename!r} is not where the index says')
     _, name, extra = LOCAL_HEADER.unpack(head)
     start = record.header_offset + LOCAL_HEADER.size + name + extra
@@ -234,7 +246,8 @@ def _read_legacy(file: BinaryIO, place: Place) -> tuple[Any, Storages]:
         raise Misfit('written on a machine with another order of bytes')
     tree, found = _read_tree(file, _left(file))
     keys, _ = _read_tree(file, _left(file))
-    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(found):
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or (
+            sorted(keys) != sorted(found)):
         raise Misfit('its list of tensors does not fit')
     storages = {}
     for key in keys:

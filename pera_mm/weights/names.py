@@ -245,7 +245,14 @@ def _without_layer_scale(backbone: StateDict) -> dict[str, Tensor]:
 
 
 def weights_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The state dict within a file of MMEngine ('state_dict') or of the authors ('model')."""
+    """The state dict within a file of MMEngine ('state_dict') or of the authors ('model').
+
+    Raises:
+        ValueError: If there are no weights by name.
+    """
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(f'The file holds an object of type {type(checkpoint).__name__}, not '
+                         'weights by name: take a checkpoint.')
     for key in ('state_dict', 'model'):
         if isinstance(checkpoint.get(key), Mapping):
             return checkpoint[key]

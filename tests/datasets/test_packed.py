@@ -429,3 +429,24 @@ def test_lmdb_that_cannot_be_used(database, tmp_path):
                     transaction.put(key, b'')
         with pytest.raises(ValueError, match="no images under the keys '000000000', 1, 2"):
             LmdbImages(str(tmp_path / 'other'))
+
+
+@pytest.mark.parametrize('size', [b'-1', b'-100000', b'9' * 30, b'1e3', b''])
+def test_a_pax_size_that_is_not_one_is_damage(tmp_path, size):
+    record = b' size=' + size + b'\n'
+    record = str(len(record) + 2).encode() + record
+    header = tarfile.TarInfo('PaxHeaders/x')
+    header.type, header.size = tarfile.XHDTYPE, len(record)
+    image = tarfile.TarInfo('a.png')
+    (tmp_path / '0.tar').write_bytes(b''.join([
+        header.tobuf(), record.ljust(512, b'\0'), image.tobuf(), bytes(1024)]))
+    found, damage = scan_shard(tmp_path / '0.tar', 0)
+    assert len(found) == 0 and damage == 'a broken PAX header'
+
+
+@pytest.mark.parametrize('kind', [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_name_of_gigabytes_is_damage(tmp_path, kind):
+    header = tarfile.TarInfo('x')
+    header.type, header.size = kind, 2**33
+    (tmp_path / '0.tar').write_bytes(header.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    assert 'header of 8589934592 bytes' in scan_shard(tmp_path / '0.tar', 0)[1]

@@ -192,3 +192,19 @@ def test_another_file_of_that_name_is_not_overwritten(tmp_path):
     failed = run_jobs([copy(entry, tmp_path / 'out/a.tif')], 1, quiet)
     assert 'has another size: remove that' in failed['a.tif']
     assert (tmp_path / 'out/a.tif').read_bytes() == b'old'
+
+
+def test_names_and_sizes_that_make_no_sense_are_named(tmp_path):
+    """A member without a name, and one whose PAX header says that it takes 2**63 bytes."""
+    nameless = bytearray(pack(tmp_path / 'nameless.zip', {'x': b''}).read_bytes())
+    for signature, at in ((b'PK\1\2', 28), (b'PK\3\4', 26)):
+        place = nameless.index(signature) + at
+        nameless[place:place + 4] = (0).to_bytes(2, 'little') + (1).to_bytes(2, 'little')
+    (tmp_path / 'nameless.zip').write_bytes(nameless)
+    header = tarfile.TarInfo('x')
+    header.type, header.size = tarfile.XHDTYPE, 2**63
+    (tmp_path / 'large.tar').write_bytes(header.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    with pytest.raises(ValueError) as failure:
+        list_source(tmp_path)
+    for name in ('nameless.zip is not a whole zip', 'large.tar is not a whole tar'):
+        assert name in str(failure.value)

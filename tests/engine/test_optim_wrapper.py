@@ -1,5 +1,7 @@
 """Clipping as torch does it, a stop before a bad update, learning rates that grow with depth."""
 
+import math
+
 import pytest
 import torch
 from mmengine.logging import MMLogger
@@ -165,6 +167,12 @@ def test_layer_decay_of_one_changes_nothing_and_norms_may_keep_their_weight():
 def test_layer_decay_without_a_vit_says_so():
     with pytest.raises(ValueError, match='found no ViT in Linear'):
         layer_decay(nn.Linear(2, 2), layer_decay_rate=0.5)
+
+
+@pytest.mark.parametrize('rate', [0, -0.5, 2, math.nan])
+def test_a_layer_decay_that_is_not_one_is_refused(rate):
+    with pytest.raises(ValueError, match='layer_decay_rate is .* at most 1'):
+        layer_decay(nn.Linear(2, 2), layer_decay_rate=rate)
 
 
 def test_layer_decay_of_a_pretraining_is_the_students(tiny_cfg):

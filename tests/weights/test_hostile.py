@@ -44,6 +44,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dic
                 (folder / f'legacy={kind}, {name}').write_bytes(LEGACY_HEAD + pickled + LEGACY_END)
     compressed_files(folder)
     contradicting_files(folder)
+    overlapping_file(folder / 'zip=overlapping')
     foreign_files(folder)
     child = subprocess.run([sys.executable, str(LOAD_ALL), str(folder)], capture_output=True,
                            text=True, timeout=280)
@@ -77,6 +78,11 @@ def contradicting_files(folder: Path) -> None:
         changed = bytearray(content)
         changed[index + at:index + at + 4] = struct.pack('<I', 2**31)
         (folder / f'zip={name}').write_bytes(changed)
+    end = content.rindex(b'PK\5\6')
+    for name, at, value in (('directory', 16, 2**32 - 1), ('itself', 16, end), ('long', 12, end)):
+        changed = bytearray(content)
+        changed[end + at:end + at + 4] = struct.pack('<I', value)
+        (folder / f'zip=end, {name}').write_bytes(changed)
     with pytest.warns(UserWarning), zipfile.ZipFile(good, 'a') as file:
         file.writestr(first.filename, b'.')
     for name, records in dict(
@@ -87,12 +93,27 @@ def contradicting_files(folder: Path) -> None:
                 file.writestr(record, data)
 
 
+def overlapping_file(path: Path) -> None:
+    """Twenty tensors whose records lie over each other."""
+    tensors = [tensor(0, (4, ), (1, ), hostile.stored(key=str(key))) for key in range(20)]
+    with zipfile.ZipFile(path, 'w') as file:
+        file.writestr('a/data.pkl', body(tensors))
+        for key in range(20):
+            file.writestr(f'a/data/{key}', bytes(16) if key else bytes(2**20))
+        first = file.getinfo('a/data/0')
+        for key in range(1, 20):
+            info = file.getinfo(f'a/data/{key}')
+            info.header_offset, info.CRC = first.header_offset, first.CRC
+            info.file_size = info.compress_size = first.file_size
+
+
 def foreign_files(folder: Path) -> None:
     """An ordinary pickle; torch's tar format, which would unpack files; others."""
     for name, content in dict(
             pickle=pickle.dumps(dict(a=1)), number=pickle.dumps(0x1950a86a20f9469cfc6c),
             tar=b'\x80sys_info' + bytes(2048), numpy=b'\x93NUMPY\x01\x00', start=b'PK',
-            safetensors=struct.pack('<Q', 2**40) + b'{"a":').items():
+            keys=LEGACY_HEAD + body(tensor(0, (4, ), (1, ))) + pickle.dumps([0], 2)
+            + LEGACY_END[-24:], safetensors=struct.pack('<Q', 2**40) + b'{"a":').items():
         (folder / f'foreign={name}').write_bytes(content)
 
 
@@ -121,6 +142,7 @@ def test_hostile_files_end_in_one_sentence(results: dict, kind: str):
     ('steps', 'INST', "instruction 'i'"),
     ('compressed', 'pickle', "'.*data.pkl' is compressed"),
     ('zip', 'twice', 'two records of one name'),
+    ('zip', 'overlapping', 'records are larger than the file'),
     ('zip', 'order', 'another order of bytes'),
     ('foreign', 'pickle', 'that torch.save did not write'),
 ])

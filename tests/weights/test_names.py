@@ -96,6 +96,9 @@ def test_no_teacher_is_a_report():
         teacher_backbone(half)
     with pytest.raises(ValueError, match='no teacher backbone among the 0 tensors'):
         teacher_backbone({})
+    for what in ([], 3, 'text'):
+        with pytest.raises(ValueError, match='not weights by name'):
+            teacher_backbone(what)
 
 
 def test_the_names_are_those_of_the_model(tiny_cfg: dict):

@@ -26,6 +26,9 @@ MAX_BYTES = 1 << 30  # files are read whole
 _BROKEN = (OSError, EOFError, RuntimeError, NotImplementedError, UnicodeDecodeError,
            zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)  # fmt: skip
 
+# What zipfile and tarfile raise on names and sizes that make no sense.
+_MISREAD = (IndexError, ValueError, OverflowError, MemoryError)
+
 
 class BadFile(Exception):
     """One file cannot be used; the text says why and goes on after the file's name."""
@@ -85,7 +88,7 @@ def list_source(source: Path) -> Source:
             continue
         try:
             members = list(_zip_members(path) if low.endswith(ZIP) else _tar_members(path))
-        except _BROKEN as error:
+        except (*_BROKEN, *_MISREAD) as error:
             problems.append(f'{path} is not a whole {"zip" if low.endswith(ZIP) else "tar"} file '
                             f'({error}): download it again.')
             continue

@@ -9,7 +9,7 @@ from pera_mm.datasets.prepare.archives import BadFile, Source, pick
 from pera_mm.datasets.prepare.jobs import copy, in_threads
 from pera_mm.datasets.prepare.recipe import Plan, Recipe
 from pera_mm.datasets.prepare.verify import WORKERS, Report, check_images, files
-from pera_mm.datasets.writing import write_whole
+from pera_mm.files import write_whole
 
 PUBLISHED = dict(trainval=11_725, test=11_738)  # images (Li et al. 2020)
 # The paper counts 192,472 boxes; the files that are handed out hold 192,518.

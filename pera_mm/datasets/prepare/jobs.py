@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pera_mm.datasets.prepare.archives import BadFile, Entry
-from pera_mm.datasets.writing import write_whole
+from pera_mm.files import write_whole
 
 T = TypeVar('T')
 R = TypeVar('R')

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from pera_mm.datasets.prepare.archives import Source, list_source
 from pera_mm.datasets.prepare.jobs import Job, Progress, quiet, run_jobs
 from pera_mm.datasets.prepare.verify import Report
-from pera_mm.datasets.writing import write_whole
+from pera_mm.files import write_whole
 
 VERDICT = 'verification.txt'
 

@@ -12,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pera_mm
-from pera_mm.datasets.writing import write_whole
+from pera_mm.files import write_whole
 
 PACKAGE = Path(pera_mm.__file__).parent
 
