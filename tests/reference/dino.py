@@ -62,7 +62,7 @@ def forward(weights: Mapping[str, Tensor], crops: Mapping, setting: paper.Settin
             for image in range(group.student_view.shape[1]):
                 hidden = []
                 if masked and name == 'global':
-                    hidden = [j for j, flag in enumerate(group.learnable[crop, image]) if flag]
+                    hidden = [j for j, flag in enumerate(group.split.masked[crop, image]) if flag]
                 tokens = encode(group.student_view[crop, image], hidden, weights, 'student',
                                 setting)
                 scores.append(paper.project(tokens[0], weights, 'student'))

@@ -328,16 +328,16 @@ def forward(weights: Weights, crops: Mapping, setting: Setting) -> Outputs:
             for b in range(num_images):
                 view = group.student_view[c, b]
                 # a local crop's learnable patches are used by nobody (section 2.3)
-                learnable = group.learnable[c, b].tolist() if name == 'global' else []
-                cls_token, masked = encode_student(view, group.student[c, b].tolist(), learnable,
-                                                   weights, setting)
+                learnable = group.split.learnable[c, b].tolist() if name == 'global' else []
+                cls_token, masked = encode_student(view, group.split.student[c, b].tolist(),
+                                                   learnable, weights, setting)
                 student_rows.append(project(cls_token, weights, 'student'))
                 if learnable:
                     outputs.predictions.append(predict(masked, weights))
                     outputs.targets.append(patchify(view, setting.patch_size)[learnable])
                 with torch.no_grad():
                     cls_token = encode_teacher(group.teacher_view[c, b],
-                                               group.teacher[c, b].tolist(), weights, setting)
+                                               group.split.teacher[c, b].tolist(), weights, setting)
                     teacher_rows.append(project(cls_token, weights, 'teacher'))
             outputs.student.append(torch.stack(student_rows))
             outputs.teacher.append(torch.stack(teacher_rows))
