@@ -57,7 +57,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['pera_mm', 'pera_mm.*']),
-    package_data={'pera_mm.collect': ['continents.geojson']},
+    package_data={'pera_mm.collect.sample': ['continents.geojson']},
     install_requires=requirements('runtime'),
     extras_require=extras | {'all': sum(extras.values(), [])},
     cmdclass={'build_py': BuildWithMim},

@@ -4,6 +4,26 @@ import os
 import re
 
 
+class UserError(ValueError):
+    """What a user can mend; its text is one sentence: what is wrong, where, what to do.
+
+    :func:`~pera_mm.launch.errors_in_one_sentence` prints it without a traceback. An error of any
+    other class is a bug somewhere and keeps its traceback.
+    """
+
+
+class RunError(UserError, RuntimeError):
+    """A run that cannot continue because of its data or its settings."""
+
+
+class FileError(UserError, OSError):
+    """A file that cannot be read or written."""
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """A file that is not there."""
+
+
 def printable(text: str | os.PathLike) -> str:
     r"""The text with ``\xNN`` for every byte that is not UTF-8 and every control character.
 

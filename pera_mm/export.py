@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import pera_mm
+from pera_mm.errors import UserError
 from pera_mm.models.backbones.pera_vit import PerAViT
 from pera_mm.weights.loading import load_checkpoint
 from pera_mm.weights.names import (
@@ -95,8 +96,8 @@ def shape_of(state: Mapping[str, Tensor]) -> dict[str, int]:
     """
     patch, positions = state['patch_embed.projection.weight'].shape, state['pos_embed'].shape[1] - 1
     if patch[2] != patch[3] or isqrt(positions)**2 != positions:
-        raise ValueError(f'The backbone has {positions} positions and patches of {patch[2]} x '
-                         f'{patch[3]} pixels; only a square grid of square patches can be written.')
+        raise UserError(f'The backbone has {positions} positions and patches of {patch[2]} x '
+                        f'{patch[3]} pixels; only a square grid of square patches can be written.')
     return dict(
         embed_dims=state['cls_token'].shape[-1],
         num_layers=sum(key.endswith('.ln2.weight') for key in state),
@@ -344,7 +345,7 @@ def hf_features(folder: Path, images: Tensor) -> Tensor:
     vit, found = ViTModel.from_pretrained(folder, add_pooling_layer=False,
                                           output_loading_info=True)
     if found['missing_keys'] or found['unexpected_keys'] or found['mismatched_keys']:
-        raise ValueError(f'{folder}: transformers did not find every tensor in its place: {found}.')
+        raise UserError(f'{folder}: transformers did not find every tensor in its place: {found}.')
     return vit.eval()(images).last_hidden_state
 
 

@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pera_mm.errors import UserError
+
 LEFTOVER = 5.  # s; what a killed process may still take to end
 ENOUGH = 65_536  # bytes; the first log lines fit
 
@@ -40,8 +42,8 @@ def check_writable(folder: Path) -> None:
     except OSError as error:
         reason = 'a file has its name or that of a folder above' if isinstance(
             error, (FileExistsError, NotADirectoryError)) else error.strerror
-        raise ValueError(f'cannot write to the work folder {folder} ({reason}): make it '
-                         'writable with room on its disk, or give another --work-dir.') from None
+        raise UserError(f'cannot write to the work folder {folder} ({reason}): make it '
+                        'writable with room on its disk, or give another --work-dir.') from None
     finally:
         with suppress(OSError):
             probe.unlink(missing_ok=True)
@@ -71,8 +73,8 @@ class Claim:
                 self._file.seek(0)
                 holder = ' '.join(self._file.read().split())
                 self._file.close()
-                raise ValueError(f'another run is at work in {folder} ({holder or "unknown"}): '
-                                 'wait for its end or give another --work-dir.')
+                raise UserError(f'another run is at work in {folder} ({holder or "unknown"}): '
+                                'wait for its end or give another --work-dir.')
             time.sleep(0.1)
         self._file.truncate(0)
         self._file.write(f'process {os.getpid()} on {socket.gethostname()} since '

@@ -20,6 +20,7 @@ from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 
+from pera_mm.errors import UserError
 from pera_mm.files import Claim, check_writable
 from pera_mm.stopping import end_with_launcher, first_rank
 
@@ -88,7 +89,7 @@ def read_config(path: str) -> Config:
         ValueError: if there is no such file, or it needs a package that is not here.
     """
     if not Path(path).is_file():
-        raise ValueError(f'No config at {path}{_similar_config(path)}.')
+        raise UserError(f'No config at {path}{_similar_config(path)}.')
     try:
         return Config.fromfile(path)
     except ImportError as error:
@@ -97,8 +98,8 @@ def read_config(path: str) -> Config:
             cause = cause.__context__
         if not isinstance(cause, ModuleNotFoundError):
             raise
-        raise ValueError(f'{path} needs {cause.name}, which is not installed here; its header or '
-                         '"make doctor" says how to get it.') from error
+        raise UserError(f'{path} needs {cause.name}, which is not installed here; its header or '
+                        '"make doctor" says how to get it.') from error
 
 
 def _similar_config(path: str) -> str:
@@ -126,8 +127,8 @@ def merge_options(cfg: Config, options: dict[str, Any]) -> None:
         if not key.startswith('+') and key not in known:
             match = get_close_matches(key, known, n=1)
             hint = f'did you mean {match[0]}? ' if match else ''
-            raise ValueError(f'--cfg-options: the config has no key {key}; {hint}'
-                             f'To add a new key, write +{key}=...')
+            raise UserError(f'--cfg-options: the config has no key {key}; {hint}'
+                            f'To add a new key, write +{key}=...')
     cfg.merge_from_dict({key.removeprefix('+'): value for key, value in options.items()})
 
 
@@ -154,13 +155,13 @@ def set_precision(cfg: Config, amp: str) -> None:
     wrapper = cfg.optim_wrapper
     kind = wrapper.get('type', 'OptimWrapper')
     if kind not in ('OptimWrapper', 'AmpOptimWrapper', 'pera_mm.AutocastOptimWrapper'):
-        raise ValueError(f'--amp cannot change a {kind}: its precision is set in the config.')
+        raise UserError(f'--amp cannot change a {kind}: its precision is set in the config.')
     strategy = (cfg.get('strategy') or {}).get('type', '')
     if amp == 'fp16' and strategy.endswith(('ShardedStrategy', 'FSDPStrategy')):
-        raise ValueError(f'--amp fp16 does not work with {strategy}, whose ranks would scale and '
-                         'clip their gradients apart: use bf16.')
+        raise UserError(f'--amp fp16 does not work with {strategy}, whose ranks would scale and '
+                        'clip their gradients apart: use bf16.')
     if amp == 'fp16' and not torch.cuda.is_available():
-        raise ValueError('--amp fp16 needs a GPU, and PyTorch sees none here: use bf16 or off.')
+        raise UserError('--amp fp16 needs a GPU, and PyTorch sees none here: use bf16 or off.')
     wrapper.pop('loss_scale', None)
     wrapper.pop('dtype', None)
     wrapper.pop('on_cpu', None)
@@ -194,7 +195,7 @@ def set_checkpoint(cfg: Config, checkpoint: str, *, resume: bool = False) -> Non
             cfg.load_from = None
         return
     if '://' not in checkpoint and not Path(checkpoint).exists():
-        raise ValueError(f'No checkpoint at {checkpoint}.')
+        raise UserError(f'No checkpoint at {checkpoint}.')
     cfg.load_from = checkpoint
 
 
@@ -203,8 +204,8 @@ def require_test_loop(cfg: Config) -> None:
     missing = [key for key in ('test_dataloader', 'test_cfg', 'test_evaluator')
                if cfg.get(key) is None]
     if missing:
-        raise ValueError(f'{cfg.filename} has no {", ".join(missing)}, so there is nothing to '
-                         'test; take the config of a downstream task.')
+        raise UserError(f'{cfg.filename} has no {", ".join(missing)}, so there is nothing to '
+                        'test; take the config of a downstream task.')
 
 
 def train(cfg: Config) -> None:
@@ -228,8 +229,8 @@ def build_runner(cfg: Config) -> Any:
     """
     end_with_launcher()
     if cfg.launcher == 'pytorch' and 'RANK' not in os.environ:
-        raise ValueError('--launcher pytorch needs processes started by torchrun: '
-                         'use tools/dist_train.sh CONFIG GPUS.')
+        raise UserError('--launcher pytorch needs processes started by torchrun: '
+                        'use tools/dist_train.sh CONFIG GPUS.')
     if cfg.launcher != 'none':
         if torch.cuda.is_available():
             _check_gpus(cfg.launcher)
@@ -259,8 +260,8 @@ def _check_gpus(launcher: str) -> None:
     rank = int(os.environ.get('SLURM_LOCALID' if launcher == 'slurm' else 'LOCAL_RANK', 0))
     gpus = torch.cuda.device_count()
     if rank >= gpus:
-        raise ValueError(f'Process {rank} of this machine has no GPU: PyTorch sees {gpus}; '
-                         'start one process per GPU.')
+        raise UserError(f'Process {rank} of this machine has no GPU: PyTorch sees {gpus}; '
+                        'start one process per GPU.')
 
 
 def _distribute_on_cpu(cfg: Config) -> None:
@@ -281,31 +282,56 @@ def _distribute_on_cpu(cfg: Config) -> None:
 
 
 @contextmanager
-def errors_in_one_sentence() -> Iterator[None]:
-    """End with exit code 1 and the message alone if pera_mm itself refused something.
+def errors_in_one_sentence(name: str = 'Error') -> Iterator[None]:
+    """End with exit code 1 and one sentence where a user or the system can mend the cause.
 
-    An error that the code of pera_mm raised on purpose says what to do; a traceback would only
-    hide it. The same for two causes outside of the program: shared memory that is too small, and
-    the end of another rank. Any other exception is a bug somewhere and keeps its traceback.
+    These are a :class:`~pera_mm.errors.UserError`, what the system refuses (a full disk, a folder
+    in place of a file), shared memory that is too small, and the end of another rank. Any other
+    exception is a bug somewhere and keeps its traceback.
+
+    Args:
+        name: what the sentence begins with; commands that train nothing give their own.
     """
+    for stream in (sys.stdout, sys.stderr):  # a file's name may be any bytes
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='backslashreplace')
     try:
         yield
     except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        ours = Path(where.filename).is_relative_to(Path(__file__).parent)
-        if ours and (where.line or '').startswith('raise'):
-            sentence = str(error)
-        elif NO_SHARED_MEMORY.search(str(error)) or (
-                'multiprocessing' in where.filename  # a queue, whose semaphores lie there
-                and getattr(error, 'errno', None) == errno.ENOSPC):
-            sentence = _about_shared_memory()
-        elif LOST_RANK.search(str(error)):
-            sentence = 'another rank has ended or was killed, so this one cannot go on; after ' \
-                       'mending the cause, continue with --resume.'
-        else:
+        if (sentence := _sentence_of(error)) is None:
             raise
-        print(f'Error: {sentence}', file=sys.stderr)
-        raise SystemExit(1) from None
+        sys.exit(f'{name}: {sentence}')
+
+
+def _sentence_of(error: Exception) -> str | None:
+    if isinstance(error, UserError):
+        # Out of a data-loader worker it comes with the worker's traceback in front of it.
+        return str(error).rpartition(f'{type(error).__name__}: ')[2].strip()
+    where = traceback.extract_tb(error.__traceback__)[-1].filename
+    if NO_SHARED_MEMORY.search(str(error)) or (
+            'multiprocessing' in where  # a queue, whose semaphores lie there
+            and getattr(error, 'errno', None) == errno.ENOSPC):
+        return _about_shared_memory()
+    if LOST_RANK.search(str(error)):
+        return ('another rank has ended or was killed, so this one cannot go on; after mending '
+                'the cause, continue with --resume.')
+    return _about_system(error) if isinstance(error, OSError) else None
+
+
+def _about_system(error: OSError) -> str | None:
+    """What the system refused: the file, and what to do about it; None if it names no file."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return 'the disk is full; nothing finished is lost: free some space, and the same ' \
+               'command goes on.'
+    if error.filename is None:
+        return None
+    path = Path(os.fsdecode(error.filename2 or error.filename))
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        file = next((place for place in (path, *path.parents) if place.is_file()), path)
+        return f'{file} is a file where a folder must be: move it away.'
+    if error.errno == errno.EISDIR:
+        return f'{path} is a folder where a file must be: move it away.'
+    return f'{path}: {error.strerror}.'
 
 
 def _about_shared_memory() -> str:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pera_mm.errors import UserError
+
 
 class PatchCounts(NamedTuple):
     """How many of the N patches of a crop belong to each part."""
@@ -41,7 +43,7 @@ def patch_grid(height: int, width: int, patch_size: int) -> tuple[int, int]:
     for name, side in (('height', height), ('width', width)):
         if patch_size < 1 or side < patch_size or side % patch_size:
             below = max(side // patch_size, 1) * patch_size if patch_size > 0 else side
-            raise ValueError(
+            raise UserError(
                 f'crop {name} {side} is not a multiple of the patch size {patch_size}; '
                 f'take {below} or {below + patch_size} instead.')
     return height // patch_size, width // patch_size
@@ -63,16 +65,16 @@ def split_counts(num_patches: int, student: float, learnable: float,
     shares = dict(student=student, learnable=learnable, teacher=teacher)
     listed = ', '.join(f'{name} {share:g}' for name, share in shares.items())
     if min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
-        raise ValueError(f'the mask ratios must be >= 0 and sum to 1, got {listed} '
-                         f'(sum {sum(shares.values()):g}).')
+        raise UserError(f'the mask ratios must be >= 0 and sum to 1, got {listed} '
+                        f'(sum {sum(shares.values()):g}).')
     student_and_learnable = int(round(num_patches * (1 - teacher)))
     n_student = int(round(num_patches * student)) if learnable else student_and_learnable
     counts = PatchCounts(n_student, student_and_learnable - n_student,
                          num_patches - student_and_learnable)
     for name, count in counts._asdict().items():
         if count < 1 and not (name == 'learnable' and learnable == 0):
-            raise ValueError(f'the mask ratios ({listed}) leave the {name} part of a crop of '
-                             f'{num_patches} patches empty; raise its ratio or the crop size.')
+            raise UserError(f'the mask ratios ({listed}) leave the {name} part of a crop of '
+                            f'{num_patches} patches empty; raise its ratio or the crop size.')
     return counts
 
 

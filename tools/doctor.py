@@ -125,14 +125,14 @@ def check_package(package: Package, causes: dict[str, str]) -> Finding:
 
 def check_operators() -> Finding:
     """Who supplies mmcv's compiled operators."""
-    from pera_mm import ops_bridge
+    from pera_mm.bridges import ops
 
     details = dict(
         compiled='compiled with mmcv',
         bridged='bridged over torchvision: nms, soft-nms, RoIAlign, deformable attention',
     )
     found = check_package(Package('mmcv.ops', False, 'detection'), {})
-    return found._replace(name='operators of mmcv', detail=details.get(ops_bridge.provider(), ''))
+    return found._replace(name='operators of mmcv', detail=details.get(ops.provider(), ''))
 
 
 def check_device() -> Finding:

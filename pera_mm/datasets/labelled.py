@@ -6,6 +6,7 @@ from typing import Any
 from mmpretrain.datasets import CustomDataset
 
 from pera_mm.datasets.unlabeled import MAX_REDRAWS
+from pera_mm.errors import RunError, UserError
 from pera_mm.registry import DATASETS
 
 
@@ -33,10 +34,10 @@ class RedrawUnreadable:
                 return sample
             path, reason = skipped[-1]
             if dataset.test_mode:
-                raise ValueError(f'{path} cannot be read ({reason}); a score without it would not '
-                                 'be comparable: repair it.')
+                raise UserError(f'{path} cannot be read ({reason}); a score without it would not '
+                                'be comparable: repair it.')
             idx = dataset._rand_another()
-        raise RuntimeError(f'{MAX_REDRAWS} samples drawn one after another could not be read, the '
+        raise RunError(f'{MAX_REDRAWS} samples drawn one after another could not be read, the '
                            f'last for {path} ({reason}): check the data.')
 
 
@@ -54,7 +55,7 @@ class LabelledImages(RedrawUnreadable, CustomDataset):
         """As MMPretrain's."""
         needed = self.ann_file or self.img_prefix
         if not os.path.exists(needed):
-            raise ValueError(f'There is no {needed}: prepare the data with tools/data/prepare.py, '
-                             'deal a folder of your own with tools/data/make_splits.py, or correct '
-                             'data_root and ann_file of the dataset.')
+            raise UserError(f'There is no {needed}: prepare the data with tools/data/prepare.py, '
+                            'deal a folder of your own with tools/data/make_splits.py, or correct '
+                            'data_root and ann_file of the dataset.')
         return super().load_data_list()

@@ -25,6 +25,7 @@ from pera_mm.datasets.shard_index import (
     read_index,
     size_in,
 )
+from pera_mm.errors import RunError, UserError
 
 OPEN_SHARDS = 256  # file handles a process keeps; 10,000 images to shuffle span 12 shards of 1,000
 LMDB_FILE = 'data.mdb'
@@ -52,7 +53,7 @@ class TarShards:
         path = os.fspath(path)
         names = find_shards(path)
         if not names:
-            raise ValueError(f'{path!r} holds no .tar shard; check the path.')
+            raise UserError(f'{path!r} holds no .tar shard; check the path.')
         self.folder = path if os.path.isdir(path) else os.path.dirname(path)
         beside = Path(path, INDEX) if os.path.isdir(path) else Path(f'{path}.{INDEX}')
         files = [beside] if index_file is None else [beside, Path(index_file)]
@@ -132,7 +133,7 @@ class TarShards:
         if isinstance(index, Path):
             found = read_index(index)
             if found is None:
-                raise RuntimeError(f'{index}, the index of tar shards, has gone while it was used.')
+                raise RunError(f'{index}, the index of tar shards, has gone while it was used.')
             index = found
         self._take(index)
 
@@ -162,14 +163,14 @@ class LmdbImages:
         environment = self.environment.get()
         needed = (environment.info()['last_pgno'] + 1) * environment.stat()['psize']
         if os.path.getsize(os.path.join(self.path, LMDB_FILE)) < needed:  # else: a bus error
-            raise ValueError(f'{self.path}/{LMDB_FILE} ends early: copy it again.')
+            raise UserError(f'{self.path}/{LMDB_FILE} ends early: copy it again.')
         with environment.begin() as transaction:
             cursor = transaction.cursor()
             last = bytes(cursor.key()) if cursor.last() else b''
         if len(last) != KEY_DIGITS or not last.isdigit():
-            raise ValueError(f'{self.path}/{LMDB_FILE} holds no images under the keys '
-                             f'{position_key(0).decode()!r}, 1, 2 …: give an LMDB written by '
-                             'tools/data/rsrsd.py pack.')
+            raise UserError(f'{self.path}/{LMDB_FILE} holds no images under the keys '
+                            f'{position_key(0).decode()!r}, 1, 2 …: give an LMDB written by '
+                            'tools/data/rsrsd.py pack.')
         self.count = int(last) + 1
 
     def _open(self) -> None:
@@ -227,8 +228,8 @@ class Environment:
             try:
                 import lmdb
             except ImportError:
-                raise ValueError(f'{self.path} is an LMDB: install the package lmdb to read '
-                                 'it.') from None
+                raise UserError(f'{self.path} is an LMDB: install the package lmdb to read '
+                                'it.') from None
             if self.lmdb is not None:
                 self.lmdb.close()
             try:
@@ -236,7 +237,7 @@ class Environment:
                 # 6,900 images/s against 600 from a cold cache.
                 self.lmdb = lmdb.open(self.path, readonly=True, lock=False)
             except lmdb.Error as error:
-                raise ValueError(f'{self.path}/{LMDB_FILE} is no LMDB that can be read: '
-                                 f'{error}.') from None
+                raise UserError(f'{self.path}/{LMDB_FILE} is no LMDB that can be read: '
+                                f'{error}.') from None
             self.process = os.getpid()
         return self.lmdb

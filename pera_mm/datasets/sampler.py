@@ -1,6 +1,5 @@
 """Which image is drawn when, as a pure function of (seed, epoch, position)."""
 
-import hashlib
 from collections.abc import Iterator, Sized
 from typing import NamedTuple
 
@@ -8,7 +7,9 @@ import torch
 from mmengine.dist import get_dist_info, sync_random_seed
 from torch.utils.data import Sampler
 
+from pera_mm.errors import UserError
 from pera_mm.registry import DATA_SAMPLERS
+from pera_mm.seeds import hash_seed
 
 
 class Draw(NamedTuple):
@@ -16,12 +17,6 @@ class Draw(NamedTuple):
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     seed: int  # 63 bits
-
-
-def hash_seed(*keys: int) -> int:
-    """A 63-bit seed that depends on all keys; the same on every machine and Python."""
-    text = ','.join(str(key) for key in keys).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), 'little') >> 1
 
 
 @DATA_SAMPLERS.register_module()
@@ -49,8 +44,8 @@ class DrawSampler(Sampler):
     def __init__(self, dataset: Sized, seed: int | None = 0, shuffle: bool = True) -> None:
         self.rank, self.world_size = get_dist_info()
         if len(dataset) < self.world_size:
-            raise ValueError(f'the data set has {len(dataset)} images, fewer than the '
-                             f'{self.world_size} processes; add images or use fewer processes.')
+            raise UserError(f'the data set has {len(dataset)} images, fewer than the '
+                            f'{self.world_size} processes; add images or use fewer processes.')
         self.dataset = dataset
         self.seed = sync_random_seed() if seed is None else seed
         self.shuffle = shuffle

@@ -23,6 +23,7 @@ import numpy as np
 from mmengine.logging import print_log
 
 from pera_mm.datasets.reading import SUFFIXES
+from pera_mm.errors import UserError
 
 SHARD = np.dtype([('name', 'S255'), ('size', '<u8')])
 PLACE = np.dtype([('offset', '<u8'), ('shard', '<u4'), ('size', '<u4')])  # of an image's bytes
@@ -86,8 +87,8 @@ def open_index(folder: str, names: list[str], files: list[Path]) -> Index:
         known = next(filter(None, map(read_index, files)), None)
         made = _look_through(folder, names, sizes, known)
         if not len(made.places):
-            raise ValueError(f'no image lies in the tar shards of {folder!r}; their members must '
-                             'have the suffix of an image, and the tars no compression.')
+            raise UserError(f'no image lies in the tar shards of {folder!r}; their members must '
+                            'have the suffix of an image, and the tars no compression.')
         if known and np.array_equal(known.shards, made.shards) and np.array_equal(
                 known.places, made.places):
             return known

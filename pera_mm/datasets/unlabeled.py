@@ -25,6 +25,7 @@ from pera_mm.datasets.reading import (
 )
 from pera_mm.datasets.sampler import Draw
 from pera_mm.datasets.shard_index import find_shards
+from pera_mm.errors import RunError, UserError
 from pera_mm.registry import DATASETS
 
 MAX_REDRAWS = 100
@@ -64,8 +65,8 @@ def _walk(folder: bytes, below: bytes, seen: set[tuple[int, int]]) -> Iterator[b
                 names.append(entry.name)
     for name in sorted(names):
         if b'\n' in name:
-            raise ValueError(f'the name {os.fsdecode(os.path.join(folder, below + name))!r} '
-                             'contains a line break; rename it.')
+            raise UserError(f'the name {os.fsdecode(os.path.join(folder, below + name))!r} '
+                            'contains a line break; rename it.')
         if name.endswith(b'/'):
             yield from _walk(folder, below + name, seen)
         else:
@@ -92,7 +93,7 @@ def write_list(folder: bytes, file: Path) -> None:
         with open(own, 'xb') as stream:
             stream.writelines(path + b'\n' for path in find_images(folder))
         if own.stat().st_size == 0:
-            raise ValueError(_no_images(folder))
+            raise UserError(_no_images(folder))
         os.replace(own, file)
     finally:
         own.unlink(missing_ok=True)
@@ -134,15 +135,15 @@ class ImageList:
             self._open_folder(index_file)
         elif os.path.isfile(path):
             if index_file is not None:
-                raise ValueError(f'{path!r} is a list already; index_file={index_file!r} is for '
-                                 'folders, leave it out.')
+                raise UserError(f'{path!r} is a list already; index_file={index_file!r} is for '
+                                'folders, leave it out.')
             self.root = os.fsencode(data_root or os.path.dirname(path))
             self._map(Path(path))
         else:
             what = 'is a pattern' if set(str(path)) & set('*?[{') else 'does not exist'
-            raise ValueError(f'the image source {str(path)!r} {what} (looked for in '
-                             f'{os.getcwd()}); give a folder of images, a text list of paths, a '
-                             'folder of tar shards or an LMDB.')
+            raise UserError(f'the image source {str(path)!r} {what} (looked for in '
+                            f'{os.getcwd()}); give a folder of images, a text list of paths, a '
+                            'folder of tar shards or an LMDB.')
         if self.file is not None:
             self._check()
 
@@ -152,7 +153,7 @@ class ImageList:
             for name in find_images(self.root):
                 lines += name + b'\n'
             if not lines:
-                raise ValueError(_no_images(self.root))
+                raise UserError(_no_images(self.root))
             self.text = np.frombuffer(lines, np.uint8)
             self.starts = _line_starts(self.text)
             return
@@ -169,24 +170,24 @@ class ImageList:
         is_empty = file.stat().st_size == 0  # an empty file cannot be mapped
         self.text = np.asarray(np.zeros(0, np.uint8) if is_empty else np.memmap(file, mode='r'))
         if not self.text[:FIRST].all():
-            raise ValueError(f'{str(file)!r} is no text list: it has zero bytes; give a folder of '
-                             'images, a list of paths, uncompressed .tar shards or the folder of '
-                             'an LMDB.')
+            raise UserError(f'{str(file)!r} is no text list: it has zero bytes; give a folder of '
+                            'images, a list of paths, uncompressed .tar shards or the folder of '
+                            'an LMDB.')
         if self.text[:3].tobytes() == codecs.BOM_UTF8:
             self.text = self.text[3:]
         self.starts = _line_starts(self.text)
         if len(self) == 0:
-            raise ValueError(f'the list {str(file)!r} names no image; write one path per line, or '
-                             'delete it if it is an index file.')
+            raise UserError(f'the list {str(file)!r} names no image; write one path per line, or '
+                            'delete it if it is an index file.')
 
     def _check(self) -> None:
         """Raise a ValueError if not one of eight listed files exists: the root must be wrong."""
         probes = [self[int(i)] for i in np.linspace(0, len(self) - 1, 8)]
         if not any(os.path.lexists(path) for path in probes):
-            raise ValueError(f'the list {str(self.file)!r} names {os.fsdecode(probes[0])!r}, and '
-                             'neither that nor seven other of its files exist; set data_root to '
-                             'the folder its lines are relative to, or delete the list if it is '
-                             'the index_file of another folder.')
+            raise UserError(f'the list {str(self.file)!r} names {os.fsdecode(probes[0])!r}, and '
+                            'neither that nor seven other of its files exist; set data_root to '
+                            'the folder its lines are relative to, or delete the list if it is '
+                            'the index_file of another folder.')
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -245,13 +246,13 @@ def open_source(path: str, data_root: str | None = None, index_file: str | None 
     if os.path.isfile(os.path.join(path, LMDB_FILE)):
         return LmdbImages(path)
     if all(os.path.exists(os.path.join(path, name)) for name in WORK_FOLDER):
-        raise ValueError(f'{path!r} is a work folder of tools/data/rsrsd.py, with images that were '
-                         f'dropped: give {os.path.join(path, "packed")!r}.')
+        raise UserError(f'{path!r} is a work folder of tools/data/rsrsd.py, with images that were '
+                        f'dropped: give {os.path.join(path, "packed")!r}.')
     is_listed = index_file is not None and _is_text(index_file)  # no need to look into the folder
     if not is_listed and find_shards(path):
         if os.path.isdir(path) and next(find_images(os.fsencode(path)), None) is not None:
-            raise ValueError(f'{path!r} holds .tar files and other images: give the ones or the '
-                             'others a folder of their own.')
+            raise UserError(f'{path!r} holds .tar files and other images: give the ones or the '
+                            'others a folder of their own.')
         return TarShards(path, index_file)
     return ImageList(path, data_root, index_file)
 
@@ -312,8 +313,8 @@ class UnlabeledImages(Dataset):
         entries = [dict(path=source)] if isinstance(source, (str, os.PathLike)) else source
         _check_entries(entries)
         if len(entries) > 1 and index_file is not None:
-            raise ValueError('each source of a mixture needs an index_file of its own; write it '
-                             'into its dict, beside path and weight.')
+            raise UserError('each source of a mixture needs an index_file of its own; write it '
+                            'into its dict, beside path and weight.')
         common = dict(data_root=data_root, index_file=index_file, bands=bands, scale=scale,
                       shuffle_buffer=shuffle_buffer, weight=None)
         settings = [{**common, **entry} for entry in entries]
@@ -364,7 +365,7 @@ class UnlabeledImages(Dataset):
             return dict(img=pixels, img_path=images.name(index - first), sample_idx=index, rng=rng,
                         skipped=skipped)
         path, reason = skipped[-1]
-        raise RuntimeError(f'{MAX_REDRAWS} images drawn one after another could not be read, the '
+        raise RunError(f'{MAX_REDRAWS} images drawn one after another could not be read, the '
                            f'last was {path!r} ({reason}); check the data.')
 
     def epoch_order(self, generator: torch.Generator) -> torch.Tensor:
@@ -409,8 +410,8 @@ def _reading_rule(entry: dict[str, Any]) -> tuple[tuple[int, ...] | None, Scale]
 
 def _checked_buffer(images: int) -> int:
     if not isinstance(images, int) or images < 1:
-        raise ValueError(f'shuffle_buffer is {images!r}, but must be a whole number of images, at '
-                         'least 1.')
+        raise UserError(f'shuffle_buffer is {images!r}, but must be a whole number of images, at '
+                        'least 1.')
     return images
 
 
@@ -420,11 +421,11 @@ def _check_entries(entries: Any) -> None:
     wrong = [entry for entry in listed if not isinstance(entry, Mapping) or set(entry) - known
              or not isinstance(entry.get('path'), (str, os.PathLike))]
     if wrong:
-        raise ValueError('source must be a path or a list of dict(path=..., weight=...) with keys '
-                         f'among {", ".join(sorted(known))}; got {wrong[0] or entries!r}.')
+        raise UserError('source must be a path or a list of dict(path=..., weight=...) with keys '
+                        f'among {", ".join(sorted(known))}; got {wrong[0] or entries!r}.')
     if not entries:
-        raise ValueError('source is an empty list; give a folder, a text list, tar shards, an '
-                         'LMDB, or a list of dict(path=..., weight=...).')
+        raise UserError('source is an empty list; give a folder, a text list, tar shards, an '
+                        'LMDB, or a list of dict(path=..., weight=...).')
 
 
 def _shares(weights: list[float | None], sizes: list[int]) -> list[int]:
@@ -434,8 +435,8 @@ def _shares(weights: list[float | None], sizes: list[int]) -> list[int]:
     given = [weight for weight in weights
              if isinstance(weight, (int, float)) and 0 < weight <= MOST]
     if len(given) < len(weights):
-        raise ValueError(f'give every source of a mixture a weight above 0 and up to {MOST:g}, or '
-                         f'none of them; got {weights}.')
+        raise UserError(f'give every source of a mixture a weight above 0 and up to {MOST:g}, or '
+                        f'none of them; got {weights}.')
     exact = [sum(sizes) * weight / sum(given) for weight in given]
     counts = [int(share) for share in exact]
     by_remainder = sorted(range(len(sizes)), key=lambda i: counts[i] - exact[i])

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pera_mm.datasets.reading import UnreadableImage, read_image, reason_of
 from pera_mm.downstream.segmentation import SegmentationDataset, check_equal_sizes
+from pera_mm.errors import UserError
 from pera_mm.registry import DATASETS, MODELS, TRANSFORMS
 
 FILES = dict(img_path='first date', img_path2='second date', seg_map_path='mask')
@@ -43,8 +44,8 @@ class SiameseEncoderDecoder(EncoderDecoder):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not self.with_neck:
-            raise ValueError('SiameseEncoderDecoder needs a neck that joins the maps of both '
-                             "dates: neck=dict(type='pera_mm.PairNeck', in_channels=...).")
+            raise UserError('SiameseEncoderDecoder needs a neck that joins the maps of both '
+                            "dates: neck=dict(type='pera_mm.PairNeck', in_channels=...).")
 
     def extract_feat(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """``[B, 6, H, W]``, the first date's channels first, to what the neck makes of both."""
@@ -80,13 +81,13 @@ class ChangePairs(SegmentationDataset):
         found = {key: _names(Path(self.data_prefix[key]), suffixes[key]) for key in FILES}
         names = set(list_from_file(self.ann_file)) if self.ann_file else set.union(*found.values())
         if not names:
-            raise ValueError(f'No images *{self.img_suffix} in {self.data_prefix["img_path"]}: '
-                             'correct data_root, data_prefix and img_suffix of the dataset.')
+            raise UserError(f'No images *{self.img_suffix} in {self.data_prefix["img_path"]}: '
+                            'correct data_root, data_prefix and img_suffix of the dataset.')
         for key, present in found.items():
             missing = sorted(names - present)
             if missing:
                 shown = ', '.join(name + suffixes[key] for name in missing[:SHOWN])
-                raise ValueError(
+                raise UserError(
                     f'{len(missing)} of {len(names)} pairs have no {FILES[key]} in '
                     f'{self.data_prefix[key]}: {shown}{", ..." if len(missing) > SHOWN else ""}; '
                     'both dates and the mask of a pair need one name.')
@@ -98,8 +99,8 @@ class ChangePairs(SegmentationDataset):
 
 def _names(folder: Path, suffix: str) -> set[str]:
     if not folder.is_dir():
-        raise ValueError(f'There is no folder {folder}: prepare the data with tools/data/'
-                         'prepare.py, or correct data_root and data_prefix of the dataset.')
+        raise UserError(f'There is no folder {folder}: prepare the data with tools/data/'
+                        'prepare.py, or correct data_root and data_prefix of the dataset.')
     return {path.name.removesuffix(suffix) for path in folder.iterdir()
             if path.name.endswith(suffix) and not path.name.startswith('.')}
 
@@ -164,6 +165,6 @@ def check_mask(mask: np.ndarray, path: str) -> np.ndarray:
     if ((mask != UNCHANGED) & (mask != CHANGED)).any():
         values = ', '.join(str(value) for value in np.unique(mask) if value not in
                            (UNCHANGED, CHANGED))
-        raise ValueError(f'the mask {path} has pixels of value {values}; only {UNCHANGED} '
-                         f'(unchanged) and {CHANGED} (changed) are allowed: convert the masks.')
+        raise UserError(f'the mask {path} has pixels of value {values}; only {UNCHANGED} '
+                        f'(unchanged) and {CHANGED} (changed) are allowed: convert the masks.')
     return mask

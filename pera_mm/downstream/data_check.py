@@ -13,6 +13,7 @@ from PIL import Image
 
 from pera_mm.downstream.segmentation import check_equal_sizes
 from pera_mm.engine.hooks.teacher import inner_model
+from pera_mm.errors import UserError
 from pera_mm.registry import HOOKS
 
 FILES = ('img_path', 'img_path2', 'seg_map_path')
@@ -56,7 +57,7 @@ class DataCheckHook(Hook):
         if verdict[0] is not None:
             if cause is not None and not isinstance(cause, ValueError):
                 raise cause
-            raise ValueError(verdict[0]) from None
+            raise UserError(verdict[0]) from None
 
     def _check_all(self, runner: Runner) -> None:
         for dataset in _parts(runner.train_dataloader.dataset):
@@ -89,10 +90,10 @@ class DataCheckHook(Hook):
         found = f'{len(unreadable)} files of the {name} set cannot be read, such as {path} ' \
                 f'({reason})'
         if name != 'train':
-            raise ValueError(f'{found}; a score without them would not be comparable: repair '
-                             'them.')
+            raise UserError(f'{found}; a score without them would not be comparable: repair '
+                            'them.')
         if len(unreadable) >= samples:
-            raise ValueError(f'{found}: there is nothing to train on.')
+            raise UserError(f'{found}: there is nothing to train on.')
         runner.logger.warning(f'{found}; other samples take their places.')
 
 
@@ -119,16 +120,16 @@ def check_sizes(sample: dict, window: Sequence[int] | None) -> dict[str, str]:
         try:
             sizes[path] = _size(path)
         except FileNotFoundError:
-            raise ValueError(f'{path} is missing, which belongs to {sample["img_path"]}: every '
-                             'sample needs all its files under one name.') from None
+            raise UserError(f'{path} is missing, which belongs to {sample["img_path"]}: every '
+                            'sample needs all its files under one name.') from None
         except Exception as error:  # decoders raise anything on broken bytes
             unreadable[path] = f'{type(error).__name__}: {error}'
     check_equal_sizes(sizes)
     for path, (width, height) in sizes.items():
         if window is not None and (height < window[0] or width < window[1]):
-            raise ValueError(f'{path} is {width} x {height} pixels, smaller than the window of '
-                             f'{window[1]} x {window[0]} that is cut out of it: take larger '
-                             'images or a smaller crop_size.')
+            raise UserError(f'{path} is {width} x {height} pixels, smaller than the window of '
+                            f'{window[1]} x {window[0]} that is cut out of it: take larger '
+                            'images or a smaller crop_size.')
     return unreadable
 
 

@@ -19,9 +19,10 @@ from mmengine.logging import print_log
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from pera_mm.datasets.prepare.dior import CLASSES
 from pera_mm.datasets.reading import reason_of
 from pera_mm.datasets.unlabeled import MAX_REDRAWS
+from pera_mm.errors import RunError, UserError
+from pera_mm.prepare.dior import CLASSES
 from pera_mm.registry import DATASETS, METRICS, MODELS
 
 SHOWN = 5  # problems that are spelled out; the rest is counted
@@ -68,7 +69,7 @@ def read_annotation(path: str) -> Annotation:
         names = [_text(item, 'name') for item in objects]
         difficult = [int(item.findtext('difficult') or 0) > 0 for item in objects]
     except ElementTree.ParseError as error:
-        raise ValueError(f'it is no XML ({error})') from error
+        raise UserError(f'it is no XML ({error})') from error
     limit = np.array([width, height, width, height])
     boxes = np.clip(corners - (1, 1, 0, 0), 0, limit)
     kept = np.flatnonzero((corners[:, 2:] > corners[:, :2]).all(1)
@@ -81,7 +82,7 @@ def read_annotation(path: str) -> Annotation:
 def _text(parent: ElementTree.Element, path: str) -> str:
     text = parent.findtext(path)
     if text is None:
-        raise ValueError(f'<{parent.tag}> lacks <{path}>')
+        raise UserError(f'<{parent.tag}> lacks <{path}>')
     return text.strip()
 
 
@@ -165,19 +166,19 @@ class DIORDataset(BaseDetDataset):
     def _names(self, split: str) -> list[str]:
         path = os.path.join(self.data_root, 'ImageSets', 'Main', f'{split}.txt')
         if not os.path.isfile(path):
-            raise ValueError(f'the list of the split {split!r}, {path}, is missing; set data_root '
-                             f"to the folder that holds DIOR's ImageSets/Main, or name another of "
-                             'its lists in splits.')
+            raise UserError(f'the list of the split {split!r}, {path}, is missing; set data_root '
+                            f"to the folder that holds DIOR's ImageSets/Main, or name another of "
+                            'its lists in splits.')
         with open(path, encoding='utf-8-sig') as lines:
             names = [line.strip() for line in lines if line.strip()]
         if not names:
-            raise ValueError(f'the list of the split {split!r}, {path}, is empty; it needs the '
-                             'name of an image, without its suffix, on every line.')
+            raise UserError(f'the list of the split {split!r}, {path}, is empty; it needs the '
+                            'name of an image, without its suffix, on every line.')
         return names
 
     def _judge(self, problems: list[str], total: int) -> None:
         if problems:
-            raise ValueError(
+            raise UserError(
                 f'{len(problems)} of the {total} samples in the splits {", ".join(self.splits)} of '
                 f'{self.data_root} cannot be used ({_some(problems, "; ")}); mend these files or '
                 'take their names out of ImageSets/Main (known classes, which '
@@ -212,7 +213,7 @@ class DIORDataset(BaseDetDataset):
                 sample.update(img=np.zeros((*shape, 3), np.uint8), img_shape=shape, ori_shape=shape)
                 break
             if len(skipped) == MAX_REDRAWS:
-                raise RuntimeError(
+                raise RunError(
                     f'{MAX_REDRAWS} images drawn one after another could not be used, the last was '
                     f'{skipped[-1][0]!r} ({skipped[-1][1]}); check the data.')
             sample = self.get_data_info(self._rand_another())
@@ -245,8 +246,8 @@ def _load(transform: Any, sample: dict) -> dict:
 
 def _list(folder: str) -> list[str]:
     if not os.path.isdir(folder):
-        raise ValueError(f'the folder {folder} is missing; set data_root to the folder that holds '
-                         "DIOR's JPEGImages-trainval, JPEGImages-test and Annotations.")
+        raise UserError(f'the folder {folder} is missing; set data_root to the folder that holds '
+                        "DIOR's JPEGImages-trainval, JPEGImages-test and Annotations.")
     return os.listdir(folder)
 
 

@@ -13,6 +13,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 from numpy.typing import NDArray
 
+from pera_mm.errors import UserError
 from pera_mm.registry import METRICS
 
 UNLABELLED = 255  # a ground-truth pixel of this value is never counted
@@ -61,13 +62,13 @@ class ConfusionMetric(BaseMetric):
     def __init__(self, protocols: Mapping[str, Mapping], collect_device: str = 'cpu') -> None:
         super().__init__(collect_device=collect_device)
         if not protocols:
-            raise ValueError('ConfusionMetric needs at least one protocol, like '
-                             "protocols={'all classes': {}}.")
+            raise UserError('ConfusionMetric needs at least one protocol, like '
+                            "protocols={'all classes': {}}.")
         for name, fields in protocols.items():
             unknown = set(fields) - set(Protocol._fields)
             if unknown:
-                raise ValueError(f'Protocol {name!r} has no field {min(unknown)!r}; it takes '
-                                 f'{", ".join(Protocol._fields)}.')
+                raise UserError(f'Protocol {name!r} has no field {min(unknown)!r}; it takes '
+                                f'{", ".join(Protocol._fields)}.')
         self.protocols = {name: Protocol(**fields) for name, fields in protocols.items()}
         self.borders = sorted({protocol.border for protocol in self.protocols.values()})
 
@@ -81,15 +82,15 @@ class ConfusionMetric(BaseMetric):
         for sample in data_samples:
             where = sample.get('seg_map_path') or sample.get('img_path', 'a sample')
             if 'gt_sem_seg' not in sample:
-                raise ValueError(f'{where} has no ground truth, so there is nothing to score.')
+                raise UserError(f'{where} has no ground truth, so there is nothing to score.')
             truth = _map_of(sample['gt_sem_seg']).astype(np.uint8)
             predicted = _map_of(sample['pred_sem_seg'])
             try:
                 self.results.append(np.stack([
                     confusion(erode(truth, border), predicted, len(self.classes))
                     for border in self.borders]))
-            except ValueError as error:
-                raise ValueError(f'{where}: {error}') from None
+            except UserError as error:
+                raise UserError(f'{where}: {error}') from None
 
     def compute_metrics(self, results: list[NDArray[np.int64]]) -> dict[str, float]:
         """Score the sum of all matrices; the classes' own scores go to the log."""
@@ -110,8 +111,8 @@ class ConfusionMetric(BaseMetric):
     def _check_ids(self, name: str, protocol: Protocol) -> None:
         wrong = {*protocol.average, *protocol.ignore} - set(range(len(self.classes)))
         if wrong:
-            raise ValueError(f'Protocol {name!r} names class {min(wrong)}, but the data set has '
-                             f'{len(self.classes)} classes, 0 to {len(self.classes) - 1}.')
+            raise UserError(f'Protocol {name!r} names class {min(wrong)}, but the data set has '
+                            f'{len(self.classes)} classes, 0 to {len(self.classes) - 1}.')
 
     def _table(self, scores: dict[str, dict[str, NDArray]]) -> str:
         wide = {name: max(15, len(name) + 2) for name in scores}
@@ -142,13 +143,13 @@ def confusion(truth: NDArray[np.uint8], predicted: NDArray, classes: int) -> NDA
         ValueError: on different sizes, or an id that is no class.
     """
     if truth.shape != predicted.shape:
-        raise ValueError(f'the ground truth has {_size(truth)} pixels, the prediction '
-                         f'{_size(predicted)}.')
+        raise UserError(f'the ground truth has {_size(truth)} pixels, the prediction '
+                        f'{_size(predicted)}.')
     counted = truth != UNLABELLED
     truth, predicted = truth[counted].astype(np.int64), predicted[counted]
     if truth.size and max(truth.max(), predicted.max()) >= classes:
-        raise ValueError(f'class {max(truth.max(), predicted.max())} where only 0 to '
-                         f'{classes - 1} and {UNLABELLED} (not labelled) exist.')
+        raise UserError(f'class {max(truth.max(), predicted.max())} where only 0 to '
+                        f'{classes - 1} and {UNLABELLED} (not labelled) exist.')
     counts = np.bincount(truth * classes + predicted, minlength=classes ** 2)
     return counts.reshape(classes, classes)
 

@@ -20,6 +20,7 @@ from torch import nn
 from pera_mm.datasets.labelled import RedrawUnreadable
 from pera_mm.datasets.reading import UnreadableImage
 from pera_mm.downstream.metrics import UNLABELLED
+from pera_mm.errors import UserError
 from pera_mm.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 
 MASK_MODES = ('1', 'L', 'P', 'I', 'I;16')  # Pillow's, of one number per pixel
@@ -51,8 +52,8 @@ class SegmentationDataset(RedrawUnreadable, BaseSegDataset):
         self.threshold = threshold
         self.num_classes = len(metainfo['classes'])
         if threshold is not None and (self.num_classes != 2 or kwargs.get('reduce_zero_label')):
-            raise ValueError('A threshold makes two classes, ids 0 and 1: name two in '
-                             'metainfo.classes and set reduce_zero_label=False.')
+            raise UserError('A threshold makes two classes, ids 0 and 1: name two in '
+                            'metainfo.classes and set reduce_zero_label=False.')
         super().__init__(metainfo=metainfo, img_suffix=img_suffix, **kwargs)
 
     def load_data_list(self) -> list[dict]:
@@ -60,9 +61,9 @@ class SegmentationDataset(RedrawUnreadable, BaseSegDataset):
         folder = self.data_prefix['img_path']
         samples = super().load_data_list() if os.path.isdir(folder) else []
         if not samples:
-            raise ValueError(f'No images *{self.img_suffix} in {folder}: prepare the data with '
-                             'tools/data/prepare.py, or correct data_root, data_prefix and '
-                             'img_suffix of the dataset.')
+            raise UserError(f'No images *{self.img_suffix} in {folder}: prepare the data with '
+                            'tools/data/prepare.py, or correct data_root, data_prefix and '
+                            'img_suffix of the dataset.')
         for sample in samples:
             sample.update(num_classes=self.num_classes, threshold=self.threshold)
         return samples
@@ -102,7 +103,7 @@ class LoadMask(BaseTransform):
         unknown = np.unique(values[(values > last) & (values != UNLABELLED)])
         if unknown.size:
             zero = '0 for not labelled, ' if first else ''
-            raise ValueError(
+            raise UserError(
                 f'{path} has the label {unknown[0]}; allowed are {zero}the classes {first} to '
                 f'{last}, and {UNLABELLED} for not labelled: correct the mask, or name its class '
                 'in metainfo.classes.')
@@ -118,8 +119,8 @@ def _read_values(path: str) -> NDArray:
     except (OSError, SyntaxError, ValueError) as error:  # Pillow's ways to say broken
         raise UnreadableImage(f'{type(error).__name__}: {error}') from None
     if mode not in MASK_MODES:
-        raise ValueError(f'{path} is a colour picture (mode {mode}), not a mask of class ids: '
-                         'convert it, for Potsdam with tools/data/prepare.py.')
+        raise UserError(f'{path} is a colour picture (mode {mode}), not a mask of class ids: '
+                        'convert it, for Potsdam with tools/data/prepare.py.')
     return values
 
 
@@ -131,8 +132,8 @@ def check_equal_sizes(sizes: Mapping[str, Sequence[int]]) -> None:
     """
     if len({tuple(size) for size in sizes.values()}) > 1:
         found = ', '.join(f'{path} is {size[0]} x {size[1]}' for path, size in sizes.items())
-        raise ValueError(f'the files of a sample must have one size: {found} pixels; repair or '
-                         'remove it.')
+        raise UserError(f'the files of a sample must have one size: {found} pixels; repair or '
+                        'remove it.')
 
 
 @MODELS.register_module()
@@ -192,8 +193,8 @@ class LoveDASubmission(BaseMetric):
         """Zip them."""
         twice = {name for name in results if results.count(name) > 1}
         if twice:
-            raise ValueError(f'Two images are called {min(twice)}, the server takes one file of '
-                             'a name: give the test images of one folder only.')
+            raise UserError(f'Two images are called {min(twice)}, the server takes one file of '
+                            'a name: give the test images of one folder only.')
         archive = self.output_dir.with_name(f'{self.output_dir.name}.zip')
         temporary = archive.with_name(f'{archive.name}.incomplete')
         with ZipFile(temporary, 'w') as file:

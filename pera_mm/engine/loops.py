@@ -5,6 +5,7 @@ from typing import Any
 
 from mmengine.runner import EpochBasedTrainLoop
 
+from pera_mm.errors import UserError
 from pera_mm.registry import LOOPS
 
 
@@ -32,7 +33,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         super().__init__(*args, **kwargs)
         if len(self.dataloader) == 0:  # else MMEngine's schedulers assert something about lengths
             batches = self.dataloader.batch_sampler
-            raise ValueError(
+            raise UserError(
                 f'an epoch of {len(batches.sampler)} images per process has not one batch of '
                 f'{batches.batch_size}: lower train_dataloader.batch_size, use fewer processes, '
                 'or check that source holds all of your images.')
@@ -45,7 +46,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
                           ('iteration', self.max_iters))
             begin = cfg.get('begin', 0)
             if begin >= cfg.get('end', last):
-                raise ValueError(
+                raise UserError(
                     f'param_scheduler: {cfg["type"]} begins at {unit} {begin}, but ends at '
                     f'{cfg.get("end", last)} (train_cfg.max_epochs is {self.max_epochs}): lower '
                     'its begin and the end of the scheduler before it in param_scheduler.')
@@ -71,7 +72,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         if hasattr(batches.sampler, 'start'):
             batches.sampler.start = iterations * batches.batch_size
         elif iterations:
-            raise ValueError(
+            raise UserError(
                 f'cannot resume after {iterations} iterations of an epoch with '
                 f'{type(batches.sampler).__name__}: set train_dataloader.sampler to '
                 "dict(type='pera_mm.DrawSampler'), or save checkpoints by epoch.")
@@ -83,7 +84,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         if self._iter:
             saved = hub.get_info('iters_per_epoch', now)
             if saved != now:
-                raise ValueError(
+                raise UserError(
                     f'the checkpoint was made with {saved} iterations per epoch but this run has '
                     f'{now}: resume with the same data and the same global batch (processes x '
                     'batch size), or start a new run with load_from.')

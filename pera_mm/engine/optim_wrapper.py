@@ -16,6 +16,7 @@ from mmpretrain.models.backbones.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 
+from pera_mm.errors import UserError
 from pera_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 
 
@@ -64,8 +65,8 @@ class LayerDecayConstructor(LearningRateDecayOptimWrapperConstructor):
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
         rate = self.paramwise_cfg.get('layer_decay_rate', 1.)
         if not 0 < rate <= 1:
-            raise ValueError(f'paramwise_cfg.layer_decay_rate is {rate!r}, but must be above 0 and '
-                             'at most 1: each layer learns at that share of the rate of the next.')
+            raise UserError(f'paramwise_cfg.layer_decay_rate is {rate!r}, but must be above 0 and '
+                            'at most 1: each layer learns at that share of the rate of the next.')
 
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = '',
                    get_layer_depth: Callable | None = None, **kwargs: Any) -> None:
@@ -84,8 +85,8 @@ def _find_vit(model: nn.Module) -> tuple[str, Any]:
     for path, module in model.named_modules():
         if isinstance(module, VisionTransformer):
             return path, module
-    raise ValueError(f'LayerDecayConstructor found no ViT in {type(model).__name__}: take it out '
-                     'of optim_wrapper, or use a backbone with a pera_mm.PerAViT.')
+    raise UserError(f'LayerDecayConstructor found no ViT in {type(model).__name__}: take it out '
+                    'of optim_wrapper, or use a backbone with a pera_mm.PerAViT.')
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -115,11 +116,11 @@ class AutocastOptimWrapper(OptimWrapper):
     def __init__(self, dtype: str | None = 'bfloat16', clip_grad: dict | None = None,
                  on_cpu: bool = False, **kwargs: Any) -> None:
         if dtype not in ('bfloat16', None):
-            raise ValueError("AutocastOptimWrapper: dtype must be 'bfloat16' or None (float32), "
-                             f"got {dtype!r}; for float16 use type='AmpOptimWrapper'.")
+            raise UserError("AutocastOptimWrapper: dtype must be 'bfloat16' or None (float32), "
+                            f"got {dtype!r}; for float16 use type='AmpOptimWrapper'.")
         if clip_grad is not None and set(clip_grad) != {'max_norm'}:
-            raise ValueError('AutocastOptimWrapper: clip_grad must be dict(max_norm=...) or None, '
-                             f'got {dict(clip_grad)}.')
+            raise UserError('AutocastOptimWrapper: clip_grad must be dict(max_norm=...) or None, '
+                            f'got {dict(clip_grad)}.')
         super().__init__(clip_grad=clip_grad, **kwargs)
         self.dtype = torch.bfloat16 if dtype else None
         self.on_cpu = on_cpu

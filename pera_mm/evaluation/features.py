@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pera_mm.datasets.reading import UnreadableImage, read_image
 from pera_mm.datasets.unlabeled import find_images
+from pera_mm.errors import UserError
 
 
 class LabelledFolder(NamedTuple):
@@ -38,14 +39,14 @@ def read_labelled_folder(root: str) -> LabelledFolder:
         ValueError: if ``root`` is missing or holds images of fewer than two classes.
     """
     if not os.path.isdir(root):
-        raise ValueError(f"the labelled folder '{root}' does not exist; it must hold one folder "
-                         'of images per class.')
+        raise UserError(f"the labelled folder '{root}' does not exist; it must hold one folder "
+                        'of images per class.')
     images = {entry.name: images_below(entry.path) for entry in os.scandir(root)
               if entry.is_dir() and not entry.name.startswith('.')}
     classes = sorted(name for name, paths in images.items() if paths)
     if len(classes) < 2:
-        raise ValueError(f"the labelled folder '{root}' must hold at least two folders with "
-                         f'images, one per class; found {len(classes)}.')
+        raise UserError(f"the labelled folder '{root}' must hold at least two folders with "
+                        f'images, one per class; found {len(classes)}.')
     paths = [path for name in classes for path in images[name]]
     labels = [label for label, name in enumerate(classes) for _ in images[name]]
     return LabelledFolder(paths, torch.tensor(labels), classes)
@@ -71,15 +72,15 @@ def stratified_split(labels: Tensor, train_share: float = 0.5, max_per_class: in
         ValueError: if the share is not in (0, 1) or a class has fewer than two images.
     """
     if not 0 < train_share < 1:
-        raise ValueError(f'train_share must lie between 0 and 1, got {train_share}.')
+        raise UserError(f'train_share must lie between 0 and 1, got {train_share}.')
     generator = torch.Generator().manual_seed(seed)
     train, test = [], []
     for label in labels.unique():
         members = torch.where(labels == label)[0]
         chosen = members[torch.randperm(len(members), generator=generator)][:max_per_class]
         if len(chosen) < 2:
-            raise ValueError(f'class number {int(label)} has {len(chosen)} image(s) to use; a '
-                             'probe needs at least 2 of every class, one to learn and one to test.')
+            raise UserError(f'class number {int(label)} has {len(chosen)} image(s) to use; a '
+                            'probe needs at least 2 of every class, one to learn and one to test.')
         cut = min(max(round(len(chosen) * train_share), 1), len(chosen) - 1)
         train.append(chosen[:cut])
         test.append(chosen[cut:])

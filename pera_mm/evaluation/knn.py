@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from pera_mm.errors import UserError
+
 TEST_ROWS = 1024  # similarities of this many test images at once: bounds memory, not the result
 
 
@@ -29,11 +31,11 @@ def knn_accuracy(train_features: Tensor, train_labels: Tensor, test_features: Te
         Accuracy in [0, 100]. Equal votes go to the smaller class index.
     """
     if k < 1 or temperature <= 0:
-        raise ValueError(f'k-NN needs k >= 1 and a temperature > 0, got k={k} and '
-                         f'temperature={temperature}.')
+        raise UserError(f'k-NN needs k >= 1 and a temperature > 0, got k={k} and '
+                        f'temperature={temperature}.')
     if not len(train_features) or not len(test_features):
-        raise ValueError(f'k-NN needs train and test images, got {len(train_features)} and '
-                         f'{len(test_features)}.')
+        raise UserError(f'k-NN needs train and test images, got {len(train_features)} and '
+                        f'{len(test_features)}.')
     train = normalize(train_features.float(), dim=1)
     num_classes = int(train_labels.max()) + 1
     correct = 0

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
+from pera_mm.errors import UserError
+
 BLUR_KERNEL = 9  # pixels, and
 BLUR_SIGMA = (0.1, 2.0)  # pixels: DINOv2's GaussianBlur
 SOLARIZE_THRESHOLD = 128 / 255  # DINOv2's RandomSolarize
@@ -52,11 +54,11 @@ class ColourRecipe:
         for name, value in vars(self).items():
             most = 0.5 if name == 'hue' else 1.0
             if not 0 <= value <= most:
-                raise ValueError(f'colour recipe: {name} must be in [0, {most:g}], got {value}.')
+                raise UserError(f'colour recipe: {name} must be in [0, {most:g}], got {value}.')
         if self.exclusive and self.jitter + self.gray > 1 + 1e-6:
-            raise ValueError(f'colour recipe: jitter {self.jitter:g} and gray {self.gray:g} '
-                             'exclude each other, so they must not sum to more than 1; lower one, '
-                             'or set exclusive=False.')
+            raise UserError(f'colour recipe: jitter {self.jitter:g} and gray {self.gray:g} '
+                            'exclude each other, so they must not sum to more than 1; lower one, '
+                            'or set exclusive=False.')
 
 
 class ColourDraw(NamedTuple):

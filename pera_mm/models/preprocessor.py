@@ -7,6 +7,7 @@ import torch
 from mmengine.model import BaseDataPreprocessor
 from torch import Tensor
 
+from pera_mm.errors import UserError
 from pera_mm.models.colour import ColourRecipe, draw_colours, recolour_
 from pera_mm.patches import PatchSplit
 from pera_mm.registry import MODELS
@@ -61,8 +62,8 @@ class CropPreprocessor(BaseDataPreprocessor):
                  non_blocking: bool = False) -> None:
         super().__init__(non_blocking)
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError('mean and std need three numbers each (RGB, 0-255 units), std above '
-                             f'0, got {list(mean)} and {list(std)}.')
+            raise UserError('mean and std need three numbers each (RGB, 0-255 units), std above '
+                            f'0, got {list(mean)} and {list(std)}.')
         # Not in the state dict: they belong to the config.
         self.register_buffer('mean', torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -111,9 +112,9 @@ class CropPreprocessor(BaseDataPreprocessor):
         elif pixels.shape[1] == 1:
             teacher = student
         else:
-            raise ValueError('teacher=None of CropPreprocessor shows both networks the same view, '
-                             'but AlignedCrops(aligned=False) cut two; set aligned=True, or give '
-                             'the teacher colours of its own.')
+            raise UserError('teacher=None of CropPreprocessor shows both networks the same view, '
+                            'but AlignedCrops(aligned=False) cut two; set aligned=True, or give '
+                            'the teacher colours of its own.')
         split = PatchSplit(*(part.transpose(0, 1) for part in group.split))
         return CropViews(student, teacher, split)
 
@@ -170,8 +171,8 @@ class ViewsPreprocessor(CropPreprocessor):
             ValueError: if there are local crops, or two geometries of a crop.
         """
         if isinstance(data.get('inputs'), Mapping) and 'local' in data['inputs']:
-            raise ValueError('ViewsPreprocessor takes crops of one size; set local_crops='
-                             'dict(number=0) of AlignedCrops.')
+            raise UserError('ViewsPreprocessor takes crops of one size; set local_crops='
+                            'dict(number=0) of AlignedCrops.')
         data = super().forward(data, training)
         images = list(data['inputs']['global'].student_view)
         return dict(data, inputs=images if len(images) > 1 else images[0])
@@ -186,8 +187,8 @@ def _parse_recipes(role: str, spec: Mapping[str, Any]) -> dict[str, list[ColourR
     """One list per group: one recipe per crop, or a single recipe for all of them."""
     per_group = spec if set(spec) & set(CONFIG_KEYS) else dict.fromkeys(CONFIG_KEYS, spec)
     if set(per_group) != set(CONFIG_KEYS):
-        raise ValueError(f"the {role}'s colours per group need exactly the keys "
-                         f'{list(CONFIG_KEYS)}, got {sorted(per_group)}.')
+        raise UserError(f"the {role}'s colours per group need exactly the keys "
+                        f'{list(CONFIG_KEYS)}, got {sorted(per_group)}.')
     recipes = {}
     for key, name in CONFIG_KEYS.items():
         given = per_group[key]
@@ -196,14 +197,14 @@ def _parse_recipes(role: str, spec: Mapping[str, Any]) -> dict[str, list[ColourR
             recipes[name] = [ColourRecipe(**recipe) for recipe in listed]
         except TypeError:
             known = ', '.join(ColourRecipe.__dataclass_fields__)
-            raise ValueError(f"the {role}'s {name} colours must be a dict (or a list of dicts, one "
-                             f'per crop) with keys among {known}, got {given}.') from None
+            raise UserError(f"the {role}'s {name} colours must be a dict (or a list of dicts, one "
+                            f'per crop) with keys among {known}, got {given}.') from None
     return recipes
 
 
 def _recipe_per_crop(role: str, name: str, recipes: list[ColourRecipe],
                      num_crops: int) -> list[ColourRecipe]:
     if len(recipes) not in (1, num_crops):
-        raise ValueError(f"the {role}'s {name} colours list {len(recipes)} recipes, but there are "
-                         f'{num_crops} {name} crops; give one recipe, or one per crop.')
+        raise UserError(f"the {role}'s {name} colours list {len(recipes)} recipes, but there are "
+                        f'{num_crops} {name} crops; give one recipe, or one per crop.')
     return recipes * num_crops if len(recipes) == 1 else recipes

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pera_mm.errors import printable
+from pera_mm.errors import MissingFileError, UserError, printable
 from pera_mm.weights.objects import STORAGE_TYPES, Storages, build, is_admitted
 from pera_mm.weights.pickles import Misfit, Refused, Stored, read_pickle
 
@@ -62,7 +62,7 @@ def load_checkpoint(
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f'There is no checkpoint {path}: check the path.')
+        raise MissingFileError(f'There is no checkpoint {path}: check the path.')
     if _is_safetensors(path):
         return _load_safetensors(path, map_location)
     place = torch.serialization._get_restore_location(map_location)
@@ -97,7 +97,7 @@ def _refusals(path: Path) -> Iterator[None]:
     try:
         yield
     except Refused as error:
-        raise ValueError(
+        raise UserError(
             f'{path} asks for the Python object {_short(error)}, which is not part of a plain '
             'checkpoint, so the file is refused and nothing of it was run: get the weights from a '
             'source you trust, or, if you trust this one, admit the object first with '
@@ -112,9 +112,9 @@ def _short(error: Exception) -> str:
     return printable(str(error))[:MAX_REASON]
 
 
-def _unreadable(path: Path, reason: str, kind: str = 'torch checkpoint') -> ValueError:
+def _unreadable(path: Path, reason: str, kind: str = 'torch checkpoint') -> UserError:
     size = path.stat().st_size
-    return ValueError(
+    return UserError(
         f'{path} ({size:,} bytes) is not a whole {kind} '
         f'({reason.splitlines()[0] if reason else "it ends too early"}): it was cut off while '
         'being written or copied, or is something else; compare its size with the original and '
@@ -132,8 +132,8 @@ def _read_zip(file: BinaryIO, place: Place, mmap: bool) -> tuple[Any, Storages]:
         raise Misfit(f'a zip file with {len(mains)} records data.pkl')
     folder = mains[0].removesuffix('data.pkl')
     if f'{folder}constants.pkl' in records:
-        raise ValueError(f'{file.name} is a TorchScript program, not a checkpoint: save the state '
-                         'dict of the model with torch.save and load that.')
+        raise UserError(f'{file.name} is a TorchScript program, not a checkpoint: save the state '
+                        'dict of the model with torch.save and load that.')
     _check_records(records.values(), _size(file))
     if f'{folder}byteorder' in records and _word(file, records[f'{folder}byteorder']) != (
             sys.byteorder.encode()):
@@ -319,8 +319,8 @@ def load_from_http(filename: str, map_location: MapLocation = None) -> Any:
         try:
             torch.hub.download_url_to_file(filename, str(path), progress=os.isatty(0))
         except OSError as error:  # urllib's errors are OSErrors
-            raise ValueError(f'{filename} could not be downloaded: {error}. Download it by other '
-                             'means and give the path of the file.') from None
+            raise UserError(f'{filename} could not be downloaded: {error}. Download it by other '
+                            'means and give the path of the file.') from None
     barrier()
     return load_checkpoint(path, map_location)
 

@@ -7,6 +7,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from pera_mm.errors import UserError
+
 StateDict: TypeAlias = Mapping[str, Tensor]
 
 CENTER = 'distillation.center.value'  # of the prototype scores; the authors' files do not have it
@@ -193,7 +195,7 @@ def teacher_backbone(state: Mapping[str, Any], network: str = 'teacher') -> dict
         ValueError: If there is no such backbone, or not every tensor of it.
     """
     if network not in ('teacher', 'student'):
-        raise ValueError(f"network must be 'teacher' or 'student', got {network!r}.")
+        raise UserError(f"network must be 'teacher' or 'student', got {network!r}.")
     state = weights_of(state)
     if 'embeddings.cls_token' in state:
         return hf_to_backbone(state)
@@ -202,7 +204,7 @@ def teacher_backbone(state: Mapping[str, Any], network: str = 'teacher') -> dict
         groups = sorted({'.'.join(key.split('.')[:2]) for key in state})
         other = {'teacher': 'student', 'student': 'teacher'}[network]
         hint = f' (network={other!r} is there)' if f'{other}.backbone.cls_token' in state else ''
-        raise ValueError(
+        raise UserError(
             f'There is no {network} backbone among the {len(state)} tensors of this checkpoint: '
             f'expected keys {network}.backbone.*, backbone.* or a bare ViT (cls_token, '
             f'pos_embed, …), found {_listed(groups)}{hint}.'
@@ -251,8 +253,8 @@ def weights_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
         ValueError: If there are no weights by name.
     """
     if not isinstance(checkpoint, Mapping):
-        raise ValueError(f'The file holds an object of type {type(checkpoint).__name__}, not '
-                         'weights by name: take a checkpoint.')
+        raise UserError(f'The file holds an object of type {type(checkpoint).__name__}, not '
+                        'weights by name: take a checkpoint.')
     for key in ('state_dict', 'model'):
         if isinstance(checkpoint.get(key), Mapping):
             return checkpoint[key]
@@ -267,7 +269,7 @@ def _depth(state: StateDict) -> int:
 def _account(state: StateDict, names: Iterable[str], what: str) -> None:
     expected, found = set(names), set(state)
     if expected != found:
-        raise ValueError(
+        raise UserError(
             f'Not every tensor of {what} is accounted for: '
             f'missing {_listed(sorted(expected - found))}; '
             f'unknown {_listed(sorted(found - expected))}.'

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import numpy as np
 from PIL import Image
 
-from pera_mm.collect.mercator import flip_row, from_quadkey
+from pera_mm.collect.fetch.mercator import flip_row, from_quadkey
 
 Behaviour = Callable[[str, int], str]  # path and how often it was asked before to the answer's kind
 

@@ -7,7 +7,7 @@ import pytest
 import shapely
 from rasterio.warp import transform
 
-from pera_mm.collect.continents import CONTINENTS, FILE, continent_of, polygons
+from pera_mm.collect.sample.continents import CONTINENTS, FILE, continent_of, polygons
 
 
 @pytest.mark.parametrize(('place', 'lon', 'lat', 'continent'), [

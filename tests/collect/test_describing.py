@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pera_mm.collect import processes
-from pera_mm.collect.describing import (
+from pera_mm.collect.common import processes
+from pera_mm.collect.common.tables import TILE, write_table
+from pera_mm.collect.pack.step import pack
+from pera_mm.collect.stats import (
     CONTACT_SHEET,
     PICTURE,
     SUMMARY,
@@ -20,8 +22,6 @@ from pera_mm.collect.describing import (
     key_of,
     look,
 )
-from pera_mm.collect.packing import pack
-from pera_mm.collect.tables import TILE, write_table
 from pera_mm.datasets.unlabeled import open_source
 
 

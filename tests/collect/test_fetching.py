@@ -24,8 +24,8 @@ from rasterio import Affine
 from servers import PATHS, TileServer, encode, picture
 from test_sources import write
 
-from pera_mm.collect.fetching import FIRST, Host, _retry_after, fetch
-from pera_mm.collect.tables import TILE
+from pera_mm.collect.common.tables import TILE
+from pera_mm.collect.fetch.step import FIRST, Host, _retry_after, fetch
 
 QUICK = dict(size=128, backoff=0.01, concurrency=4, accept_terms='local')
 RESULTS = ('tiles.csv', 'missing.csv')
@@ -732,7 +732,7 @@ def test_the_key_is_nowhere_if_it_is_in_the_host(tmp_path, monkeypatch, caplog, 
 STEP = """
 import json, logging, sys
 from pathlib import Path
-from pera_mm.collect.fetching import fetch
+from pera_mm.collect.fetch.step import fetch
 logging.disable()
 fetch(Path(sys.argv[1]), **json.loads(sys.argv[2]))
 """

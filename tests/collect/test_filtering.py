@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pera_mm.collect import filtering
-from pera_mm.collect.filtering import (
+from pera_mm.collect.common.tables import TILE, read_table, write_table
+from pera_mm.collect.filter import step as filtering
+from pera_mm.collect.filter.step import (
     JOURNAL,
     MEASURES,
     Rules,
@@ -26,7 +27,6 @@ from pera_mm.collect.filtering import (
     measure,
     near_pairs,
 )
-from pera_mm.collect.tables import TILE, read_table, write_table
 from pera_mm.datasets.reading import JPEG
 
 SIZE = 128
@@ -355,8 +355,8 @@ def test_a_tile_fetched_anew_is_measured_and_one_that_was_altered_is_not_believe
 KILLED = """
 import sys
 from pathlib import Path
-from pera_mm.collect import processes
-from pera_mm.collect.filtering import filter_tiles
+from pera_mm.collect.common import processes
+from pera_mm.collect.filter.step import filter_tiles
 if __name__ == '__main__':
     processes.ALONE = 0
     filter_tiles(Path(sys.argv[1]), workers=2)

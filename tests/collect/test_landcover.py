@@ -20,8 +20,8 @@ from rasterio.warp import transform
 from rasterio.windows import Window
 from scipy.stats import kstest
 
-from pera_mm.collect.landcover import LEGENDS, NO_DATA, LandCover
-from pera_mm.collect.rasters import OpenRasters, find_rasters, in_threads
+from pera_mm.collect.common.gdal import OpenRasters, find_rasters, in_threads
+from pera_mm.collect.sample.landcover import LEGENDS, NO_DATA, LandCover
 
 UTM33 = 'EPSG:32633'  # central meridian 15 degrees east
 A, F = 6378137.0, 1 / 298.257223563  # WGS84
@@ -177,7 +177,7 @@ def test_step_looks_at_the_middle_of_every_square_and_at_no_overview(tmp_path, k
     if kind != 'tif':
         rasterio.shutil.copy(plain, path, driver=kind, **dict(
             overview_resampling='average') if kind == 'cog' else {})
-    monkeypatch.setattr('pera_mm.collect.landcover.BAND', 30_000)  # 603 rows are many bands
+    monkeypatch.setattr('pera_mm.collect.sample.landcover.BAND', 30_000)  # 603 rows are many bands
     whole = LandCover(path).read(0, Window(0, 0, 530, 603))
     for step in (3, 4):
         land = LandCover(path, step=step)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from rasterio.warp import transform
 
-from pera_mm.collect.mercator import (
+from pera_mm.collect.fetch.mercator import (
     HALF_WORLD,
     MAX_LATITUDE,
     flip_row,

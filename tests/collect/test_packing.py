@@ -16,9 +16,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pera_mm.collect import packing
-from pera_mm.collect.packing import FORMS, Tile, pack, subset, verify
-from pera_mm.collect.tables import TILE
+from pera_mm.collect.common.tables import TILE
+from pera_mm.collect.pack import step as packing
+from pera_mm.collect.pack.step import FORMS, Tile, pack, subset, verify
 from pera_mm.datasets.packed import TarShards
 from pera_mm.datasets.shard_index import scan_shard
 from pera_mm.datasets.unlabeled import UnlabeledImages, open_source

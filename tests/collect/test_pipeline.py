@@ -20,10 +20,10 @@ import rasterio
 from mmengine.config import Config
 from PIL import Image
 
-from pera_mm.collect import planet
-from pera_mm.collect.planet import ISLANDS, make_planet
-from pera_mm.collect.tables import TILE, write_table
+from pera_mm.collect.common.tables import TILE, write_table
 from pera_mm.datasets.unlabeled import UnlabeledImages
+from pera_mm.scenes import planet
+from pera_mm.scenes.planet import ISLANDS, make_planet
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / 'tools/data/rsrsd.py'
@@ -342,7 +342,7 @@ def test_verify_prints_some_problems_and_writes_all(tmp_path, monkeypatch, capsy
 
 def test_a_missing_package_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, 'lmdb', None)
-    monkeypatch.delitem(sys.modules, 'pera_mm.collect.packing')
+    monkeypatch.delitem(sys.modules, 'pera_mm.collect.pack.step')
     said = run(monkeypatch, 'stats', 'nowhere')
     assert said == 'rsrsd: the package lmdb is not installed: pip install -e .[collect]'
 

@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw
 from servers import TileServer, encode, picture
 from test_fetching import QUICK, tiles, write_points
 
-from pera_mm.collect.fetching import fetch
-from pera_mm.collect.placeholders import REPEATS, example_like, load_examples
+from pera_mm.collect.fetch.placeholders import REPEATS, example_like, load_examples
+from pera_mm.collect.fetch.step import fetch
 
 
 def no_imagery(number: int = 0) -> Image.Image:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pera_mm.collect import processes
-from pera_mm.collect.processes import CHUNK, ROUND, check_workers, in_processes
+from pera_mm.collect.common import processes
+from pera_mm.collect.common.processes import CHUNK, ROUND, check_workers, in_processes
 
 
 def double_or_fail(at, number):
@@ -41,7 +41,7 @@ def test_few_items_and_one_worker_start_no_process(monkeypatch):
 
 INTERRUPTED = """
 import sys, time
-from pera_mm.collect import processes
+from pera_mm.collect.common import processes
 
 def slow(number):
     time.sleep(0.05)

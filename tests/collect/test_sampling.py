@@ -25,11 +25,12 @@ from rasterio.transform import from_origin
 from rasterio.warp import transform
 from scipy.stats import chisquare, kstest
 
-from pera_mm.collect import landcover, sampling
-from pera_mm.collect.continents import CONTINENTS, continent_of
-from pera_mm.collect.landcover import LandCover
-from pera_mm.collect.planet import ISLANDS
-from pera_mm.collect.sampling import (
+from pera_mm.collect.common.tables import POINT, read_table
+from pera_mm.collect.sample import landcover
+from pera_mm.collect.sample import step as sampling
+from pera_mm.collect.sample.continents import CONTINENTS, continent_of
+from pera_mm.collect.sample.landcover import LandCover
+from pera_mm.collect.sample.step import (
     EARTH,
     draw_map,
     far_enough,
@@ -38,7 +39,7 @@ from pera_mm.collect.sampling import (
     sample,
     split,
 )
-from pera_mm.collect.tables import POINT, read_table
+from pera_mm.scenes.planet import ISLANDS
 
 PAPER = dict(urban=0.6, farmland=0.1, wetland=0.1, forest=0.1, water=0.1)
 TWICE = {'asia': 2, 'europe': 2, 'north america': 2, 'africa': 1, 'oceania': 1, 'south america': 1}
@@ -571,8 +572,8 @@ def test_killed_and_started_again(islands, drawn, tmp_path):
     program = f"""
 import sys
 from pathlib import Path
-from pera_mm.collect.landcover import LandCover
-from pera_mm.collect.sampling import sample
+from pera_mm.collect.sample.landcover import LandCover
+from pera_mm.collect.sample.step import sample
 read = LandCover.read
 def slow(self, *args):
     import time

@@ -5,8 +5,8 @@ import pytest
 import rasterio
 from rasterio import Affine
 
-from pera_mm.collect.mercator import ground_resolution, to_metres, to_pixels
-from pera_mm.collect.sources import (
+from pera_mm.collect.fetch.mercator import ground_resolution, to_metres, to_pixels
+from pera_mm.collect.fetch.tiles import (
     RasterSource,
     Refused,
     Tile,

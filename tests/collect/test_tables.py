@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pera_mm.collect.tables import Journal, read_table, write_table
+from pera_mm.collect.common.tables import Journal, read_table, write_table
 
 
 def test_a_table_survives_reading_and_writing(tmp_path):

@@ -3,8 +3,9 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler
 
-from pera_mm.datasets.sampler import Draw, DrawSampler, hash_seed
+from pera_mm.datasets.sampler import Draw, DrawSampler
 from pera_mm.registry import DATA_SAMPLERS
+from pera_mm.seeds import hash_seed
 
 
 def draws(size, rank=0, world_size=1, epoch=0, start=0, **settings):

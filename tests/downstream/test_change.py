@@ -14,10 +14,10 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import PixelData
 
 import pera_mm  # noqa: F401  before mmseg: it supplies the operators of mmcv
-from pera_mm.datasets.scenes import write_scenes
 from pera_mm.downstream.change import ChangePairs, LoadPair, SiameseEncoderDecoder
 from pera_mm.downstream.data_check import check_sizes
 from pera_mm.registry import MODELS
+from pera_mm.scenes.folders import write_scenes
 
 ROOT = Path(__file__).parents[2]
 PREFIX = dict(img_path='A', img_path2='B', seg_map_path='label')

@@ -12,7 +12,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 
 import pera_mm  # noqa: F401  activates the bridges
-from pera_mm.datasets.scenes import write_scenes
+from pera_mm.scenes.folders import write_scenes
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, METRICS, MODELS, init_default_scope
 
-from pera_mm.datasets.scenes import OBJECTS, write_scenes
+from pera_mm.scenes.folders import OBJECTS, write_scenes
 
 pytest.importorskip('mmdet')
 from pera_mm.downstream.detection import (  # noqa: E402

@@ -16,8 +16,8 @@ from mmengine.registry import DefaultScope
 from test_change import ROOT, epochs, run, scenes_options, tiny_model
 
 import pera_mm  # noqa: F401  before mmseg: it supplies the operators of mmcv
-from pera_mm.datasets.scenes import write_scenes
 from pera_mm.registry import DATASETS, MODELS
+from pera_mm.scenes.folders import write_scenes
 
 opencd = pytest.importorskip(
     'opencd', reason='Open-CD is not here: install it, or put a checkout on PYTHONPATH')

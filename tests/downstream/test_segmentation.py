@@ -16,9 +16,9 @@ from mmengine.runner import Runner
 from PIL import Image
 
 import pera_mm  # noqa: F401
-from pera_mm.datasets.scenes import write_scenes
 from pera_mm.downstream.segmentation import LoveDASubmission, SegmentationDataset, UPerHead
 from pera_mm.launch import build_runner
+from pera_mm.scenes.folders import write_scenes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'engine'))
 from training_runs import on_ranks  # noqa: E402

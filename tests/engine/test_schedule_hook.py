@@ -7,8 +7,8 @@ import torch
 from mmengine.hooks import Hook
 from training_runs import draw_images, train, training_cfg
 
-from pera_mm.datasets.sampler import hash_seed
 from pera_mm.engine.hooks.schedule import ScheduleHook
+from pera_mm.seeds import hash_seed
 
 TEMPERATURE = dict(start=.03, end=.05, warmup_epochs=1.5)
 MOMENTUM = dict(start=.9, end=1.)

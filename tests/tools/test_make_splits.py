@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pera_mm.datasets.prepare import splits
-from pera_mm.datasets.prepare.classification import AID, UCM, published_names
+from pera_mm.prepare import splits
+from pera_mm.prepare.classification import AID, UCM, published_names
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / 'tools' / 'data' / 'make_splits.py'

@@ -9,8 +9,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from pera_mm.datasets.scenes import write_scenes
 from pera_mm.registry import MODELS
+from pera_mm.scenes.folders import write_scenes
 
 ROOT = Path(__file__).parents[2]
 SPEC = importlib.util.spec_from_file_location('protocols', ROOT / 'tools/analysis/protocols.py')

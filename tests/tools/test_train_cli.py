@@ -112,13 +112,12 @@ def test_train_resume_and_test(folder, run_tool):
     assert re.search(r'mean: \d\.\d+ +count: 8', log('work_dirs/tested'))
 
 
-def test_refusal_is_one_line(folder, run_tool, capsys):
+def test_refusal_is_one_line(folder, run_tool):
     with pytest.raises(SystemExit) as stop:
         run_tool('train.py', 'toy_config.py', '--cfg-options', 'optim_wrapper.optimiser.lr=1')
-    assert stop.value.code == 1
-    assert capsys.readouterr().err == (
+    assert stop.value.code == (
         'Error: --cfg-options: the config has no key optim_wrapper.optimiser.lr; did you mean '
-        'optim_wrapper.optimizer.lr? To add a new key, write +optim_wrapper.optimiser.lr=...\n')
+        'optim_wrapper.optimizer.lr? To add a new key, write +optim_wrapper.optimiser.lr=...')
 
 
 def run(folder, *command):
@@ -281,17 +280,16 @@ def test_small_shared_memory_is_one_sentence(folder, size):
     assert 'Traceback' not in before  # torch's own destructor may fail after it
 
 
-def test_a_file_in_place_of_the_work_folder_is_one_sentence(folder, run_tool, capsys):
+def test_a_file_in_place_of_the_work_folder_is_one_sentence(folder, run_tool):
     (folder / 'taken').touch()
     for name, *checkpoint in (['train.py'], ['test.py', 'taken']):
         with pytest.raises(SystemExit) as stop:
             run_tool(name, 'toy_config.py', *checkpoint, '--work-dir', 'taken')
-        assert stop.value.code == 1
-        assert capsys.readouterr().err.startswith(
+        assert stop.value.code.startswith(
             'Error: cannot write to the work folder taken (a file has its name')
 
 
-def test_training_is_refused_where_another_run_trains_and_testing_is_not(folder, run_tool, capsys):
+def test_training_is_refused_where_another_run_trains_and_testing_is_not(folder, run_tool):
     run_tool('train.py', 'toy_config.py', '--work-dir', 'run')
     claim = 'import time; from pathlib import Path; from pera_mm.files import Claim\n' \
             'with Claim(Path("run")): print("claimed", flush=True); time.sleep(600)'
@@ -299,10 +297,8 @@ def test_training_is_refused_where_another_run_trains_and_testing_is_not(folder,
     try:
         assert other.stdout.readline() == 'claimed\n'
         before = sorted(Path('run').rglob('*'))
-        capsys.readouterr()
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit, match='^Error: another run is at work in run .process '):
             run_tool('train.py', 'toy_config.py', '--work-dir', 'run', '--resume')
-        assert capsys.readouterr().err.startswith('Error: another run is at work in run (process ')
         assert sorted(Path('run').rglob('*')) == before
         shutil.copy('toy_config.py', 'beside.py')
         run_tool('test.py', 'beside.py', 'run/epoch_2.pth', '--work-dir', 'run')

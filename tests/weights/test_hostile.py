@@ -120,7 +120,7 @@ def foreign_files(folder: Path) -> None:
 @pytest.mark.parametrize('kind', [*KINDS, 'legacy', 'compressed', 'zip', 'foreign'])
 def test_hostile_files_end_in_one_sentence(results: dict, kind: str):
     for result in results[kind].values():
-        assert result['outcome'] == 'ValueError', result
+        assert result['outcome'] == 'UserError', result
         assert result['message'].isprintable() and len(result['message']) < 1000, result
         assert result['mib'] < MAX_MIB and result['seconds'] < MAX_SECONDS, result
 

@@ -26,6 +26,7 @@ from rich.table import Table
 
 import pera_mm  # noqa: F401  before any toolbox: it supplies the operators mmcv.ops asks for
 from pera_mm.engine.hooks.teacher import inner_model
+from pera_mm.errors import UserError
 from pera_mm.launch import (
     build_runner,
     errors_in_one_sentence,
@@ -61,8 +62,8 @@ def inference_modes(cfg: Config) -> dict[str, dict]:
     """
     require_test_loop(cfg)
     if 'protocols' not in cfg.test_evaluator:
-        raise ValueError(f'The test_evaluator of {cfg.filename} has no protocols: it must be a '
-                         'pera_mm.ConfusionMetric.')
+        raise UserError(f'The test_evaluator of {cfg.filename} has no protocols: it must be a '
+                        'pera_mm.ConfusionMetric.')
     if cfg.get('inference_modes'):
         return cfg.inference_modes
     test_cfg = cfg.model.test_cfg

@@ -22,6 +22,7 @@ from matplotlib.gridspec import GridSpec
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from pera_mm.errors import UserError
 from pera_mm.evaluation.features import images_below, read_square
 from pera_mm.launch import errors_in_one_sentence
 from pera_mm.patches import PatchSplit, patch_grid, patchify, split_counts, unpatchify
@@ -61,8 +62,8 @@ def read_scalars(work_dir: str | Path) -> dict[str, Curve]:
     """
     files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
     if not files:
-        raise ValueError(f"no */vis_data/scalars.json in '{work_dir}'; give the work folder of a "
-                         'run whose visualizer has a LocalVisBackend.')
+        raise UserError(f"no */vis_data/scalars.json in '{work_dir}'; give the work folder of a "
+                        'run whose visualizer has a LocalVisBackend.')
     curves: dict[str, Curve] = {}
     for file in files:
         for name, later in _read_file(file).items():
@@ -268,12 +269,12 @@ def load_run(work_dir: str | Path) -> tuple[Config, nn.Module]:
     configs = sorted(work_dir.glob('*.py'), key=lambda path: path.stat().st_mtime)
     pointer = work_dir / 'last_checkpoint'
     if not configs or not pointer.is_file():
-        raise ValueError(f"'{work_dir}' needs the config (*.py) and the file last_checkpoint that "
-                         'a training run writes into its work folder.')
+        raise UserError(f"'{work_dir}' needs the config (*.py) and the file last_checkpoint that "
+                        'a training run writes into its work folder.')
     checkpoint = work_dir / Path(pointer.read_text().strip()).name  # the folder may have moved
     if checkpoint.is_dir():
-        raise ValueError(f"'{checkpoint}' is sharded (FSDP or DeepSpeed); the report needs a "
-                         'checkpoint in one file.')
+        raise UserError(f"'{checkpoint}' is sharded (FSDP or DeepSpeed); the report needs a "
+                        'checkpoint in one file.')
     cfg = Config.fromfile(configs[-1])
     model = MODELS.build(cfg.model)
     model.load_state_dict(load_checkpoint(checkpoint)['state_dict'])
@@ -291,7 +292,7 @@ def pick_images(folder: str, number: int, size: int) -> Tensor:
     chosen = [paths[i * len(paths) // number] for i in range(number)]
     images = [image for image in (read_square(path, size) for path in chosen) if image is not None]
     if not images:
-        raise ValueError(f"no readable images in the folder '{folder}'; give one with --images.")
+        raise UserError(f"no readable images in the folder '{folder}'; give one with --images.")
     return torch.from_numpy(np.stack(images))
 
 
@@ -300,8 +301,8 @@ def _probe_folder(cfg: Config) -> str:
     for hook in hooks:
         if hook and hook['type'] == 'pera_mm.ProbeHook':
             return hook['data_root']
-    raise ValueError('this run has no ProbeHook whose images could be shown; give a folder of '
-                     'images with --images.')
+    raise UserError('this run has no ProbeHook whose images could be shown; give a folder of '
+                    'images with --images.')
 
 
 def main(argv: Sequence[str] | None = None) -> None:

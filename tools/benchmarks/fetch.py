@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from pera_mm.collect.fetching import IMAGES_PER_FOLDER, fetch
+from pera_mm.collect.fetch.step import IMAGES_PER_FOLDER, fetch
 
 SERVERS = 2
 

@@ -27,8 +27,8 @@ import torch
 from data_pipeline import write_textures
 from file_index import starts
 
-from pera_mm.collect.packing import FORMS, pack
-from pera_mm.collect.tables import TILE
+from pera_mm.collect.common.tables import TILE
+from pera_mm.collect.pack.step import FORMS, pack
 from pera_mm.datasets.sampler import Draw
 from pera_mm.datasets.shard_index import INDEX
 from pera_mm.datasets.unlabeled import UnlabeledImages

@@ -41,6 +41,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import pera_mm  # noqa: F401  activates the bridges
+from pera_mm.errors import RunError
 from pera_mm.launch import errors_in_one_sentence, keep_freed_memory, merge_options, set_precision
 from pera_mm.registry import MODELS
 
@@ -225,7 +226,7 @@ def in_words(run: Callable, variant: Variant, args: argparse.Namespace) -> Any:
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = f'{type(error).__name__}: {lines[0] if lines else "no message"}'
-    raise RuntimeError(reason)
+    raise RunError(reason)
 
 
 def measure_all(variants: list[Variant], args: argparse.Namespace) -> list[dict]:

@@ -20,8 +20,8 @@ from typing import NamedTuple
 from rich.progress import Progress
 from runs import ROOT, Job, Step, run_all, scalars, train_command
 
-from pera_mm.datasets.scenes import write_scenes
 from pera_mm.launch import errors_in_one_sentence
+from pera_mm.scenes.folders import write_scenes
 
 STARTS = ('random', 'teacher')
 

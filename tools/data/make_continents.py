@@ -1,4 +1,4 @@
-r"""Make pera_mm/collect/continents.geojson out of Natural Earth's countries (1:110m).
+r"""Make pera_mm/collect/sample/continents.geojson out of Natural Earth's countries (1:110m).
 
 The countries come in the wheel of geopandas 0.14.4, the last that ships them:
     pip download --no-deps geopandas==0.14.4
@@ -19,7 +19,7 @@ import shapely
 from shapely.geometry import box, mapping, shape
 from shapely.geometry.base import BaseGeometry
 
-from pera_mm.collect.continents import CONTINENTS, FILE
+from pera_mm.collect.sample.continents import CONTINENTS, FILE
 from pera_mm.files import write_whole
 
 SOURCE = ('Natural Earth, Admin 0 - Countries, 1:110m, as shipped with geopandas 0.14.4 '

@@ -7,10 +7,10 @@ data/planet/imagery/*.tif (4 m, RGB). About 5 MB.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from pera_mm.collect.planet import ISLANDS, make_planet
+from pera_mm.launch import errors_in_one_sentence
+from pera_mm.scenes.planet import ISLANDS, make_planet
 
 
 def main() -> None:
@@ -19,10 +19,8 @@ def main() -> None:
     parser.add_argument('folder', type=Path, help='a new folder, or one to go on with')
     parser.add_argument('--seed', type=int, default=0, help='default: 0')
     args = parser.parse_args()
-    try:
+    with errors_in_one_sentence('make_planet'):
         make_planet(args.folder, args.seed)
-    except (OSError, ValueError) as error:
-        sys.exit(f'make_planet: {error}')
     print(f'{args.folder}: {len(ISLANDS)} islands')
 
 

@@ -8,12 +8,12 @@ Stopped and started again with the same arguments, it goes on where it was.
 """
 
 import argparse
-import sys
 from functools import partial
 
 from rich.progress import track
 
-from pera_mm.datasets.scenes import KINDS, write_scenes
+from pera_mm.launch import errors_in_one_sentence
+from pera_mm.scenes.folders import KINDS, write_scenes
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,10 +31,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     progress = partial(track, description=f'drawing {args.kind}')
-    try:
+    with errors_in_one_sentence('make_scenes'):
         drawn = write_scenes(args.root, args.kind, args.count, args.size, args.seed, progress)
-    except (ValueError, OSError) as error:
-        sys.exit(f'make_scenes: {error}')
     print(f'{args.root}: {drawn} drawn, {args.count - drawn} were there')
 
 

@@ -12,12 +12,13 @@ For any folder of class folders, lists as MMPretrain reads them (tr20_train.txt,
 
 import argparse
 import inspect
-import sys
 from pathlib import Path
 
-from pera_mm.datasets.prepare import splits
-from pera_mm.datasets.prepare.classification import published_names
+from pera_mm.errors import UserError
 from pera_mm.files import write_whole
+from pera_mm.launch import errors_in_one_sentence
+from pera_mm.prepare import splits
+from pera_mm.prepare.classification import published_names
 
 IMAGES = {'.jpg', '.jpeg', '.png', '.tif', '.tiff', '.bmp'}
 
@@ -38,13 +39,13 @@ def folder_names(folder: Path) -> list[str]:
     names = sorted(path.relative_to(folder).as_posix() for path in folder.glob('*/*')
                    if path.suffix.lower() in IMAGES and not path.name.startswith('.'))
     if not names:
-        raise ValueError(f'{folder} has no folders with images; aid and ucm need no folder.')
+        raise UserError(f'{folder} has no folders with images; aid and ucm need no folder.')
     return names
 
 
 def main() -> None:
     args = parse_args()
-    try:
+    with errors_in_one_sentence('make_splits'):
         published = args.source in ('aid', 'ucm')
         names = published_names(args.source) if published else folder_names(Path(args.source))
         train = splits.stratified(names, args.share, args.seed)
@@ -54,8 +55,6 @@ def main() -> None:
             write_whole(args.out, '\n'.join([head, *train, '']).encode())
         else:
             splits.write_splits(args.out, names, train, {*map(splits.class_of, names)})
-    except (ValueError, OSError) as error:
-        sys.exit(f'make_splits: {error}')
     print(f'{args.out}: {len(train)} train, {len(names) - len(train)} test')
 
 

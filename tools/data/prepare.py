@@ -18,13 +18,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from pera_mm.datasets.prepare.classification import aid, ucm
-from pera_mm.datasets.prepare.dior import Dior
-from pera_mm.datasets.prepare.levircd import LevirCD
-from pera_mm.datasets.prepare.loveda import LoveDA
-from pera_mm.datasets.prepare.potsdam import Potsdam
-from pera_mm.datasets.prepare.recipe import VERDICT, Recipe, prepare
-from pera_mm.datasets.prepare.verify import FEWER, OK, OPEN, WRONG, Report
+from pera_mm.launch import errors_in_one_sentence
+from pera_mm.prepare.classification import aid, ucm
+from pera_mm.prepare.dior import Dior
+from pera_mm.prepare.levircd import LevirCD
+from pera_mm.prepare.loveda import LoveDA
+from pera_mm.prepare.potsdam import Potsdam
+from pera_mm.prepare.recipe import VERDICT, Recipe, prepare
+from pera_mm.prepare.verify import FEWER, OK, OPEN, WRONG, Report
 
 RECIPES: dict[str, Recipe] = dict(
     aid=aid, ucm=ucm, potsdam=Potsdam(), loveda=LoveDA(), levircd=LevirCD(), dior=Dior())
@@ -62,9 +63,8 @@ def show(report: Report, console: Console) -> None:
 def main() -> None:
     args = parse_args()
     try:
-        report = prepare(RECIPES[args.dataset], args.source, args.root, args.partial, track)
-    except (ValueError, OSError) as error:
-        sys.exit(f'prepare: {error}')
+        with errors_in_one_sentence('prepare'):
+            report = prepare(RECIPES[args.dataset], args.source, args.root, args.partial, track)
     except KeyboardInterrupt:
         sys.exit('prepare: stopped; the same command goes on.')
     show(report, Console())

@@ -15,11 +15,9 @@ time and started again, it goes on where it was. docs/rsrsd.md has an example th
 """
 
 import argparse
-import errno
 import inspect
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -31,18 +29,25 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Column, Table
 
+from pera_mm.errors import UserError
 from pera_mm.files import Claim, write_whole
-from pera_mm.launch import merge_options, option, read_config, sigterm_as_interrupt
+from pera_mm.launch import (
+    errors_in_one_sentence,
+    merge_options,
+    option,
+    read_config,
+    sigterm_as_interrupt,
+)
 
 try:
     import pandas as pd
 
-    from pera_mm.collect.describing import describe
-    from pera_mm.collect.fetching import fetch
-    from pera_mm.collect.filtering import filter_tiles
-    from pera_mm.collect.packing import pack, subset, verify
-    from pera_mm.collect.sampling import sample
-    from pera_mm.collect.tables import log, write_table
+    from pera_mm.collect.common.tables import log, write_table
+    from pera_mm.collect.fetch.step import fetch
+    from pera_mm.collect.filter.step import filter_tiles
+    from pera_mm.collect.pack.step import pack, subset, verify
+    from pera_mm.collect.sample.step import sample
+    from pera_mm.collect.stats import describe
 except ModuleNotFoundError as missing:
     sys.exit(f'rsrsd: the package {missing.name} is not installed: pip install -e .[collect]')
 
@@ -128,16 +133,16 @@ def config_of(path: Path) -> Config:
     except Exception as error:  # a config is the user's program, and may raise anything
         problem = error
     what = ' '.join(f'{type(problem).__name__}: {problem}'.split())
-    raise ValueError(f'{path} cannot be read as a config: {what}')
+    raise UserError(f'{path} cannot be read as a config: {what}')
 
 
 def settings_of(cfg: Config, command: str, path: Path) -> dict[str, Any]:
     """The config's dict for a step, whose keys are the step's arguments."""
     if command not in cfg:
-        raise ValueError(f'{path} has no dict {command} = dict(...) for this step.')
+        raise UserError(f'{path} has no dict {command} = dict(...) for this step.')
     if not isinstance(cfg[command], dict):
-        raise ValueError(f'{path}: {command} is {cfg[command]!r}, but must be the dict of the '
-                         f"step's settings: {command} = dict(...).")
+        raise UserError(f'{path}: {command} is {cfg[command]!r}, but must be the dict of the '
+                        f"step's settings: {command} = dict(...).")
     settings = cfg[command].to_dict()
     known = inspect.signature(STEPS[command]).parameters
     names = [name for name in known if name not in ('folder', 'accept_terms')]
@@ -145,10 +150,10 @@ def settings_of(cfg: Config, command: str, path: Path) -> dict[str, Any]:
     missing = [name for name in names
                if known[name].default is inspect.Parameter.empty and name not in settings]
     if unknown:
-        raise ValueError(f'{path}: {command} has no setting {unknown[0]!r}; it has '
-                         f'{", ".join(names)}.')
+        raise UserError(f'{path}: {command} has no setting {unknown[0]!r}; it has '
+                        f'{", ".join(names)}.')
     if missing:
-        raise ValueError(f'{path}: {command} needs the setting {missing[0]!r}.')
+        raise UserError(f'{path}: {command} needs the setting {missing[0]!r}.')
     return settings
 
 
@@ -231,39 +236,19 @@ def show_problems(found: dict[str, Any], data: Path, out: Path | None) -> None:
     if not found['ok']:
         rest = f' {len(problems)} problems, of which {PROBLEMS} are shown: --out FILE.csv has ' \
                'all.' if len(problems) > PROBLEMS and out is None else ''
-        raise ValueError(f'{data} is not as its manifest says.{rest}')
-
-
-def sentence_of(error: OSError) -> str:
-    """What the system refused: the file, and what to do about it."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return 'the disk is full; nothing finished is lost: free some space, and the same ' \
-               'command goes on.'
-    if error.filename is None:
-        return str(error)
-    path = Path(os.fsdecode(error.filename2 or error.filename))
-    if error.errno in (errno.EEXIST, errno.ENOTDIR):
-        file = next((place for place in (path, *path.parents) if place.is_file()), path)
-        return f'{file} is a file where a folder must be: move it away.'
-    if error.errno == errno.EISDIR:
-        return f'{path} is a folder where a file must be: move it away.'
-    return f'{path}: {error.strerror}.'
+        raise UserError(f'{data} is not as its manifest says.{rest}')
 
 
 def main() -> None:
     args = parse_args()
     try:
-        with sigterm_as_interrupt():
+        with sigterm_as_interrupt(), errors_in_one_sentence('rsrsd'):
             if args.command in STEPS:
                 run_step(args)
             else:
                 run_other(args)
     except KeyboardInterrupt:
         sys.exit('rsrsd: stopped; the same command goes on.')
-    except OSError as error:
-        sys.exit(f'rsrsd: {sentence_of(error)}')
-    except ValueError as error:
-        sys.exit(f'rsrsd: {error}')
 
 
 if __name__ == '__main__':

@@ -18,8 +18,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from PIL import Image
 
-from pera_mm.collect.mercator import HALF_WORLD
-from pera_mm.collect.sources import RasterSource
+from pera_mm.collect.fetch.mercator import HALF_WORLD
+from pera_mm.collect.fetch.tiles import RasterSource
+from pera_mm.errors import UserError
+from pera_mm.launch import errors_in_one_sentence
 
 TILE_SIZE = 256
 MAX_ZOOM = 23
@@ -38,8 +40,8 @@ def open_rasters(paths: Sequence[str], bands: Sequence[int] | None,
                           (scale[0], scale[1]) if scale else 'auto')
     first = source.rasters[0]
     if first.dtype != 'uint8' and not scale:
-        raise ValueError(f'the pixels of {first.path} are {first.dtype}, not 8-bit; say what '
-                         'becomes 0 and 255: --scale LOW HIGH.')
+        raise UserError(f'the pixels of {first.path} are {first.dtype}, not 8-bit; say what '
+                        'becomes 0 and 255: --scale LOW HIGH.')
     return source
 
 
@@ -105,10 +107,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    try:
+    with errors_in_one_sentence('tile_server'):
         server = make_server(open_rasters(args.rasters, args.bands, args.scale), args.port)
-    except (ValueError, OSError) as error:
-        sys.exit(f'tile_server: {error}')
     print(f'http://127.0.0.1:{server.server_port}/{{z}}/{{x}}/{{y}}.jpg', flush=True)
     try:
         server.serve_forever()

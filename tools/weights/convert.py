@@ -18,7 +18,6 @@ Examples (docs/weights.md has more):
 
 import argparse
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -29,6 +28,8 @@ from torch import Tensor
 
 import pera_mm  # noqa: F401  before any toolbox
 from pera_mm import export
+from pera_mm.errors import UserError
+from pera_mm.launch import errors_in_one_sentence
 from pera_mm.weights.loading import load_checkpoint, read_metadata
 from pera_mm.weights.names import backbone_prefix, pera_weights, teacher_backbone, weights_of
 
@@ -60,23 +61,23 @@ def check_paths(args: argparse.Namespace) -> None:
     """Raise before any work is done."""
     suffixes, dst = SUFFIXES[args.to], args.dst
     if dst.suffix not in suffixes and suffixes != ('',):
-        raise ValueError(
+        raise UserError(
             f'--to {args.to} writes a file that ends with {" or ".join(suffixes)}, not {dst}.')
     if suffixes == ('',) and dst.suffix in {'.bin', '.params', '.pt', '.pth', '.safetensors'}:
-        raise ValueError(f'--to {args.to} writes a folder: leave out the {dst.suffix} of {dst}.')
+        raise UserError(f'--to {args.to} writes a folder: leave out the {dst.suffix} of {dst}.')
     for path in targets(args):
         if path.resolve() == args.src.resolve():
-            raise ValueError(f'{path} is SRC itself: give another DST.')
+            raise UserError(f'{path} is SRC itself: give another DST.')
         if not path.exists():
             continue
         if not args.force:
-            raise ValueError(f'{path} exists: give another DST, or --force to replace it.')
+            raise UserError(f'{path} exists: give another DST, or --force to replace it.')
         if path.is_dir() != (suffixes == ('',)):
             kind = 'folder' if path.is_dir() else 'file'
-            raise ValueError(f'{path} is a {kind}, which --to {args.to} does not replace.')
+            raise UserError(f'{path} is a {kind}, which --to {args.to} does not replace.')
         others = {item.name for item in path.iterdir()} - OURS if path.is_dir() else ()
         if others:
-            raise ValueError(f'{path} has other files too, as {min(others)}: not replaced.')
+            raise UserError(f'{path} has other files too, as {min(others)}: not replaced.')
 
 
 def targets(args: argparse.Namespace) -> list[Path]:
@@ -87,21 +88,21 @@ def convert(args: argparse.Namespace) -> None:
     check_paths(args)
     checkpoint = load_checkpoint(args.src)
     if not isinstance(checkpoint, Mapping):
-        raise ValueError(f'{args.src} holds a {type(checkpoint).__name__}, not weights by name.')
+        raise UserError(f'{args.src} holds a {type(checkpoint).__name__}, not weights by name.')
     try:
         if args.to in WRITERS:
             convert_backbone(args, checkpoint)
         else:
             convert_model(args, checkpoint)
-    except ValueError as error:
-        raise ValueError(f'{args.src}: {error}') from None
+    except UserError as error:
+        raise UserError(f'{args.src}: {error}') from None
 
 
 def convert_backbone(args: argparse.Namespace, checkpoint: Mapping[str, Any]) -> None:
     noted = read_metadata(args.src)
     network = args.network or noted.get('network', 'teacher')
     if network != noted.get('network', network):
-        raise ValueError(f'it holds the {noted["network"]} alone, not the {network}.')
+        raise UserError(f'it holds the {noted["network"]} alone, not the {network}.')
     state = teacher_backbone(checkpoint, network)
     state = {key: value.detach().float() for key, value in state.items()}
     prefix = backbone_prefix(weights_of(checkpoint), network) or ''
@@ -109,9 +110,9 @@ def convert_backbone(args: argparse.Namespace, checkpoint: Mapping[str, Any]) ->
     heads = args.heads or int(noted.get('num_heads', 0)) or export.known_heads(state)
     width = state['cls_token'].shape[-1]
     if not heads or width % heads:
-        raise ValueError(f'the number of attention heads is not in the weights, and no arch of '
-                         f'PerAViT has width {width} and this depth: give --heads, which divides '
-                         f'{width} (most ViTs have {width // 64 or 1} there, one per 64).')
+        raise UserError(f'the number of attention heads is not in the weights, and no arch of '
+                        f'PerAViT has width {width} and this depth: give --heads, which divides '
+                        f'{width} (most ViTs have {width // 64 or 1} there, one per 64).')
     normalisation = args.normalisation or noted.get('normalisation', 'imagenet')
     if not (args.normalisation or noted):
         print('mean and std: imagenet (see --normalisation in docs/weights.md)')
@@ -132,8 +133,8 @@ def convert_backbone(args: argparse.Namespace, checkpoint: Mapping[str, Any]) ->
 
 def convert_model(args: argparse.Namespace, checkpoint: Mapping[str, Any]) -> None:
     if args.network or args.heads or args.normalisation:
-        raise ValueError(f'--to {args.to} writes the whole model, so --network, --heads and '
-                         '--normalisation have no meaning.')
+        raise UserError(f'--to {args.to} writes the whole model, so --network, --heads and '
+                        '--normalisation have no meaning.')
     weights = pera_weights(checkpoint)
     account(checkpoint, weights, 'the whole model', '')
     meta = checkpoint.get('meta') or {}
@@ -168,7 +169,7 @@ def check_room(dst: Path, state: Mapping[str, Tensor]) -> None:
     dst.parent.mkdir(parents=True, exist_ok=True)
     need, free = sum(value.nbytes for value in state.values()), shutil.disk_usage(dst.parent).free
     if need > free:
-        raise ValueError(f'{dst} needs {need:,} bytes, and its disk has {free:,} free.')
+        raise UserError(f'{dst} needs {need:,} bytes, and its disk has {free:,} free.')
 
 
 def check(backbone: export.Backbone, args: argparse.Namespace, part: Path) -> None:
@@ -178,8 +179,8 @@ def check(backbone: export.Backbone, args: argparse.Namespace, part: Path) -> No
         print(f'not checked: {library} is not installed here')
         return
     if not difference <= TOLERANCE:
-        raise ValueError(f'the features of what was written differ by {difference:.1e} of their '
-                         f'size in {library}, so nothing is kept.')
+        raise UserError(f'the features of what was written differ by {difference:.1e} of their '
+                        f'size in {library}, so nothing is kept.')
     print(f'checked in {library}: features differ by {difference:.1e} of their size')
 
 
@@ -188,8 +189,8 @@ def check_model(weights: Mapping[str, Tensor], part: Path) -> int:
     found = pera_weights(load_checkpoint(part))
     wrong = [key for key in found if not found[key].equal(weights[key])]
     if wrong:
-        raise ValueError(f'{len(wrong)} tensors are not what was written (first {wrong[0]}), so '
-                         'nothing is kept.')
+        raise UserError(f'{len(wrong)} tensors are not what was written (first {wrong[0]}), so '
+                        'nothing is kept.')
     dropped = ', '.join(sorted(weights.keys() - found.keys()))
     print(f'read back: {len(found)} tensors, bit-equal'
           + (f'; the authors do not keep {dropped}' if dropped else ''))
@@ -197,7 +198,5 @@ def check_model(weights: Mapping[str, Tensor], part: Path) -> int:
 
 
 if __name__ == '__main__':
-    try:
+    with errors_in_one_sentence('convert'):
         convert(parse_args())
-    except (ValueError, OSError) as error:
-        sys.exit(f'convert: {error}')

@@ -10,6 +10,7 @@ import torch
 from mmcv.transforms import BaseTransform
 from torch.nn.functional import interpolate
 
+from pera_mm.errors import UserError
 from pera_mm.registry import TRANSFORMS
 
 
@@ -80,19 +81,19 @@ class AlignedCrops(BaseTransform):
         self.num_views = 1 if aligned else 2
         self.flips = (horizontal_flip, vertical_flip)
         if not all(0 <= probability <= 1 for probability in self.flips):
-            raise ValueError('horizontal_flip and vertical_flip are probabilities in [0, 1], got '
-                             f'{horizontal_flip} and {vertical_flip}.')
+            raise UserError('horizontal_flip and vertical_flip are probabilities in [0, 1], got '
+                            f'{horizontal_flip} and {vertical_flip}.')
         if interpolation not in ('bilinear', 'bicubic'):
-            raise ValueError("interpolation must be 'bilinear' or 'bicubic', got "
-                             f'{interpolation!r}.')
+            raise UserError("interpolation must be 'bilinear' or 'bicubic', got "
+                            f'{interpolation!r}.')
         self.interpolation = interpolation
 
     def transform(self, results: dict) -> dict:
         """Add ``crops``."""
         image = results['img']
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f'AlignedCrops needs a uint8 RGB image [H, W, 3], got {image.dtype} '
-                             f'{list(image.shape)} from {results.get("img_path")}.')
+            raise UserError(f'AlignedCrops needs a uint8 RGB image [H, W, 3], got {image.dtype} '
+                            f'{list(image.shape)} from {results.get("img_path")}.')
         results['crops'] = {name: self._cut(image, spec, results['rng'])
                             for name, spec in self.specs.items() if spec.number}
         return results
@@ -153,19 +154,19 @@ def flip_into(target: np.ndarray, image: np.ndarray, flip_x: bool, flip_y: bool)
 def _crop_spec(name: str, given: Mapping[str, Any], default: CropSpec, least: int) -> CropSpec:
     unknown = sorted(set(given) - set(CropSpec._fields))
     if unknown:
-        raise ValueError(f'{name} has the unknown key(s) {", ".join(unknown)}; '
-                         f'it takes {", ".join(CropSpec._fields)}.')
+        raise UserError(f'{name} has the unknown key(s) {", ".join(unknown)}; '
+                        f'it takes {", ".join(CropSpec._fields)}.')
     spec = default._replace(**given)
     if spec.number < least:
-        raise ValueError(f'{name}: number must be >= {least}, got {spec.number}.')
+        raise UserError(f'{name}: number must be >= {least}, got {spec.number}.')
     if spec.size < 1:
-        raise ValueError(f'{name}: size must be >= 1 pixel, got {spec.size}.')
+        raise UserError(f'{name}: size must be >= 1 pixel, got {spec.size}.')
     return spec._replace(scale=_ordered_pair(f'{name}: scale', spec.scale, 1))
 
 
 def _ordered_pair(name: str, pair: Sequence[float], most: float) -> tuple[float, float]:
     if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= most:
         limit = '' if most == math.inf else f' <= {most:g}'
-        raise ValueError(f'{name} must be two numbers, 0 < smallest <= largest{limit}, '
-                         f'got {tuple(pair)}.')
+        raise UserError(f'{name} must be two numbers, 0 < smallest <= largest{limit}, '
+                        f'got {tuple(pair)}.')
     return float(pair[0]), float(pair[1])

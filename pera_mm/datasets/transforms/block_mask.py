@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
 
+from pera_mm.errors import UserError
 from pera_mm.patches import PatchSplit, patch_grid, whole_crop
 from pera_mm.registry import TRANSFORMS
 
@@ -44,10 +45,10 @@ class BlockMask(BaseTransform):
 
     def __init__(self, patch_size: int = 16, ratio: Sequence[float] = (0.1, 0.5)) -> None:
         if patch_size < 1:
-            raise ValueError(f'patch_size must be >= 1 pixel, got {patch_size}.')
+            raise UserError(f'patch_size must be >= 1 pixel, got {patch_size}.')
         if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1] < 1:
-            raise ValueError('BlockMask: ratio must be two shares, 0 < smallest <= largest < 1, '
-                             f'got {tuple(ratio)}.')
+            raise UserError('BlockMask: ratio must be two shares, 0 < smallest <= largest < 1, '
+                            f'got {tuple(ratio)}.')
         self.patch_size = patch_size
         self.least, self.most = ratio
 
@@ -60,8 +61,8 @@ class BlockMask(BaseTransform):
     def _split(self, name: str, num_crops: int, size: int, rng: np.random.Generator) -> PatchSplit:
         try:
             grid = patch_grid(size, size, self.patch_size)
-        except ValueError as error:
-            raise ValueError(f'{name} crops of {size} pixels: {error}') from None
+        except UserError as error:
+            raise UserError(f'{name} crops of {size} pixels: {error}') from None
         mask = np.zeros((num_crops, *grid), bool)
         if name == 'global':
             for crop in rng.permutation(num_crops)[:(num_crops + 1) // 2]:

@@ -3,6 +3,7 @@
 import torch
 from mmcv.transforms import BaseTransform
 
+from pera_mm.errors import UserError
 from pera_mm.patches import PatchSplit, patch_grid, split_counts, split_patches, whole_crop
 from pera_mm.registry import TRANSFORMS
 
@@ -41,7 +42,7 @@ class DisjointMask(BaseTransform):
                  teacher: float = 0.6,
                  disjoint: bool = True) -> None:
         if patch_size < 1:
-            raise ValueError(f'patch_size must be >= 1 pixel, got {patch_size}.')
+            raise UserError(f'patch_size must be >= 1 pixel, got {patch_size}.')
         self.patch_size = patch_size
         self.shares = (student, learnable, teacher)
         self.disjoint = disjoint
@@ -61,5 +62,5 @@ class DisjointMask(BaseTransform):
             if not self.disjoint:
                 return whole_crop(num_crops, rows * columns)
             return split_patches(num_crops, split_counts(rows * columns, *self.shares), generator)
-        except ValueError as error:
-            raise ValueError(f'{name} crops of {size} pixels: {error}') from None
+        except UserError as error:
+            raise UserError(f'{name} crops of {size} pixels: {error}') from None

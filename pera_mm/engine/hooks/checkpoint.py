@@ -17,6 +17,7 @@ from mmengine.runner.checkpoint import find_latest_checkpoint
 
 from pera_mm.engine.hooks.teacher import made_update
 from pera_mm.engine.loops import ResumableTrainLoop
+from pera_mm.errors import FileError, UserError
 from pera_mm.files import Claim
 from pera_mm.registry import HOOKS
 from pera_mm.stopping import GuardedWorker, StopSignals, end_with_launcher
@@ -57,8 +58,8 @@ class AtomicCheckpointHook(CheckpointHook):
     def before_train(self, runner: Any) -> None:
         """As the parent; then remove what a kill left behind."""
         if '://' in str(self.out_dir or runner.work_dir):
-            raise ValueError('AtomicCheckpointHook writes to a file system, not to '
-                             f'{self.out_dir or runner.work_dir}; use CheckpointHook there.')
+            raise UserError('AtomicCheckpointHook writes to a file system, not to '
+                            f'{self.out_dir or runner.work_dir}; use CheckpointHook there.')
         self._claim_folder(runner)
         super().before_train(runner)
         self._waiting = False
@@ -87,12 +88,12 @@ class AtomicCheckpointHook(CheckpointHook):
         if is_main_process():
             try:
                 self._claim = Claim(Path(runner.work_dir))
-            except ValueError as error:
+            except UserError as error:
                 refused = error
         failed = torch.tensor(int(refused is not None))
         all_reduce(failed, 'max')
         if refused is not None:
-            raise ValueError(str(refused))
+            raise UserError(str(refused))
         if failed:
             raise SystemExit(1)  # rank 0 says why
 
@@ -204,7 +205,7 @@ class AtomicCheckpointHook(CheckpointHook):
                 'another rank failed')
             last = find_latest_checkpoint(runner.work_dir)
             good = f'the last good one is {last}' if last else 'there is none yet'
-            raise OSError(
+            raise FileError(
                 f'cannot write the checkpoint {path} ({reason}); {good}: make room on that disk '
                 'or mend the cause, and continue with --resume.') from error
 

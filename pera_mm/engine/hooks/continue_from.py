@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from pera_mm.engine.hooks.strict_load import StrictLoadHook, checkpoint_path, plain_model
+from pera_mm.errors import UserError
 from pera_mm.registry import HOOKS
 from pera_mm.weights.names import CENTER, pera_weights, teacher_backbone, weights_of
 
@@ -34,8 +35,8 @@ class ContinueHook(StrictLoadHook):
         path = checkpoint_path(runner)
         try:
             found, whole = _found(checkpoint)
-        except ValueError as error:
-            raise ValueError(f'{path}: {error}') from None
+        except UserError as error:
+            raise UserError(f'{path}: {error}') from None
         wanted = {key: value for key, value in plain_model(runner).state_dict().items()
                   if (whole or '.backbone.' in key) and (key != CENTER or CENTER in found)}
         found = checkpoint['state_dict'] = self.fitting(runner, path, found, wanted)
@@ -44,8 +45,8 @@ class ContinueHook(StrictLoadHook):
     def before_train(self, runner: Any) -> None:
         """Raise unless there was something to start from."""
         if not self.loaded:
-            raise ValueError('ContinueHook found nothing to start from: set load_from to a file of '
-                             'weights.')
+            raise UserError('ContinueHook found nothing to start from: set load_from to a file of '
+                            'weights.')
 
 
 def _found(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], bool]:

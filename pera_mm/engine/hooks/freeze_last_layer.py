@@ -7,6 +7,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from pera_mm.engine.hooks.teacher import inner_model
+from pera_mm.errors import UserError
 from pera_mm.registry import HOOKS
 
 
@@ -28,15 +29,15 @@ class FreezeLastLayerHook(Hook):
 
     def __init__(self, epochs: int = 1) -> None:
         if epochs < 0:
-            raise ValueError(f'FreezeLastLayerHook: epochs must be 0 or more, got {epochs}.')
+            raise UserError(f'FreezeLastLayerHook: epochs must be 0 or more, got {epochs}.')
         self.epochs = epochs
         self._handles: list[RemovableHandle] = []
 
     def before_train(self, runner: Runner) -> None:
         """Refuse what it cannot do."""
         if isinstance(runner.model, FullyShardedDataParallel) and self.epochs:
-            raise ValueError('FreezeLastLayerHook cannot find the last layer under FSDP; train '
-                             'with DDP, or set default_hooks.freeze_last_layer.epochs=0.')
+            raise UserError('FreezeLastLayerHook cannot find the last layer under FSDP; train '
+                            'with DDP, or set default_hooks.freeze_last_layer.epochs=0.')
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Freeze, or thaw when it is time."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pera_mm.engine.hooks.teacher import inner_model
 from pera_mm.engine.optim_wrapper import AutocastOptimWrapper
+from pera_mm.errors import UserError
 from pera_mm.evaluation.collapse import (
     effective_rank,
     feature_std,
@@ -99,15 +100,15 @@ class HealthHook(Hook):
                  limits: dict[str, tuple[float, float]] | None = None) -> None:
         unknown = sorted(set(limits or {}) - set(SIGNS))
         if unknown:
-            raise ValueError(f"HealthHook has no sign '{unknown[0]}'; limits can be given for "
-                             f'{", ".join(SIGNS)}.')
+            raise UserError(f"HealthHook has no sign '{unknown[0]}'; limits can be given for "
+                            f'{", ".join(SIGNS)}.')
         self.interval = interval
         self.patience = patience
         self.signs = dict(SIGNS)
         for name, (low, high) in (limits or {}).items():
             if high < math.inf and not SIGNS[name].above:
-                raise ValueError(f"HealthHook limits: '{name}' cannot be too high, so its upper "
-                                 f"limit must be float('inf'), got {high}.")
+                raise UserError(f"HealthHook limits: '{name}' cannot be too high, so its upper "
+                                f"limit must be float('inf'), got {high}.")
             self.signs[name] = SIGNS[name]._replace(low=low, high=high)
         self._bad_checks: Counter[str] = Counter()
 

@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from pera_mm.engine.hooks.teacher import inner_model
+from pera_mm.errors import UserError
 from pera_mm.evaluation.features import (
     LabelledFolder,
     Split,
@@ -81,8 +82,8 @@ class ProbeHook(Hook):
         """Check ``size``; probe the random teacher, unless the run is resumed."""
         try:
             patch_grid(self.size, self.size, inner_model(runner).patch_size)
-        except ValueError as error:
-            raise ValueError(f'ProbeHook size: {error}') from None
+        except UserError as error:
+            raise UserError(f'ProbeHook size: {error}') from None
         if runner.iter == 0:
             self._probe(runner, epoch=0)
 
@@ -102,8 +103,8 @@ class ProbeHook(Hook):
                 problem, cause = [f'{type(error).__name__}: {error}'], error
         broadcast_object_list(problem)
         if problem[0]:
-            raise ValueError(f'the probe after {epoch} epochs failed on the main process with '
-                             f'{problem[0]}') from cause
+            raise UserError(f'the probe after {epoch} epochs failed on the main process with '
+                            f'{problem[0]}') from cause
 
     def _score(self, runner: Runner, epoch: int, start: float, features: Tensor,
                readable: Tensor) -> None:

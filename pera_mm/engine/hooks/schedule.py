@@ -6,6 +6,7 @@ from mmengine.hooks import Hook
 
 from pera_mm.engine.hooks.teacher import inner_model
 from pera_mm.engine.schedules import cosine, linear_warmup
+from pera_mm.errors import UserError
 from pera_mm.registry import HOOKS
 
 
@@ -33,15 +34,15 @@ class ScheduleHook(Hook):
         _check_keys('teacher_temp', teacher_temp, {'start', 'end', 'warmup_epochs'})
         _check_keys('momentum', momentum, {'start', 'end'})
         if not min(teacher_temp['start'], teacher_temp['end']) > 0:
-            raise ValueError('ScheduleHook: teacher_temp start and end must be above 0, got '
-                             f'{teacher_temp["start"]} and {teacher_temp["end"]}.')
+            raise UserError('ScheduleHook: teacher_temp start and end must be above 0, got '
+                            f'{teacher_temp["start"]} and {teacher_temp["end"]}.')
         if teacher_temp['warmup_epochs'] < 0:
-            raise ValueError('ScheduleHook: teacher_temp warmup_epochs must be 0 or more, got '
-                             f'{teacher_temp["warmup_epochs"]}.')
+            raise UserError('ScheduleHook: teacher_temp warmup_epochs must be 0 or more, got '
+                            f'{teacher_temp["warmup_epochs"]}.')
         if not all(0 <= momentum[end] <= 1 for end in ('start', 'end')):
-            raise ValueError('ScheduleHook: momentum start and end are the share of the old '
-                             'weights and must lie in [0, 1], got '
-                             f'{momentum["start"]} and {momentum["end"]}.')
+            raise UserError('ScheduleHook: momentum start and end are the share of the old '
+                            'weights and must lie in [0, 1], got '
+                            f'{momentum["start"]} and {momentum["end"]}.')
         self.teacher_temp = teacher_temp
         self.momentum = momentum
 
@@ -67,5 +68,5 @@ class ScheduleHook(Hook):
 
 def _check_keys(name: str, given: dict, wanted: set[str]) -> None:
     if set(given) != wanted:
-        raise ValueError(f'ScheduleHook: {name} takes exactly the keys '
-                         f'{", ".join(sorted(wanted))}, got {", ".join(sorted(given))}.')
+        raise UserError(f'ScheduleHook: {name} takes exactly the keys '
+                        f'{", ".join(sorted(wanted))}, got {", ".join(sorted(given))}.')

@@ -10,7 +10,7 @@ from mmengine.dist import all_gather_object, all_reduce, get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from pera_mm.errors import printable
+from pera_mm.errors import RunError, UserError, printable
 from pera_mm.registry import HOOKS
 
 SHOWN = 20
@@ -41,7 +41,7 @@ class SkippedImagesHook(Hook):
     def __init__(self, max_share: float = 0.05, min_samples: int = 1000,
                  interval: int = 50) -> None:
         if not 0 <= max_share <= 1:
-            raise ValueError(f'max_share is a share of the images in [0, 1], got {max_share}.')
+            raise UserError(f'max_share is a share of the images in [0, 1], got {max_share}.')
         self.max_share = max_share
         self.min_samples = min_samples
         self.interval = interval
@@ -88,7 +88,7 @@ class SkippedImagesHook(Hook):
 
     def _judge(self, skipped: int, drawn: int) -> None:
         if skipped > self.max_share * drawn:
-            raise RuntimeError(
+            raise RunError(
                 f'{skipped} of {drawn} images drawn in this epoch could not be read, more than '
                 f'max_share={self.max_share:g} of SkippedImagesHook allows; repair or remove the '
                 'files named in skipped_images.txt in the work directory.')

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from mmengine.hooks import Hook
 
-from pera_mm.datasets.sampler import hash_seed
 from pera_mm.registry import HOOKS
+from pera_mm.seeds import hash_seed
 
 
 @HOOKS.register_module()

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from pera_mm.engine.hooks.teacher import inner_model
-from pera_mm.errors import printable
+from pera_mm.errors import UserError, printable
 from pera_mm.registry import HOOKS, MODELS
-from pera_mm.strict_load import Differences, compare, not_finite
+from pera_mm.weights.fitting import Differences, compare, not_finite
 from pera_mm.weights.names import weights_of
 
 DDP_PREFIX = 'module.'  # also of MMEngine's moving averages
@@ -51,15 +51,15 @@ class StrictLoadHook(Hook):
     def __init__(self, may_differ: str | Iterable[str] = ()) -> None:
         self.may_differ = (may_differ,) if isinstance(may_differ, str) else tuple(may_differ)
         if not all(self.may_differ):
-            raise ValueError(f'may_differ of {type(self).__name__} has an empty prefix, which '
-                             'every key begins with: name the keys that are meant to differ.')
+            raise UserError(f'may_differ of {type(self).__name__} has an empty prefix, which '
+                            'every key begins with: name the keys that are meant to differ.')
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Compare before MMEngine puts weights and optimizer state in place."""
         path = checkpoint_path(runner)
         if not isinstance(checkpoint, dict):
-            raise ValueError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint: take '
-                             'another file.')
+            raise UserError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint: take '
+                            'another file.')
         if runner._resume:
             _check_run(path, checkpoint)
         # MMEngine's Runner strips this prefix of DDP, its FSDP strategy does not.
@@ -88,13 +88,13 @@ class StrictLoadHook(Hook):
             path: of the file.
             found: what the file holds.
             wanted: state dict of what must arrive.
-            resizable: as in :func:`pera_mm.strict_load.compare`.
+            resizable: as in :func:`pera_mm.weights.fitting.compare`.
         """
         free = compare(*(_select(state, self.may_differ) for state in (found, wanted)), resizable)
         strict = compare(*(_select(state, self.may_differ, False) for state in (found, wanted)),
                          resizable)
         if strict:
-            raise ValueError(
+            raise UserError(
                 f'{path} does not fit the model of the config: {strict}; nothing was loaded. Set '
                 "the model's sizes to those of the file, take another file, or name what is meant "
                 'to differ by its prefix in default_hooks.weights.may_differ.')
@@ -103,8 +103,8 @@ class StrictLoadHook(Hook):
         left_out = {*free.unknown, *free.misshaped}
         found = {key: value for key, value in found.items() if key not in left_out}
         if broken := not_finite(found):
-            raise ValueError(f'{path} holds inf or nan in {len(broken)} of its tensors (first '
-                             f'{broken[0]}); nothing was loaded: take an earlier checkpoint.')
+            raise UserError(f'{path} holds inf or nan in {len(broken)} of its tensors (first '
+                            f'{broken[0]}); nothing was loaded: take an earlier checkpoint.')
         return found
 
 
@@ -136,14 +136,14 @@ def _check_run(path: str, checkpoint: Mapping[str, Any]) -> None:
     lacking = [] if counted else ['epoch and iteration']
     lacking += [name for name in ('optimizer', 'message_hub') if name not in checkpoint]
     if lacking:
-        raise ValueError(
+        raise UserError(
             f'{path} has weights but no {", no ".join(lacking)}, so no run can be resumed from it: '
             f'start a new run from its weights, without --resume and with load_from={path}.')
 
 
 def _check_resumed(path: str, misfit: Differences | str) -> None:
     if misfit:
-        raise ValueError(
+        raise UserError(
             f'{path} does not fit this run: {misfit}; nothing was loaded. A resume continues the '
             'same model with the same optimizer: set the config back to that of the run which '
             'wrote the file, or start a new run, without --resume and with load_from.')

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pera_mm import ops_bridge
+from pera_mm.bridges import ops
+from pera_mm.errors import UserError
 
 
 def sample_levels(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor,
@@ -56,7 +57,7 @@ def sample_levels_compiled(value: Tensor, shapes: Sequence[tuple[int, int]], loc
 
 @cache
 def _is_compiled() -> bool:
-    return ops_bridge.provider() == 'compiled'
+    return ops.provider() == 'compiled'
 
 
 class DeformableAttention(nn.Module):
@@ -81,7 +82,7 @@ class DeformableAttention(nn.Module):
         super().__init__()
         value_dims = int(embed_dims * value_ratio)
         if not 0 < value_ratio <= 1 or value_dims % num_heads:
-            raise ValueError(
+            raise UserError(
                 f'deformable attention: {embed_dims} x value ratio {value_ratio:g} = {value_dims} '
                 f'is not divisible by {num_heads} heads; change deform_heads or deform_ratio.')
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points

@@ -29,6 +29,7 @@ from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pera_mm.errors import UserError
 from pera_mm.patches import gather_patches, patch_grid
 from pera_mm.registry import MODELS
 
@@ -204,17 +205,17 @@ class PerAViT(VisionTransformer):
         _check_arch(arch, tuple(self.arch_zoo))
         patch_grid(*((img_size, img_size) if isinstance(img_size, int) else img_size), patch_size)
         if not 0 <= drop_path_rate < 1:
-            raise ValueError(f'drop_path_rate must lie in [0, 1), got {drop_path_rate}.')
+            raise UserError(f'drop_path_rate must lie in [0, 1), got {drop_path_rate}.')
         for name, value in FIXED.items():
             if kwargs.get(name, value) != value:
-                raise ValueError(
+                raise UserError(
                     f'PerAViT: {name}={kwargs[name]} is not possible, because its sparse forward '
                     'embeds [cls], has no norm before the layers and no token dropout, and needs '
                     f'the final norm; leave {name} out.')
         depth = (self.arch_zoo[arch] if isinstance(arch, str) else arch)['num_layers']
         if kwargs.get('frozen_stages', -1) > depth:
-            raise ValueError(f'PerAViT: frozen_stages={kwargs["frozen_stages"]} of {depth} layers '
-                             f'is not possible; {depth} freezes the whole ViT.')
+            raise UserError(f'PerAViT: frozen_stages={kwargs["frozen_stages"]} of {depth} layers '
+                            f'is not possible; {depth} freezes the whole ViT.')
         super().__init__(arch, img_size, patch_size, **kwargs)
         self.patch_size = patch_size
         last = max(depth - 1, 1)
@@ -319,11 +320,11 @@ class PerAViT(VisionTransformer):
 def _check_arch(arch: str | dict, known: tuple[str, ...]) -> None:
     keys = {'embed_dims', 'num_layers', 'num_heads', 'feedforward_channels'}
     if isinstance(arch, str) and arch not in known:
-        raise ValueError(f"unknown arch '{arch}'; take one of {', '.join(known)} or a dict with "
-                         f"{', '.join(sorted(keys))}.")
+        raise UserError(f"unknown arch '{arch}'; take one of {', '.join(known)} or a dict with "
+                        f"{', '.join(sorted(keys))}.")
     if not isinstance(arch, str):
         if keys - set(arch):
-            raise ValueError(f"the arch dict lacks {', '.join(sorted(keys - set(arch)))}.")
+            raise UserError(f"the arch dict lacks {', '.join(sorted(keys - set(arch)))}.")
         if arch['embed_dims'] % arch['num_heads']:
-            raise ValueError(f"embed_dims {arch['embed_dims']} is not divisible by num_heads "
-                             f"{arch['num_heads']}.")
+            raise UserError(f"embed_dims {arch['embed_dims']} is not divisible by num_heads "
+                            f"{arch['num_heads']}.")

@@ -7,9 +7,10 @@ from mmengine.logging import print_log
 from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor
 
+from pera_mm.errors import UserError
 from pera_mm.models.backbones.pera_vit import PerAViT
 from pera_mm.registry import WEIGHT_INITIALIZERS
-from pera_mm.strict_load import compare, not_finite
+from pera_mm.weights.fitting import compare, not_finite
 from pera_mm.weights.loading import load_checkpoint
 from pera_mm.weights.names import teacher_backbone
 
@@ -40,13 +41,13 @@ class PretrainedBackbone:
                 is missing, has another shape or is not finite.
         """
         if not isinstance(module, PerAViT):
-            raise ValueError('PretrainedBackbone is the init_cfg of a pera_mm.PerAViT, not of a '
-                             f'{type(module).__name__}; in a ViTAdapter set it inside vit=dict().')
+            raise UserError('PretrainedBackbone is the init_cfg of a pera_mm.PerAViT, not of a '
+                            f'{type(module).__name__}; in a ViTAdapter set it inside vit=dict().')
         self._check_path()
         try:
             found = teacher_backbone(load_checkpoint(self.checkpoint), self.network)
-        except ValueError as error:
-            raise ValueError(f'{self.checkpoint}: {error}') from None
+        except UserError as error:
+            raise UserError(f'{self.checkpoint}: {error}') from None
         self._check(found, module)
         source = tuple([isqrt(found['pos_embed'].shape[1] - 1)] * 2)
         target = tuple(module.patch_resolution)
@@ -64,21 +65,21 @@ class PretrainedBackbone:
         advice = ("give another with --cfg-options '...init_cfg.checkpoint=PATH', or start from "
                   "random weights with '...init_cfg=None'.")
         if '://' in path:
-            raise ValueError(f'{path}: a backbone is read from a local file only; download it '
-                             f'first, and {advice}')
+            raise UserError(f'{path}: a backbone is read from a local file only; download it '
+                            f'first, and {advice}')
         if not Path(path).expanduser().is_file():
-            raise ValueError(f'There is no pretrained checkpoint {path}: {advice}')
+            raise UserError(f'There is no pretrained checkpoint {path}: {advice}')
 
     def _check(self, found: dict[str, Tensor], module: PerAViT) -> None:
         if broken := not_finite(found):
-            raise ValueError(f'{self.checkpoint} holds inf or nan in {len(broken)} tensors of the '
-                             f'{self.network} backbone (first {broken[0]}); nothing was loaded: '
-                             'take another checkpoint.')
+            raise UserError(f'{self.checkpoint} holds inf or nan in {len(broken)} tensors of the '
+                            f'{self.network} backbone (first {broken[0]}); nothing was loaded: '
+                            'take another checkpoint.')
         misfit = compare(found, module.state_dict(), resizable=['pos_embed'])
         if not misfit:
             return
         depth = len({name.split('.')[1] for name in found if name.startswith('layers.')})
-        raise ValueError(
+        raise UserError(
             f'{self.checkpoint} holds a ViT of depth {depth}, width {found["cls_token"].shape[-1]} '
             f'and patch {found["patch_embed.projection.weight"].shape[-1]}, the config has '
             f'depth {module.num_layers}, width {module.embed_dims} and patch {module.patch_size}: '

@@ -17,6 +17,7 @@ from mmengine.model.weight_init import trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pera_mm.errors import UserError
 from pera_mm.models.backbones.adapter_layers import (
     Extractor,
     Grid,
@@ -46,8 +47,8 @@ class DenseViT(BaseModule):
         super().__init__(init_cfg)
         self.vit: PerAViT = MODELS.build(vit)
         if not isinstance(self.vit, PerAViT):
-            raise ValueError(f'{type(self).__name__}: vit must be a pera_mm.PerAViT, got '
-                             f'{type(self.vit).__name__}.')
+            raise UserError(f'{type(self).__name__}: vit must be a pera_mm.PerAViT, got '
+                            f'{type(self.vit).__name__}.')
         self.embed_dims, self.with_cp = self.vit.embed_dims, with_cp
         for layer in self.vit.layers if with_cp else ():
             layer.with_cp = True
@@ -131,8 +132,8 @@ class ViTAdapter(DenseViT):
                  init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(vit, with_cp, init_cfg)
         if vit_feature not in ('stages', 'last'):
-            raise ValueError("ViTAdapter: vit_feature must be 'stages' (segmentation) or 'last' "
-                             f'(detection), got {vit_feature!r}.')
+            raise UserError("ViTAdapter: vit_feature must be 'stages' (segmentation) or 'last' "
+                            f'(detection), got {vit_feature!r}.')
         dims, norm_cfg = self.embed_dims, norm_cfg or dict(type='BN')
         self.groups = check_groups(interaction_indexes, self.vit.num_layers)
         self.vit_feature = vit_feature
@@ -219,7 +220,7 @@ def check_groups(indexes: Sequence[Sequence[int]] | None, depth: int) -> list[tu
     groups = [(first, last) for first, last in indexes or ()]
     layers = [layer for first, last in groups for layer in range(first, last + 1)]
     if len(groups) != 4 or layers != list(range(depth)) or any(a > b for a, b in groups):
-        raise ValueError(
+        raise UserError(
             f'ViTAdapter: interaction_indexes {indexes} must be four groups [first, last] that '
             f'follow each other over the {depth} layers of the ViT; leave them out to divide the '
             'depth evenly.')

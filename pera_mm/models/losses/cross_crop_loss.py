@@ -9,6 +9,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from pera_mm.errors import UserError
 from pera_mm.models.losses.distillation_loss import DistillationLoss
 from pera_mm.models.losses.soft_cross_entropy import soft_cross_entropy
 from pera_mm.registry import MODELS
@@ -47,8 +48,8 @@ class CrossCropLoss(DistillationLoss):
         num_crops, batch_size = len(scores), scores.shape[1]
         pairs = num_crops * (sum(len(group) for group in student) - 1)
         if pairs == 0:
-            raise ValueError('DINO compares different crops of an image, but there is only one; '
-                             'raise the number of global or local crops in AlignedCrops.')
+            raise UserError('DINO compares different crops of an image, but there is only one; '
+                            'raise the number of global or local crops in AlignedCrops.')
         self.center.remember(scores.detach().float().flatten(0, 1))
         targets = self.center.targets(scores.detach().float(), teacher_temp)
         others = [torch.cat([targets[:i], targets[i + 1:]]).sum(0) for i in range(num_crops)]

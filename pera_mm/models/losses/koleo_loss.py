@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pera_mm.errors import UserError
 from pera_mm.registry import MODELS
 
 
@@ -45,5 +46,5 @@ class KoLeoLoss(nn.Module):
     def check_batch_size(batch_size: int) -> None:
         """Raise unless there are neighbours to keep away from."""
         if batch_size < 2:
-            raise ValueError('the KoLeo loss needs at least 2 images per device, got 1; raise '
-                             'train_dataloader.batch_size or set model.koleo=None.')
+            raise UserError('the KoLeo loss needs at least 2 images per device, got 1; raise '
+                            'train_dataloader.batch_size or set model.koleo=None.')

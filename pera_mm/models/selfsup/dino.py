@@ -7,6 +7,7 @@ Shapes: n crops of one size, B images, N patches of a crop, D embedding width, K
 import torch
 from torch import Tensor, nn
 
+from pera_mm.errors import UserError
 from pera_mm.models.selfsup.self_distillation import Answer, SelfDistillation
 from pera_mm.patches import PatchSplit
 from pera_mm.registry import MODELS
@@ -65,7 +66,7 @@ class DINO(SelfDistillation):
         """Raise ValueError unless both networks see every patch of the crop."""
         student, learnable, teacher = split.counts()
         if student != teacher or learnable or split.masked.shape[-1] not in (0, student):
-            raise ValueError(f'{type(self).__name__} shows every patch to student and teacher, but '
-                             f'the pipeline shows them {student} and {teacher}; set '
-                             'disjoint=False in DisjointMask, or put BlockMask in its place.')
+            raise UserError(f'{type(self).__name__} shows every patch to student and teacher, but '
+                            f'the pipeline shows them {student} and {teacher}; set '
+                            'disjoint=False in DisjointMask, or put BlockMask in its place.')
         super().check_split(height, width, split)

@@ -8,6 +8,7 @@ embedding width, K prototypes.
 import torch
 from torch import Tensor, nn
 
+from pera_mm.errors import UserError
 from pera_mm.models.selfsup.dino import DINO
 from pera_mm.models.selfsup.self_distillation import Answer
 from pera_mm.patches import PatchSplit, patch_grid
@@ -47,8 +48,8 @@ class DINOv2(DINO):
                  data_preprocessor: dict | None = None) -> None:
         super().__init__(backbone, projector, distillation, data_preprocessor)
         if koleo_on not in ('scores', 'features'):
-            raise ValueError("koleo_on must be 'scores' (of the projector) or 'features' ([cls] "
-                             f"before it), got '{koleo_on}'.")
+            raise UserError("koleo_on must be 'scores' (of the projector) or 'features' ([cls] "
+                            f"before it), got '{koleo_on}'.")
         self.koleo = MODELS.build(koleo) if koleo is not None else None
         self.koleo_on = koleo_on
         self.ibot: nn.Module | None = None
@@ -126,5 +127,5 @@ class DINOv2(DINO):
         """Raise ValueError also if iBOT is on and the pipeline has no mask for it."""
         super().check_split(height, width, split)
         if self.ibot is not None and split.masked.shape[-1] == 0:
-            raise ValueError('iBOT needs masked patches; put BlockMask in the place of '
-                             'DisjointMask in the pipeline, or set model.ibot=None.')
+            raise UserError('iBOT needs masked patches; put BlockMask in the place of '
+                            'DisjointMask in the pipeline, or set model.ibot=None.')

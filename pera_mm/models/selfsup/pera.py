@@ -6,6 +6,7 @@ Shapes: n crops of one size, B images, k patches of one part, D embedding width,
 import torch
 from torch import Tensor, nn
 
+from pera_mm.errors import UserError
 from pera_mm.models.selfsup.self_distillation import Answer, SelfDistillation
 from pera_mm.patches import PatchSplit, flatten_patches, gather_patches, patch_grid
 from pera_mm.registry import MODELS
@@ -40,8 +41,8 @@ class PerA(SelfDistillation):
                  data_preprocessor: dict | None = None) -> None:
         super().__init__(backbone, projector, distillation, data_preprocessor)
         if (predictor is None) != (pixel is None):
-            raise ValueError('pixel prediction needs both predictor and pixel (the head and its '
-                             'loss); set both, or both to None.')
+            raise UserError('pixel prediction needs both predictor and pixel (the head and its '
+                            'loss); set both, or both to None.')
         width = self.student.backbone.embed_dims
         self.predictor: nn.Module | None = None
         if predictor is not None:
@@ -120,12 +121,12 @@ class PerA(SelfDistillation):
         """Raise ValueError for a split that leaves nothing to predict, or does not fit."""
         super().check_split(height, width, split)
         if split.masked.shape[-1]:
-            raise ValueError('PerA hides no patch by BlockMask; put DisjointMask in its place in '
-                             'the pipeline.')
+            raise UserError('PerA hides no patch by BlockMask; put DisjointMask in its place in '
+                            'the pipeline.')
         if self.predictor is not None and split.counts().learnable == 0:
-            raise ValueError('the learnable part is empty, so the predictor has no pixels to learn '
-                             'from; raise the learnable ratio of DisjointMask, or set '
-                             'model.predictor=None and model.pixel=None.')
+            raise UserError('the learnable part is empty, so the predictor has no pixels to learn '
+                            'from; raise the learnable ratio of DisjointMask, or set '
+                            'model.predictor=None and model.pixel=None.')
 
     def check_batch_size(self, batch_size: int) -> None:
         """Raise ValueError for one image per device with KoLeo."""

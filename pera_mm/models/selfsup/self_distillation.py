@@ -11,6 +11,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from pera_mm.errors import RunError, UserError
 from pera_mm.models.selfsup.teacher import Network, ema_update
 from pera_mm.patches import PatchSplit, patch_grid
 from pera_mm.registry import MODELS
@@ -82,7 +83,7 @@ class SelfDistillation(BaseModel):
             return self.loss(inputs, data_samples)
         if mode == 'tensor':
             return self.teacher_features(inputs)
-        raise ValueError(f"{type(self).__name__} has the modes 'loss' and 'tensor', not '{mode}'.")
+        raise UserError(f"{type(self).__name__} has the modes 'loss' and 'tensor', not '{mode}'.")
 
     def loss(self, inputs: dict[str, CropViews],
              data_samples: list | None = None) -> dict[str, Tensor]:
@@ -167,7 +168,7 @@ class SelfDistillation(BaseModel):
         if counts.learnable == 0 and counts.student == counts.teacher:  # halves, or both see all
             covered.append(counts.student)
         if h * w not in covered:
-            raise ValueError(
+            raise UserError(
                 f'a {height} x {width} crop has {h * w} patches of {self.patch_size} px, but the '
                 f'pipeline splits {covered[-1]}; give DisjointMask (or BlockMask) the patch_size '
                 'of the backbone.')
@@ -175,6 +176,6 @@ class SelfDistillation(BaseModel):
     def _clocked(self, name: str) -> float:
         value = getattr(self, name)
         if math.isnan(value):
-            raise RuntimeError(f"{name} is not set; add dict(type='pera_mm.ScheduleHook', ...) to "
+            raise RunError(f"{name} is not set; add dict(type='pera_mm.ScheduleHook', ...) to "
                                'custom_hooks, or set it on the model.')
         return value

@@ -1,0 +1,1 @@
+"""What is changed in other packages so that they run here."""

@@ -1,0 +1,1 @@
+"""The command ``rsrsd.py fetch``: an image at every point."""

@@ -1,0 +1,1 @@
+"""The command ``rsrsd.py filter``: leave out what teaches nothing."""

@@ -1,0 +1,1 @@
+"""The command ``rsrsd.py pack``: shards, an LMDB or a folder."""

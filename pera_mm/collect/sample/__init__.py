@@ -1,0 +1,1 @@
+"""The command ``rsrsd.py sample``: points, balanced by land cover and continent."""

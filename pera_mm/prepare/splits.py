@@ -1,0 +1,89 @@
+"""Which images train and which test: seeded, stratified, the same on every machine.
+
+Of every class the share that trains is rounded half up, at least one and never all of its images;
+those are taken whose name has the smallest SHA-256 together with the seed. So a split depends on
+names and seed alone, not on a library's random numbers, and a smaller share lies within a larger.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+
+import pera_mm
+from pera_mm.errors import UserError
+from pera_mm.files import write_whole
+
+PACKAGE = Path(pera_mm.__file__).parent
+
+
+def class_of(name: str) -> str:
+    """``Airport/airport_1.jpg`` → ``Airport``."""
+    return name.rpartition('/')[0]
+
+
+def stratified(names: Iterable[str], share: float, seed: int) -> list[str]:
+    """The names that train, sorted by class, then as given.
+
+    Args:
+        names: ``class/file`` of all images.
+        share: Of every class, between 0 and 1.
+
+    Raises:
+        ValueError: if the share is out of range, or a class has a single image.
+    """
+    if not 0 < share < 1:
+        raise UserError(f'the share is {share}, but must lie between 0 and 1.')
+    classes: dict[str, list[str]] = {}
+    for name in names:
+        classes.setdefault(class_of(name), []).append(name)
+    train: list[str] = []
+    for label, members in sorted(classes.items()):
+        if len(members) < 2:
+            raise UserError(f'class {label} has a single image, which cannot both train and test.')
+        # The share as it was written: 0.15 of 10 is 1.5 exactly and rounds to 2.
+        number = math.floor(Fraction(str(share)) * len(members) + Fraction(1, 2))
+        number = min(max(number, 1), len(members) - 1)
+        chosen = set(sorted(members, key=lambda name: _draw(name, seed))[:number])
+        train += [name for name in members if name in chosen]
+    return train
+
+
+def _draw(name: str, seed: int) -> bytes:
+    return hashlib.sha256(f'{seed}/{name}'.encode()).digest()
+
+
+def read_list(split: str) -> list[str]:
+    """The training names of a committed list, e.g. ``aid_tr20``."""
+    lines = list_path(split).read_text().splitlines()
+    return [line for line in lines if not line.startswith('#')]
+
+
+def list_path(split: str, package: Path = PACKAGE) -> Path:
+    """Where a committed list lies: with the configs, in a checkout or in an installed wheel."""
+    tail = Path('configs', '_base_', 'data', 'splits', f'{split}.txt')
+    candidates = (package.parent / tail, package / '.mim' / tail)
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise UserError(f'{candidates[-1]} is missing: install pera_mm again.')
+
+
+def write_splits(stem: Path, names: Iterable[str], train: Iterable[str],
+                 classes: Iterable[str]) -> None:
+    """Write ``<stem>_train.txt`` and ``<stem>_test.txt`` for MMPretrain's CustomDataset.
+
+    A line is ``path label``; labels number the classes alphabetically (by code point) from 0.
+
+    Args:
+        names: ``class/file`` of all images.
+        train: Those of them that train; the others test.
+        classes: All classes, also those without an image here.
+    """
+    names, train = list(names), set(train)
+    labels = {label: index for index, label in enumerate(sorted(classes))}
+    for split, is_train in (('train', True), ('test', False)):
+        lines = [f'{name} {labels[class_of(name)]}\n' for name in names
+                 if (name in train) == is_train]
+        write_whole(stem.with_name(f'{stem.name}_{split}.txt'), ''.join(lines).encode())

@@ -1,0 +1,1 @@
+"""Drawn data: land-use scenes with labels, and a small planet."""
