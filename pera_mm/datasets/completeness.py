@@ -13,13 +13,13 @@ of the final size, or a disk that lost power, leaves it so. By format, with the 
   image chunk ends in zeros, it must need them: a decoder that is content without the last eight
   has read something else than what was written. A flat picture costs a second decoding so.
 * TIFF (0.05 ms): the end of the block that lies last in the file: deflate ends in a check sum,
-  JPEG in its end marker, LZMA in a mark of its own, WebP as above. GDAL refuses the rest: LZW,
-  PackBits, ZSTD, LERC.
+  JPEG in its end marker, LZMA in a mark of its own, WebP as above. Of LZW,
+  PackBits, ZSTD and LERC GDAL refuses what it cannot decode.
 * GIF: Pillow refuses it.
 
 Not to be known: zeros in BMP and in TIFF without compression, where they are black pixels; zeros
 in the internal mask of a TIFF; and some zeros that replace less than the last 70 bytes of a WebP
-picture.
+picture, or the last few of TIFF's LZW and PackBits, which have no check sum.
 
 Accepted, because it is legal or harmless: bytes after the end, chunks and boxes that are not known,
 a wrong CRC of a chunk without pixels, a box that goes to the end of the file, boxes with long

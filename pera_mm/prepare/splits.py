@@ -11,11 +11,10 @@ from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
-import pera_mm
 from pera_mm.errors import UserError
 from pera_mm.files import write_whole
 
-PACKAGE = Path(pera_mm.__file__).parent
+PACKAGE = Path(__file__).parents[1]
 
 
 def class_of(name: str) -> str:

@@ -7,11 +7,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from pera_mm.errors import UserError
+from pera_mm.errors import UserError, printable
 
 StateDict: TypeAlias = Mapping[str, Tensor]
 
 CENTER = 'distillation.center.value'  # of the prototype scores; the authors' files do not have it
+
+LONGEST = 100  # characters of a key in a message
 
 _BLOCK = {
     'ln1': 'norm1',
@@ -255,10 +257,14 @@ def weights_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(checkpoint, Mapping):
         raise UserError(f'The file holds an object of type {type(checkpoint).__name__}, not '
                         'weights by name: take a checkpoint.')
+    weights = checkpoint
     for key in ('state_dict', 'model'):
         if isinstance(checkpoint.get(key), Mapping):
-            return checkpoint[key]
-    return checkpoint
+            weights = checkpoint[key]
+            break
+    if not all(isinstance(name, str) for name in weights):
+        raise UserError('The file holds weights whose names are not text: take a checkpoint.')
+    return weights
 
 
 def _depth(state: StateDict) -> int:
@@ -284,4 +290,4 @@ def _rename(state: StateDict, names: Mapping[str, str], what: str) -> dict[str, 
 
 def _listed(keys: list[str], limit: int = 12) -> str:
     more = f' and {len(keys) - limit} more' if len(keys) > limit else ''
-    return ', '.join(keys[:limit]) + more if keys else 'none'
+    return ', '.join(printable(key)[:LONGEST] for key in keys[:limit]) + more if keys else 'none'

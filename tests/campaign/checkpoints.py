@@ -41,6 +41,7 @@ from report import (
 )
 from torch import Tensor, nn
 
+from pera_mm.errors import MissingFileError, UserError
 from pera_mm.models.backbones.pera_vit import PerAViT
 from pera_mm.models.backbones.pretrained import PretrainedBackbone
 from pera_mm.weights import loading
@@ -823,7 +824,7 @@ class Judge:
 
     def _refused(self, case: Case, path: Path, error: Exception) -> tuple[str, str]:
         text = str(error)
-        if type(error) not in (ValueError, FileNotFoundError):
+        if type(error) not in (UserError, MissingFileError):
             return f'undocumented {type(error).__name__}', text
         if case.right is not None:
             return 'refused a good file', text

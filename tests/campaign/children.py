@@ -24,8 +24,8 @@ from training_runs import PROCESSES  # noqa: E402
 
 PROCESSES.set_forkserver_preload([
     'training_runs', 'pera_mm.models', 'pera_mm.datasets', 'pera_mm.engine', 'mmpretrain.models',
-    'pera_mm.collect.describing', 'pera_mm.collect.fetching', 'pera_mm.collect.filtering',
-    'pera_mm.collect.packing', 'pera_mm.collect.sampling', 'rich.logging'])
+    'pera_mm.collect.stats', 'pera_mm.collect.fetch.step', 'pera_mm.collect.filter.step',
+    'pera_mm.collect.pack.step', 'pera_mm.collect.sample.step', 'rich.logging'])
 
 
 @lru_cache

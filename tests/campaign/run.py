@@ -3,7 +3,7 @@ r"""Run the robustness campaign, or parts of it, and print one table of counts i
     python tests/campaign/run.py                       # all parts
     python tests/campaign/run.py checkpoints images --seed 1 --minutes 5
 
-Exit code 1 if any outcome is wrong; what went wrong is listed below the table.
+Exit code 1 if any outcome is wrong and not known; what went wrong is listed below the table.
 """
 
 import argparse
@@ -13,9 +13,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from report import RIGHT, Result, table
+from report import KNOWN, RIGHT, Result, table
 
-PARTS = ('checkpoints', 'archives', 'images')  # modules beside this file
+# Modules beside this file; the last three start programs and have a short form.
+PARTS = ('checkpoints', 'archives', 'images', 'kills', 'tile_server', 'mistakes')
+LONG = PARTS[3:]
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,18 +39,22 @@ def parse_args() -> argparse.Namespace:
         metavar='M',
         help='after which a part is stopped (default: 10)',
     )
+    parser.add_argument(
+        '--quick', action='store_true', help=f'a tenth of the cases of {", ".join(LONG)}'
+    )
     args = parser.parse_args()
     if unknown := set(args.parts) - set(PARTS):
         parser.error(f'no such part: {", ".join(sorted(unknown))}; there are {", ".join(PARTS)}')
     return args
 
 
-def run(part: str, seed: int, minutes: float) -> list[Result]:
+def run(part: str, seed: int, minutes: float, quick: bool) -> list[Result]:
     """All results of a part, or those it has when its time is up."""
     results: list[Result] = []
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix=f'campaign-{part}-') as folder:
-        for result in importlib.import_module(part).cases(Path(folder), seed):
+        options = dict(quick=True) if quick and part in LONG else {}
+        for result in importlib.import_module(part).cases(Path(folder), seed, **options):
             results.append(result)
             if time.monotonic() - start > 60 * minutes:
                 print(f'{part}: stopped after {minutes:g} minutes', file=sys.stderr)
@@ -60,7 +66,7 @@ def run(part: str, seed: int, minutes: float) -> list[Result]:
 
 def main() -> None:
     args = parse_args()
-    results = {part: run(part, args.seed, args.minutes) for part in args.parts}
+    results = {part: run(part, args.seed, args.minutes, args.quick) for part in args.parts}
     print(table(results))
     wrong = [
         (part, result)
@@ -70,7 +76,7 @@ def main() -> None:
     ]
     for part, result in wrong:
         print(f'- {part}, {result.kind}, {result.name}: {result.outcome}: {result.detail}')
-    sys.exit(1 if wrong else 0)
+    sys.exit(1 if any(result.outcome != KNOWN for _, result in wrong) else 0)
 
 
 if __name__ == '__main__':

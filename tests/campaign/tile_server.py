@@ -30,7 +30,7 @@ from PIL import Image, PngImagePlugin
 from report import HELD, MIB, REFUSED, WRONG_VALUES, WROTE_OUTSIDE, Result
 from servers import encode, picture, place_of
 
-from pera_mm.collect.mercator import ground_resolution
+from pera_mm.collect.fetch.mercator import ground_resolution
 
 assert children  # it puts tests/collect on the path
 
