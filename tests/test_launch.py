@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from pera_mm.collect.sample.step import split
+from pera_mm.collect.sample.strata import split
 from pera_mm.errors import UserError
 from pera_mm.launch import (
     build_runner,

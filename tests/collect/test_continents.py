@@ -43,7 +43,7 @@ def test_areas(name, area):
     def equal_area(points):
         return np.stack(transform('EPSG:4326', 'EPSG:6933', *points.T), axis=1)
 
-    # Short edges: a straight line in degrees is none in the plane.
+    # Short edges: a straight line in degrees is curved in the plane.
     land = shapely.segmentize(polygons()[name], 0.5)
     assert shapely.transform(land, equal_area).area / 1e12 == pytest.approx(area, rel=0.05)
 
@@ -56,7 +56,7 @@ def test_no_place_lies_on_two():
             assert land.intersection(other).area < 1e-6
 
 
-def test_the_file_tells_its_origin():
-    tells = json.loads(FILE.read_text())
-    assert 'Natural Earth' in tells['source'] and 'Public domain' in tells['licence']
-    assert any('Russia' in choice for choice in tells['choices'])
+def test_the_file_states_its_origin():
+    stated = json.loads(FILE.read_text())
+    assert 'Natural Earth' in stated['source'] and 'Public domain' in stated['licence']
+    assert any('Russia' in choice for choice in stated['choices'])

@@ -1,4 +1,3 @@
-import asyncio
 import contextlib
 import hashlib
 import http.server
@@ -14,7 +13,6 @@ import sys
 import threading
 import time
 
-import httpx2
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,10 +20,11 @@ import rasterio
 from PIL import Image
 from rasterio import Affine
 from servers import PATHS, TileServer, encode, picture
-from test_sources import write
+from test_rasters import write
 
 from pera_mm.collect.common.tables import TILE
-from pera_mm.collect.fetch.step import FIRST, Host, _retry_after, fetch
+from pera_mm.collect.fetch.results import FIRST_IMAGES
+from pera_mm.collect.fetch.step import fetch
 
 QUICK = dict(size=128, backoff=0.01, concurrency=4, accept_terms='local')
 RESULTS = ('tiles.csv', 'missing.csv')
@@ -79,7 +78,7 @@ def test_images_and_tables(tmp_path):
         summary = fetch(folder, source=tiles(server, date_header='X-Imagery-Date'), **QUICK)
         asked = len(server.log)
         assert set(server.delivered().values()) == {1}
-        # Once more: nothing to do, nothing asked for, nothing changed.
+        # Once more: nothing to do, nothing requested, nothing changed.
         before = contents(folder)
         again = fetch(folder, source=tiles(server, date_header='X-Imagery-Date'), **QUICK)
         assert len(server.log) == asked and contents(folder) == before
@@ -200,7 +199,7 @@ def test_deep_tiles_fit_together_by_a_scale(tmp_path):
         return encode(picture(*place)[..., 0].astype(np.uint16) * 257, 'PNG')
 
     with TileServer(draw=deep) as server:
-        with pytest.raises(ValueError, match=(r'the last time: the pixels are uint16, not 8-bit; '
+        with pytest.raises(ValueError, match=(r'the last reason: the pixels are uint16, not 8-bit; '
                                               r'say what becomes 0 and 255: scale=\(low, high\)')):
             fetch(write_points(tmp_path / 'deep', 30), source=tiles(server), **QUICK)
         assert set(server.delivered().values()) == {1}  # asking again does not help
@@ -334,8 +333,9 @@ def test_retry_after_holds_the_whole_host_back(tmp_path, undisturbed, kind):
     numbers = itertools.count()
     with TileServer(lambda path, before: kind if next(numbers) == 20 else 'good') as server:
         fetch(folder, source=tiles(server), **QUICK)
-        told = next(asked.time for asked in server.log if asked.kind == kind)
-        later = np.array([asked.time - told for asked in server.log if asked.time > told])
+        refused_at = next(asked.time for asked in server.log if asked.kind == kind)
+        later = np.array([asked.time - refused_at for asked in server.log
+                          if asked.time > refused_at])
     # Those that were on their way may still come; then there is silence for a second at least.
     assert (later < 0.95).sum() <= 2 * QUICK['concurrency'] and (later >= 0.95).sum() > 3
     assert contents(folder) == undisturbed
@@ -347,32 +347,21 @@ def test_retry_after_holds_back_after_the_last_try_too(tmp_path, kind):
     with TileServer(lambda path, before: kind if next(numbers) == 8 else 'good') as server:
         source = tiles(server, no_tile=(403, 404))  # who says when to come again means it
         summary = fetch(write_points(tmp_path, 12), source=source, **QUICK | dict(retries=0))
-        told = next(asked.time for asked in server.log if asked.kind == kind)
-        later = np.array([asked.time - told for asked in server.log if asked.time > told])
+        refused_at = next(asked.time for asked in server.log if asked.kind == kind)
+        later = np.array([asked.time - refused_at for asked in server.log
+                          if asked.time > refused_at])
     assert (later < 0.95).sum() <= QUICK['concurrency'] and (later >= 0.95).sum() > 3
     assert summary['missing'] == summary['missing, tried again by the next start'] == 1
 
 
-@pytest.mark.parametrize('text, seconds', [
-    ('7', 7), ('1.5', 1.5), ('0', 0), ('', None), ('-1', None), ('nan', None), ('1e3', None),
-    ('\xb2', None), ('soon', None), ('Thu, 01 Jan 2026 00:00:00 GMT', 0),
-    ('Thu, 01 Jan 2026 00:00:00 +9999999999999', None), ('Thu, 01 Jan 99999 00:00:00 GMT', None),
-    ('Wed, 31 Dec 2025 23:00:09 -0100', 9),
-])
-def test_what_retry_after_may_say(text, seconds):
-    headers = httpx2.Headers({'Retry-After': text.encode('latin-1'),
-                              'Date': 'Thu, 01 Jan 2026 00:00:00 GMT'})
-    assert _retry_after(headers) == seconds
-
-
 def test_a_host_that_wants_hours_ends_the_step(tmp_path):
     with TileServer(lambda path, before: 'busy-long') as server:
-        with pytest.raises(ValueError, match=r'asks to be left alone for 24\.0 hours \(HTTP 503\)'):
+        with pytest.raises(ValueError, match=r'asks for a pause of 24\.0 hours \(HTTP 503\)'):
             fetch(write_points(tmp_path, 12), source=tiles(server), **QUICK)
         assert len(server.log) <= QUICK['concurrency']
 
 
-def test_what_could_not_be_had_is_told_and_tried_again(tmp_path, undisturbed):
+def test_what_could_not_be_had_is_listed_and_tried_again(tmp_path, undisturbed):
     folder = write_points(tmp_path / 'disturbed', 12)
     broken: dict[str, str] = {}
     with TileServer(lambda path, before: broken.get(path, 'good')) as server:
@@ -391,24 +380,24 @@ def test_what_could_not_be_had_is_told_and_tried_again(tmp_path, undisturbed):
         table = pd.read_csv(folder / 'tiles.csv', dtype=dict(id=str))
         assert sorted([*table['id'], *missing['id']]) == [f'{index:07d}' for index in range(12)]
         counts = [sum(asked.path == path for asked in server.log) for path in broken]
-        assert counts == [1, 1, 6]  # only the 500 is asked for again, five times
+        assert counts == [1, 1, 6]  # only the 500 is requested again, five times
         arrived = server.delivered()
 
-        # The server is mended: the failed ones come, the tile that is not there is not asked for.
+        # The server is mended: the failed ones come; the refused tile is not requested.
         server.log.clear()
         lost = paths[-1]
         broken.clear()
         summary = fetch(folder, source=tiles(server), **QUICK)
         assert (summary['tried now'], summary['images'], summary['missing']) == (2, 11, 1)
         assert lost not in server.delivered()
-        # What arrived of the unfinished images is not asked for again.
+        # What arrived of the unfinished images is not requested again.
         assert server.delivered() and not server.delivered() & arrived
         rest = {name: data for name, data in contents(folder).items() if name.endswith('jpg')}
         assert rest.items() < undisturbed.items()
         assert not (folder / 'arriving').exists()
 
 
-def test_without_imagery_one_request_tells(tmp_path):
+def test_without_imagery_one_request_is_enough(tmp_path):
     with TileServer(lambda path, before: '404') as server:
         summary = fetch(write_points(tmp_path, 12), source=tiles(server), **QUICK)
         assert len(server.log) == 12
@@ -437,16 +426,16 @@ def test_the_first_image_makes_refusals_final(tmp_path):
 
 
 def test_a_source_that_refuses_everything_ends_the_step(tmp_path):
-    folder, mended = write_points(tmp_path, FIRST + 10), []
+    folder, mended = write_points(tmp_path, FIRST_IMAGES + 10), []
     with TileServer(lambda path, before: 'good' if mended else '404') as server:
         with pytest.raises(ValueError, match=(
-                'The source has refused the first 100 images, the last time: HTTP 404, tile .*; '
+                'The source has refused the first 100 images, the last reason: HTTP 404, tile .*; '
                 'look at url, zooms and key, or take points where it has imagery')):
             fetch(folder, source=tiles(server), **QUICK)
-        assert FIRST <= len(server.log) < FIRST + 5
+        assert FIRST_IMAGES <= len(server.log) < FIRST_IMAGES + 5
         mended.append(True)
         summary = fetch(folder, source=tiles(server), **QUICK | dict(size=8))
-        assert summary['images'] == FIRST + 10
+        assert summary['images'] == FIRST_IMAGES + 10
 
 
 def test_imagery_at_the_end_of_the_table_is_found(tmp_path):
@@ -480,11 +469,11 @@ def test_a_source_that_is_down_ends_the_step(tmp_path, kind, reason):
     folder = write_points(tmp_path, 60)
     with TileServer(lambda path, before: 'good' if path in good else kind) as server:
         good: set[str] = set()
-        with pytest.raises(ValueError, match=f'has given no tile 24 times in a row, the last time: '
-                                             f'{reason}') as caught:
+        with pytest.raises(ValueError, match=f'has sent no tile in 24 consecutive responses, '
+                                             f'the last reason: {reason}') as caught:
             fetch(folder, source=tiles(server), **QUICK)
         assert str(caught.value).count('\n') == 0 and len(server.log) < 60
-        names_no_tile = 'say so: no_tile=(204, 404, 410, ' + kind in str(caught.value)
+        names_no_tile = 'add it to no_tile: no_tile=(204, 404, 410, ' + kind in str(caught.value)
         assert names_no_tile == (kind in ('302', '403'))
     assert not (folder / 'tiles.csv').exists()
 
@@ -492,11 +481,12 @@ def test_a_source_that_is_down_ends_the_step(tmp_path, kind, reason):
 def test_nobody_listens(tmp_path):
     with TileServer() as server:
         source = tiles(server)
-    with pytest.raises(ValueError, match=r'last time: no answer: ConnectError \(ConnectionRefused'):
+    with pytest.raises(ValueError, match=(
+            r'last reason: no answer: ConnectError \(ConnectionRefused')):
         fetch(write_points(tmp_path, 30), source=source, **QUICK)
 
 
-def test_tiles_of_another_size_are_told(tmp_path):
+def test_tiles_of_another_size_are_refused(tmp_path):
     with TileServer(size=128) as server:
         with pytest.raises(ValueError, match='the tile has 128 x 128 px, and tile_size is 256'):
             fetch(write_points(tmp_path, 30), source=tiles(server), **QUICK)
@@ -610,7 +600,7 @@ def test_a_content_type_does_not_begin_with_a_formula(tmp_path):
     assert reasons.str.startswith('broken image').all()
 
 
-# -- manners -------------------------------------------------------------------------------------
+# -- request policy ------------------------------------------------------------------------------
 
 
 def test_the_rate_is_kept(tmp_path):
@@ -624,39 +614,12 @@ def test_the_rate_is_kept(tmp_path):
     assert len(times) / (times[-1] - times[0]) < 53
 
 
-def test_turns_stay_on_the_grid_of_the_rate():
-    async def take(host, turns):
-        start = time.monotonic()
-        for _ in range(turns):
-            await host.turn()
-        return time.monotonic() - start
-
-    host = Host('h', rate=400)
-    assert 0.245 < asyncio.run(take(host, 101)) < 0.45  # late wake-ups do not add up
-    host.pause(0.2)
-    assert asyncio.run(take(host, 1)) > 0.19
-
-
-def test_after_a_rest_no_two_requests_go_at_once():
-    async def take():
-        host = Host('h', rate=10)
-        await host.turn()
-        await asyncio.sleep(0.35)
-        times = []
-        for _ in range(3):
-            await host.turn()
-            times.append(time.monotonic())
-        return np.diff(times)
-
-    assert (asyncio.run(take()) > 0.08).all()
-
-
 def test_terms_come_first(tmp_path):
     with TileServer() as server:
         for accepted in ('', 'yes'):
             with pytest.raises(ValueError, match=(
                     "'local' may be used on these terms: for tests. Credit: nobody. If you accept "
-                    "them, say so with its name: --accept-terms 'local'")):
+                    "them, give its name: --accept-terms 'local'")):
                 fetch(write_points(tmp_path, 2), source=tiles(server),
                       **QUICK | dict(accept_terms=accepted))
         assert not server.log
@@ -710,16 +673,16 @@ def test_a_server_that_repeats_the_key_does_not_bring_it_into_a_table(tmp_path, 
     assert not [text for text in (str(failure.value), caplog.text, *texts) if secret in text]
 
 
-@pytest.mark.parametrize('host, told', [('user:{key}@{host}', '{host}'),
+@pytest.mark.parametrize('host, shown', [('user:{key}@{host}', '{host}'),
                                         ('{key}.{host}', r'\*\*\*.{host}')])
-def test_the_key_is_nowhere_if_it_is_in_the_host(tmp_path, monkeypatch, caplog, host, told):
+def test_the_key_is_nowhere_if_it_is_in_the_host(tmp_path, monkeypatch, caplog, host, shown):
     monkeypatch.setenv('PERA_TEST_KEY', 'q7-secret')
     caplog.set_level(logging.DEBUG)
     with TileServer(lambda path, before: '500' if before else 'busy') as server:
         place = server.host if '@' in host else server.host.replace('127.0.0.1', 'localhost')
         url = 'http://' + host.replace('{host}', place) + '/{z}/{x}/{y}'
-        with pytest.raises(ValueError, match='^' + told.replace('{host}', place) + ' has given') \
-                as down:
+        with pytest.raises(ValueError, match=(
+                '^' + shown.replace('{host}', place) + ' has sent no tile')) as down:
             fetch(write_points(tmp_path, 12), source=tiles(server, url=url,
                                                            key_env='PERA_TEST_KEY'),
                   **QUICK | dict(retries=1))
@@ -877,7 +840,7 @@ def test_a_wrong_point_is_one_sentence(tmp_path, text, message):
         fetch(tmp_path, source=tiles(server), **QUICK)
 
 
-def test_a_disk_that_is_too_small_is_told_first(tmp_path):
+def test_a_disk_that_is_too_small_is_reported_first(tmp_path):
     write_points(tmp_path, 2)
     with TileServer() as server:
         with pytest.raises(ValueError, match=r'2 images need about .* GB, and the disk of .* left'):

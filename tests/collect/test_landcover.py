@@ -53,7 +53,7 @@ def total_area(land):
         for window in land.windows(number):
             grid = land.grid(number, window)
             valid = land.read(number, window) != NO_DATA
-            total += grid.areas()[valid & land.first(number, grid)].sum()
+            total += grid.areas()[valid & land.not_covered_earlier(number, grid)].sum()
     return total
 
 
@@ -71,15 +71,15 @@ def test_the_globe_has_the_area_of_the_ellipsoid(tmp_path):
 
 @pytest.mark.parametrize(('west', 'north', 'width', 'height'), [
     (0, 90, 360, 180), (-180.05, 90.05, 360, 180.1)])
-def test_a_globe_from_greenwich_or_over_the_poles_is_one_too(tmp_path, west, north, width,
-                                                             height):
+def test_a_globe_from_greenwich_or_over_the_poles_is_a_globe_too(tmp_path, west, north,
+                                                                 width, height):
     affine = from_origin(west, north, width / 720, height / 360)
     land = LandCover(write(tmp_path / 'a.tif', np.ones((360, 720), np.uint8), affine=affine))
     assert total_area(land) == pytest.approx(510_065_621.7, rel=1e-6)
-    lon, lat = land.grid(0, next(land.windows(0))).centres()
+    lon, lat = land.grid(0, next(land.windows(0))).cell_centers()
     assert lon.min() < -179 and 179 < lon.max() < 180 and np.abs(lat).max() < 90
     write(tmp_path / 'b.tif', np.ones((360, 720), np.uint8), affine=affine)
-    # Laid double, it is as large.
+    # Two copies cover no more.
     assert total_area(LandCover(str(tmp_path / '*.tif'))) == pytest.approx(510_065_621.7, rel=1e-6)
 
 
@@ -104,7 +104,7 @@ def test_a_pixels_place_is_where_its_raster_says(tmp_path, crs):
     rows, cols = (np.random.default_rng(0).integers(size, size=2000) for size in (650, 800))
 
     def places(land):
-        lon, lat = land.places(0, land.grid(0, window), rows // land.step, cols // land.step,
+        lon, lat = land.random_places(0, land.grid(0, window), rows // land.step, cols // land.step,
                                np.random.default_rng(1))
         x, y = transform('EPSG:4326', crs, lon, lat)
         return np.array(rasterio.transform.rowcol(affine, x, y, op=lambda axis: axis))
@@ -126,7 +126,7 @@ def test_a_window_across_the_antimeridian_stays_whole(tmp_path):
                  from_origin(x - 2000, y + 2000, 10, 10))
     land = LandCover(path)
     assert total_area(land) == pytest.approx(16, rel=3e-3)
-    lon, lat = land.grid(0, Window(0, 0, 400, 400)).centres()
+    lon, lat = land.grid(0, Window(0, 0, 400, 400)).cell_centers()
     assert (lon >= -180).all() and (lon < 180).all()
     assert (lon > 179.9).any() and (lon < -179.9).any() and (np.abs(np.abs(lon) - 180) < 0.03).all()
     assert land.rasters[0].bounds[:3:2] == pytest.approx((179.98, 180.02), abs=2e-3)
@@ -168,7 +168,7 @@ def test_worldcover_names_what_esri_names():
 
 
 @pytest.mark.parametrize('kind', ['tif', 'cog', 'vrt'])
-def test_step_looks_at_the_middle_of_every_square_and_at_no_overview(tmp_path, kind, monkeypatch):
+def test_step_reads_the_middle_of_every_square_and_not_an_overview(tmp_path, kind, monkeypatch):
     codes = np.random.default_rng(0).choice(np.array([1, 11], np.uint8), (603, 530))
     plain = write(tmp_path / 'tif', codes, tiled=True, blockxsize=128, blockysize=128)
     with rasterio.open(plain, 'r+') as file:
@@ -177,7 +177,7 @@ def test_step_looks_at_the_middle_of_every_square_and_at_no_overview(tmp_path, k
     if kind != 'tif':
         rasterio.shutil.copy(plain, path, driver=kind, **dict(
             overview_resampling='average') if kind == 'cog' else {})
-    monkeypatch.setattr('pera_mm.collect.sample.landcover.BAND', 30_000)  # 603 rows are many bands
+    monkeypatch.setattr('pera_mm.collect.sample.landcover.MAX_READ', 30_000)  # many bands
     whole = LandCover(path).read(0, Window(0, 0, 530, 603))
     for step in (3, 4):
         land = LandCover(path, step=step)
@@ -191,7 +191,7 @@ def test_step_looks_at_the_middle_of_every_square_and_at_no_overview(tmp_path, k
             LandCover(path, step=step, overviews=True).read(0, window)
 
 
-def test_overviews_are_read_where_that_is_asked_for(tmp_path):
+def test_overviews_are_read_on_request(tmp_path):
     codes = np.random.default_rng(0).choice(np.array([1, 2], np.uint8), (401, 402))
     path = write(tmp_path / 'a.tif', codes)
     with rasterio.open(path, 'r+') as file:
@@ -227,8 +227,8 @@ def test_where_rasters_overlap_the_first_counts(tmp_path, crs, step):
     land = LandCover(str(tmp_path / '*.tif'), step=step)
     assert total_area(land) == pytest.approx(1.8, rel=2e-3)
     window = Window(0, 0, 100, 100)
-    assert land.first(0, land.grid(0, window)).all()
-    first = land.first(1, land.grid(1, window))
+    assert land.not_covered_earlier(0, land.grid(0, window)).all()
+    first = land.not_covered_earlier(1, land.grid(1, window))
     assert not first[:, :19 // step].any() and first[:, 21 // step:].all()
 
 
@@ -242,10 +242,10 @@ def test_a_coarse_map_behind_a_fine_one_counts_around_it(tmp_path):
     land = LandCover(paths)
     alone = total_area(LandCover(paths[1]))
     assert total_area(land) == pytest.approx(alone, rel=1e-4)  # the fine one lies within
-    assert land.first(1, land.grid(1, next(land.windows(1)))).sum() == pytest.approx(
+    assert land.not_covered_earlier(1, land.grid(1, next(land.windows(1)))).sum() == pytest.approx(
         800**2 - 900, abs=40)
     globe = LandCover(str(tmp_path / '*.tif'))
-    first = globe.first(1, globe.grid(1, next(globe.windows(1))))
+    first = globe.not_covered_earlier(1, globe.grid(1, next(globe.windows(1))))
     assert (~first).sum() == 0  # no middle of a degree lies in 30 km, and none is lost
 
 
@@ -256,7 +256,7 @@ def test_no_data_of_the_first_raster_leaves_the_place_to_the_second(tmp_path):
     write(tmp_path / 'b.tif', np.full((100, 100), 5, np.uint8))
     land = LandCover([str(tmp_path / 'b.tif'), str(tmp_path / 'a.tif')])
     assert [path.path[-5:] for path in land.rasters] == ['a.tif', 'b.tif']
-    first = land.first(1, land.grid(1, Window(0, 0, 100, 100)))
+    first = land.not_covered_earlier(1, land.grid(1, Window(0, 0, 100, 100)))
     assert first[:, :50].all() and not first[:, 50:].any()
 
 
@@ -354,7 +354,7 @@ class CountingHandler(RangeHandler):
         CountingHandler.busy -= 1
 
 
-def test_the_heads_of_many_rasters_are_read_at_once(tmp_path, caplog):
+def test_the_headers_of_many_rasters_are_read_at_once(tmp_path, caplog):
     for number in range(12):
         write(tmp_path / f'{number}.tif', np.ones((4, 4), np.uint8))
     handler = functools.partial(CountingHandler, directory=str(tmp_path))
@@ -362,11 +362,11 @@ def test_the_heads_of_many_rasters_are_read_at_once(tmp_path, caplog):
         paths = [f'{address}/{number}.tif' for number in range(12)]
         land = LandCover(paths[::-1])
     assert CountingHandler.most > 4 and [raster.path for raster in land.rasters] == sorted(paths)
-    assert 'reading the heads of 12 land-cover rasters' in caplog.text
+    assert 'reading the headers of 12 land-cover rasters' in caplog.text
 
 
 class EarthEngineHandler(http.server.BaseHTTPRequestHandler):
-    """Earth Engine's REST API as far as GDAL asks for it: an image's head, and its pixels."""
+    """Earth Engine's REST API as far as GDAL needs it: an image's header, and its pixels."""
 
     codes = np.random.default_rng(0).choice(np.array([10, 50, 80, 95], np.uint8), (1500, 2000))
     asset = '/v1/projects/earthengine-public/assets/ESA/WorldCover/v200/2021'
@@ -458,6 +458,7 @@ def test_an_unknown_code_is_named_with_its_place(tmp_path):
     (dict(legend={0: ''}), 'must be a dictionary of class code: name'),
     (dict(legend=[1, 2]), 'must be a dictionary of class code: name'),
     (dict(step=0), 'landcover.step must be a whole number from 1, got 0'),
+    (dict(step=True), 'landcover.step must be a whole number from 1, got True'),
     (dict(step='x'), "landcover.step must be a whole number from 1, got 'x'"),
     (dict(step=float('nan')), 'landcover.step must be a whole number from 1, got nan'),
     (dict(overviews='no'), "landcover.overviews must be True or False, got 'no'"),
@@ -469,9 +470,10 @@ def test_bad_settings(tmp_path, settings, message):
         LandCover(**dict(paths=path) | settings)
 
 
-def test_what_is_no_land_cover_map_is_refused(tmp_path):
+def test_what_is_not_a_land_cover_map_is_refused(tmp_path):
     path = write(tmp_path / 'f.tif', np.ones((4, 4), np.float32))
-    with pytest.raises(ValueError, match='f.tif is no land-cover map: it has 1 bands of float32'):
+    with pytest.raises(ValueError,
+                       match='f.tif is not a land-cover map: it has 1 bands of float32'):
         LandCover(path)
     path = write(tmp_path / 'rgb.tif', np.ones((3, 4, 4), np.uint8))
     with pytest.raises(ValueError, match='it has 3 bands of uint8'):
@@ -515,7 +517,7 @@ def test_a_truncated_raster_is_named(tmp_path):
     data = open(path, 'rb').read()
     open(path, 'wb').write(data[:len(data) // 2])
     with pytest.raises(ValueError, match='a.tif cannot be read: a.tif.*IReadBlock failed.*; what '
-                                         'is finished is kept, and the same command goes on'):
+                                         'is finished is kept, and the same command continues'):
         LandCover(path).read(0, Window(0, 0, 800, 800))
 
 

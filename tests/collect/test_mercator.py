@@ -9,7 +9,7 @@ from pera_mm.collect.fetch.mercator import (
     from_quadkey,
     ground_resolution,
     to_lonlat,
-    to_metres,
+    to_meters,
     to_pixels,
     to_quadkey,
     zoom_for,
@@ -55,11 +55,11 @@ def test_pixels():
 
 def test_metres_are_those_of_epsg_3857():
     lon, lat = np.array([-179, -33.3, 0, 12, 151.2]), np.array([-85, 7.7, 0, 52.1, -33.9])
-    np.testing.assert_allclose(to_metres(lon, lat), transform('EPSG:4326', 'EPSG:3857', lon, lat),
+    np.testing.assert_allclose(to_meters(lon, lat), transform('EPSG:4326', 'EPSG:3857', lon, lat),
                                atol=1e-6)
-    np.testing.assert_allclose(to_lonlat(*to_metres(lon, lat)), [lon, lat], atol=1e-12)
+    np.testing.assert_allclose(to_lonlat(*to_meters(lon, lat)), [lon, lat], atol=1e-12)
     assert MAX_LATITUDE == pytest.approx(85.05112877980659)
-    assert to_metres(0, 90)[1] == pytest.approx(HALF_WORLD)
+    assert to_meters(0, 90)[1] == pytest.approx(HALF_WORLD)
 
 
 def test_quadkeys_as_published():

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from servers import TileServer, encode, picture
 from test_fetching import QUICK, tiles, write_points
 
-from pera_mm.collect.fetch.placeholders import REPEATS, example_like, load_examples
+from pera_mm.collect.fetch.placeholders import REPEATS, load_examples, matching_example
 from pera_mm.collect.fetch.step import fetch
 
 
@@ -51,7 +51,7 @@ def test_no_image_has_a_placeholder_in_it(tmp_path):
         assert fetch(folder, source=source, **QUICK)['tried now'] == 0
 
 
-def test_a_tile_that_comes_again_and_again_is_told_once_and_kept(tmp_path, caplog):
+def test_a_tile_that_comes_again_and_again_is_reported_once_and_kept(tmp_path, caplog):
     folder = write_points(tmp_path / 'work', 2 * REPEATS)
     caplog.set_level(logging.WARNING)
     with TileServer(draw=lambda *place: as_jpeg(no_imagery())) as server:
@@ -70,20 +70,20 @@ def test_what_looks_like_an_example_and_what_does_not(tmp_path):
     examples = load_examples(str(tmp_path), 256)
     for number, quality in ((0, 95), (0, 40), (77777, 75)):
         jpeg = Image.open(io.BytesIO(as_jpeg(no_imagery(number), quality)))
-        assert example_like(np.asarray(jpeg), examples) == 'a.png'
+        assert matching_example(np.asarray(jpeg), examples) == 'a.png'
     noise = np.random.default_rng(0).integers(-9, 10, (256, 256, 3))
     for other in (np.full((256, 256, 3), 228), 232 + noise, np.asarray(no_imagery()) - 6,
                   picture(3, 1, 1)):
-        assert example_like(other.astype(np.uint8), examples) is None
+        assert matching_example(other.astype(np.uint8), examples) is None
 
 
 @pytest.mark.parametrize(('files', 'message'), [
-    (None, 'is no folder; put tiles that say "no imagery" into one'),
-    ({}, 'there is no picture in placeholders='),
+    (None, 'is not a folder; put tiles that say "no imagery" into one'),
+    ({}, 'there is no image in placeholders='),
     ({'a.png': b'no'}, 'the placeholder .*a.png cannot be read'),
-    ({'a.png': encode(picture(1, 0, 0, 128))}, 'has not the 256 x 256 px of a tile'),
+    ({'a.png': encode(picture(1, 0, 0, 128))}, 'does not have the 256 x 256 px of a tile'),
 ])
-def test_bad_examples_are_told_before_the_first_request(tmp_path, files, message):
+def test_bad_examples_are_refused_before_the_first_request(tmp_path, files, message):
     if files is not None:
         (tmp_path / 'examples').mkdir()
         for name, data in files.items():

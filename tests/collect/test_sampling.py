@@ -26,19 +26,13 @@ from rasterio.warp import transform
 from scipy.stats import chisquare, kstest
 
 from pera_mm.collect.common.tables import POINT, read_table
-from pera_mm.collect.sample import landcover
-from pera_mm.collect.sample import step as sampling
+from pera_mm.collect.sample import landcover, step, strata
 from pera_mm.collect.sample.continents import CONTINENTS, continent_of
+from pera_mm.collect.sample.figure import draw_map, label_place
 from pera_mm.collect.sample.landcover import LandCover
-from pera_mm.collect.sample.step import (
-    EARTH,
-    draw_map,
-    far_enough,
-    label_place,
-    on_sphere,
-    sample,
-    split,
-)
+from pera_mm.collect.sample.spacing import EARTH_RADIUS, far_enough, on_sphere
+from pera_mm.collect.sample.step import sample
+from pera_mm.collect.sample.strata import split
 from pera_mm.scenes.planet import ISLANDS
 
 PAPER = dict(urban=0.6, farmland=0.1, wetland=0.1, forest=0.1, water=0.1)
@@ -109,7 +103,7 @@ def test_split_gives_the_largest_remainders_one_more():
         assert (np.abs(parts - total * weights / weights.sum()) < 1).all()
 
 
-def test_classes_and_continents_get_what_the_paper_gives_them(drawn):
+def test_classes_and_continents_get_the_points_of_the_paper(drawn):
     folder, summary = drawn
     points = points_of(folder)
     assert summary['points'] == summary['asked'] == len(points) == 680
@@ -135,7 +129,7 @@ def test_every_point_lies_on_its_class_and_continent(islands, drawn):
             assert [row[0] for row in file.sample(zip(x, y))] == some['class'].map(CODES).tolist()
 
 
-def test_what_a_continent_lacks_the_others_get(tmp_path):
+def test_the_others_get_the_points_of_a_class_that_a_continent_lacks(tmp_path):
     write_globe(tmp_path / 'globe.tif')
     with rasterio.open(tmp_path / 'globe.tif', 'r+') as file:
         codes = file.read(1)
@@ -146,7 +140,7 @@ def test_what_a_continent_lacks_the_others_get(tmp_path):
     assert ice == {'asia': 10, 'europe': 10, 'north america': 10}
 
 
-def test_what_a_stray_pixel_has_no_room_for_the_other_continents_get(tmp_path, caplog):
+def test_the_other_continents_get_the_points_that_a_stray_pixel_has_no_room_for(tmp_path, caplog):
     codes = np.full((90, 180), CODES['urban'], np.uint8)
     codes[:20] = CODES['ice']  # > 50 N: Asia, Europe, North America
     codes[43, 101] = CODES['ice']  # one pixel of 2 degrees in Africa, 3 N, 23 E
@@ -163,7 +157,7 @@ def test_what_a_stray_pixel_has_no_room_for_the_other_continents_get(tmp_path, c
     assert {name: row['got'] for name, row in ice.items()} == dict(
         asia=200 + split(400 - room, [2, 1])[0], europe=100 + split(400 - room, [2, 1])[1],
         africa=room)
-    assert f'ice: {400 - room} points for which a continent has no room are asked' in caplog.text
+    assert f'ice: {400 - room} points for which a continent has no room move to' in caplog.text
     assert re.search(rf'ice in africa: {room} of 400 points at min_distance; the last 3 rounds '
                      r'found no room for more on its [\d.]+ km²', caplog.text)
 
@@ -177,7 +171,8 @@ def test_quotas_with_room_are_reached_in_few_rounds(tmp_path, caplog, monkeypatc
         assert sample(tmp_path / 'a', 0, **options | dict(total=300))['points'] == 300
     assert 3 < caplog.text.count('missing') < 9  # the same number each time would take 20
     caplog.clear()
-    monkeypatch.setattr(sampling, 'ROUNDS', 5)
+    for module in ('points', 'step'):
+        monkeypatch.setattr(f'pera_mm.collect.sample.{module}.MAX_ROUNDS', 5)
     summary = sample(tmp_path / 'b', 0, **options | dict(total=420))
     assert 300 < summary['points'] < 420
     assert 'of 420 points at min_distance; the 5 rounds of drawing ended' in caplog.text
@@ -216,7 +211,7 @@ def test_density_is_the_same_per_km2_at_all_latitudes_and_longitudes(tmp_path, d
     assert chisquare(np.histogram(points['lon'], 36, (-180, 180))[0]).pvalue > 0.001
     cells = np.histogram2d(heights, points['lon'], (12, 12), ((-1, 1), (-180, 180)))[0]
     assert chisquare(cells.ravel()).pvalue > 0.001
-    # The test has the power to tell: uniform per degree fails it.
+    # The test has enough power: points uniform per degree fail it.
     wrong = np.sin(np.radians(np.random.default_rng(0).uniform(-90, 90, 20_000)))
     assert chisquare(np.histogram(wrong, 40, (-1, 1))[0]).pvalue < 1e-6
 
@@ -288,7 +283,7 @@ def test_with_a_step_every_point_lies_in_a_pixel_of_its_class(tmp_path):
     assert np.array_equal((row, col), middle)
     for axis in within:
         assert chisquare(np.histogram(axis % 1, 10, (0, 1))[0]).pvalue > 0.001
-    # As many per km² everywhere, also where the squares are cut.
+    # The same density everywhere, also where the squares are cut.
     assert sum(line['km2'] for line in summary['table']) == pytest.approx(3021, rel=2e-3)
     urban = points[points['class'] == 'urban']
     looked_at = codes[np.minimum(np.arange(151) * 4 + 2, 601)][:, np.minimum(
@@ -354,7 +349,7 @@ def test_gsd_is_uniform_in_its_logarithm(islands, tmp_path):
 def metres(one, other):
     cosine = np.clip(on_sphere(one['lon'], one['lat']) @ on_sphere(other['lon'], other['lat']).T,
                      -1, 1)
-    return EARTH * np.arccos(cosine)
+    return EARTH_RADIUS * np.arccos(cosine)
 
 
 def test_no_two_points_are_too_near(drawn):
@@ -385,14 +380,14 @@ def test_first_come_first_served_where_thousands_crowd():
     places['lon'], places['lat'] = random.random((2, 100_000)) * [[0.04], [0.027]] + [[10], [48]]
     kept = np.flatnonzero(far_enough(places, places[:0], 200))
     xyz = on_sphere(places['lon'], places['lat'])
-    near_kept = xyz @ xyz[kept].T > np.cos(200 / EARTH)
-    # Who is not kept lies near an earlier one who is.
+    near_kept = xyz @ xyz[kept].T > np.cos(200 / EARTH_RADIUS)
+    # A place that is not kept lies near an earlier one that is.
     assert np.array_equal(np.flatnonzero(
         ~(near_kept & (kept < np.arange(100_000)[:, None])).any(axis=1)), kept)
     assert 100 < len(kept) < 200
 
 
-def test_where_there_is_no_room_less_is_got_and_said(islands, tmp_path, caplog):
+def test_where_there_is_no_room_fewer_points_are_drawn_and_logged(islands, tmp_path, caplog):
     summary = sample(tmp_path, 0, **settings(islands, min_distance=1000))
     assert 100 < summary['points'] < summary['asked'] == 680
     assert summary['points'] == sum(row['got'] for row in summary['table']) == \
@@ -434,14 +429,13 @@ def test_stopped_and_started_again(islands, drawn, tmp_path, monkeypatch, reads)
     sample(folder, 0, **settings(islands), workers=1)
     (folder / 'stopped').unlink()
     assert files_of(folder) == files_of(drawn[0])
-    # Nothing was read twice: six for the census, six to draw, and what the later rounds of drawing
-    # need.
+    # Nothing was read twice: six reads for the census, six to draw, and those of the later rounds.
     assert seen[:12] == [str(islands / f'{name}.tif') for name in sorted(ISLANDS)] * 2
 
 
 def test_stopped_in_the_middle_of_one_large_raster(islands, tmp_path, monkeypatch):
-    monkeypatch.setattr(landcover, 'SIDE', 60)  # 100 windows
-    monkeypatch.setattr(sampling, 'PART', 8)
+    monkeypatch.setattr(landcover, 'WINDOW_SIDE', 60)  # 100 windows
+    monkeypatch.setattr(strata, 'PART_WINDOWS', 8)
     path = str(islands / 'asia.tif')
     options = settings(islands, landcover=dict(paths=path), total=50, continents={'asia': 1})
     sample(tmp_path / 'whole', 0, **options)
@@ -484,7 +478,7 @@ def test_a_full_disk_loses_nothing(islands, drawn, tmp_path):
 
 
 class FailingHandler(http.server.SimpleHTTPRequestHandler):
-    """A file server with byte ranges that fails for a while when some have been had."""
+    """A file server with byte ranges that fails at some requests."""
 
     protocol_version = 'HTTP/1.1'
     fails: ClassVar = set()  # numbers of requests
@@ -547,7 +541,7 @@ def test_a_map_that_changed_is_measured_anew_or_refused(tmp_path, monkeypatch):
     (line,) = sample(tmp_path, 0, **options)['table']
     assert line['km2'] == pytest.approx(0.3, rel=1e-3)
     # A remote map may change unseen.
-    monkeypatch.setattr(sampling, '_state', lambda raster: [])
+    monkeypatch.setattr(step, '_file_states', lambda raster: [])
     sample(tmp_path / 'remote', 0, **options)
     (tmp_path / 'remote/points.csv').unlink()
     codes[:10] = CODES['forest']
@@ -557,13 +551,13 @@ def test_a_map_that_changed_is_measured_anew_or_refused(tmp_path, monkeypatch):
         sample(tmp_path / 'remote', 1, **options)
 
 
-def test_the_log_tells_how_far_a_large_census_is(islands, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(landcover, 'SIDE', 60)  # 100 windows
+def test_the_log_has_every_tenth_of_a_large_census(islands, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(landcover, 'WINDOW_SIDE', 60)  # 100 windows
     with caplog.at_level('INFO', 'pera_mm.collect'):
         sample(tmp_path, 0, **settings(islands, landcover=dict(paths=str(islands / 'asia.tif')),
                                        total=20, continents={'asia': 1}))
-    told = re.findall(r'land cover: (\d+) of 100 windows', caplog.text)
-    assert told == [str(number) for number in range(10, 101, 10)]
+    logged = re.findall(r'land cover: (\d+) of 100 windows', caplog.text)
+    assert logged == [str(number) for number in range(10, 101, 10)]
 
 
 @pytest.mark.slow
@@ -608,11 +602,11 @@ def test_what_is_finished_is_not_done_again(islands, drawn, monkeypatch):
 
 def test_points_of_other_origin_are_not_overwritten(islands, drawn, tmp_path):
     before = files_of(drawn[0])
-    with pytest.raises(ValueError, match='points.csv is there and was not drawn with these'):
+    with pytest.raises(ValueError, match='points.csv exists and was not drawn with these'):
         sample(drawn[0], 0, **settings(islands, total=700))
     assert files_of(drawn[0]) == before
     (tmp_path / 'points.csv').write_text('id,lon,lat,gsd\n1,2,3,4\n')
-    with pytest.raises(ValueError, match='points.csv is there and was not drawn with these'):
+    with pytest.raises(ValueError, match='points.csv exists and was not drawn with these'):
         sample(tmp_path, 0, **settings(islands))
 
 
@@ -668,6 +662,7 @@ def test_a_table_without_any_point_of_a_class_has_its_columns(islands, tmp_path)
 @pytest.mark.parametrize(('changes', 'message'), [
     (dict(total=-1), 'total must be a number of points, got -1'),
     (dict(total='many'), "total must be a number of points, got 'many'"),
+    (dict(total=True), 'total must be a number of points, got True'),
     (dict(total=math.inf), 'total must be a number of points, got inf'),
     (dict(total=0, counts={}), 'no point is asked for'),
     (dict(shares=dict(urban=0.6, forest=0.3)), 'the shares sum to 0.9, not to 1: urban 0.6, fore'),
@@ -679,8 +674,10 @@ def test_a_table_without_any_point_of_a_class_has_its_columns(islands, tmp_path)
     (dict(counts=dict(sand=5)), "the class 'sand' is not in the legend"),
     (dict(counts=dict(ice=-5)), r"counts\['ice'\] must be a number of points, got -5"),
     (dict(counts=dict(ice='5')), r"counts\['ice'\] must be a number of points, got '5'"),
+    (dict(counts=dict(ice=True)), r"counts\['ice'\] must be a number of points, got True"),
     (dict(counts=['ice']), r"counts must be a dictionary, e.g. .*, or None, got \['ice'\]"),
-    (dict(continents={'atlantis': 1}), "the continent 'atlantis' is unknown; there are africa, "),
+    (dict(continents={'atlantis': 1}),
+     "the continent 'atlantis' is unknown; the names are africa, "),
     (dict(continents={'asia': 0}), r"continents\['asia'\] must be above 0 \(leave .*, got 0"),
     (dict(continents={'asia': 'two'}), r"continents\['asia'\] must be above 0 .*, got 'two'"),
     (dict(continents={'asia': math.inf}), r"continents\['asia'\] must be above 0 .*, got inf"),
@@ -693,9 +690,12 @@ def test_a_table_without_any_point_of_a_class_has_its_columns(islands, tmp_path)
     (dict(gsd=(0, 1)), r'gsd must be the lowest and the highest metres per pixel'),
     (dict(gsd=4.0), r'gsd must be the lowest and the highest metres per pixel'),
     (dict(gsd=('a', 'b')), r'gsd must be the lowest and the highest metres per pixel'),
+    (dict(gsd=(True, 2)), r'gsd must be .* metres per pixel, e.g. .*, got \(True, 2\)'),
     (dict(gsd=(1, math.inf)), r'gsd must be the lowest and the highest metres per pixel'),
     (dict(workers=0), 'workers must be a whole number from 1, got 0'),
+    (dict(workers=True), 'workers must be a whole number from 1, got True'),
     (dict(workers=1.5), 'workers must be a whole number from 1, got 1.5'),
+    (dict(seed=True), 'seed must be a whole number, got True'),
     (dict(seed='abc'), "seed must be a whole number, got 'abc'"),
     (dict(landcover='a.tif'), "landcover must be a dictionary, e.g. .*, got 'a.tif'"),
     (dict(landcover=dict(path='x')), 'landcover needs paths and may have legend, step and overv'),

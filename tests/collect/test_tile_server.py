@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 from rasterio import Affine
-from test_sources import write
+from test_rasters import write
 
 from pera_mm.collect.fetch.mercator import HALF_WORLD, ground_resolution
+from pera_mm.collect.fetch.rasters import RasterSource
 from pera_mm.collect.fetch.step import fetch
-from pera_mm.collect.fetch.tiles import RasterSource
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'data' / 'tile_server.py'
 TEXTS = dict(name='local', terms='mine', attribution='me')

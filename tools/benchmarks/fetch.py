@@ -29,7 +29,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from pera_mm.collect.fetch.step import IMAGES_PER_FOLDER, fetch
+from pera_mm.collect.fetch.results import IMAGES_PER_FOLDER
+from pera_mm.collect.fetch.step import fetch
 
 SERVERS = 2
 

@@ -19,7 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from PIL import Image
 
 from pera_mm.collect.fetch.mercator import HALF_WORLD
-from pera_mm.collect.fetch.tiles import RasterSource
+from pera_mm.collect.fetch.rasters import RasterSource
 from pera_mm.errors import UserError
 from pera_mm.launch import errors_in_one_sentence
 

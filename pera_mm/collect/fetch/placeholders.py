@@ -1,7 +1,7 @@
 """Tiles that providers send where they have no imagery: known by example, or suspected.
 
-A tile is compared as the server sends it: in an assembled image its text and pattern are shifted
-and scaled, and look like nothing known.
+A tile is compared as the server sends it. In an assembled image its text and pattern are shifted
+and scaled, so that they match no example.
 """
 
 from collections import OrderedDict
@@ -17,27 +17,35 @@ from pera_mm.datasets.reading import JPEG, SUFFIXES, UnreadableImage, read_image
 from pera_mm.errors import UserError
 from pera_mm.files import write_whole
 
-NEAR = 2.0  # of 255 levels, on average: compressed again, or with another number printed in it
-REPEATS = 20  # of the same bytes, from which on a tile is suspected
-REMEMBERED = 10_000  # tiles
-MAX_COPIES = 100  # of suspected tiles; a server may repeat any number of them
+MAX_DIFFERENCE = 2.0  # mean of 255 levels: compressed again, or with another number in its text
+REPEATS = 20  # of the same bytes make a tile suspect
+MAX_REMEMBERED = 10_000  # tiles
+MAX_COPIES = 100  # of suspects: a server may repeat any number of tiles
 
 
 def load_examples(folder: str | None, tile_size: int) -> dict[str, NDArray[np.uint8]]:
-    """The pictures in a folder, uint8 ``[tile_size, tile_size, 3]``, by name.
+    """Read the images of a folder.
+
+    Args:
+        folder: Of the examples; None: there are none.
+        tile_size: Pixels of a tile's side.
+
+    Returns:
+        uint8 ``[tile_size, tile_size, 3]`` by file name.
 
     Raises:
-        ValueError: if there is no folder, no picture in it, one cannot be read, or has other sides.
+        UserError: if the folder does not exist or has no image, or an image cannot be read or has
+            another size.
     """
     if folder is None:
         return {}
     if not isinstance(folder, str) or not Path(folder).is_dir():
-        raise UserError(f'placeholders={folder!r} of the source is no folder; put tiles that say '
-                        '"no imagery" into one, as the server sends them, or leave it out.')
+        raise UserError(f'placeholders={folder!r} of the source is not a folder; put tiles that '
+                        'say "no imagery" into one, as the server sends them, or leave it out.')
     paths = [path for path in sorted(Path(folder).iterdir())
              if path.suffix.lower().encode() in SUFFIXES and not path.name.startswith('.')]
     if not paths:
-        raise UserError(f'there is no picture in placeholders={folder!r} of the source; put tiles '
+        raise UserError(f'there is no image in placeholders={folder!r} of the source; put tiles '
                         'that say "no imagery" there, or leave it out.')
     examples = {}
     for path in paths:
@@ -47,21 +55,27 @@ def load_examples(folder: str | None, tile_size: int) -> dict[str, NDArray[np.ui
             raise UserError(f'the placeholder {path} cannot be read: {error}; replace or delete '
                             'it.') from None
         if examples[path.name].shape[:2] != (tile_size, tile_size):
-            raise UserError(f'the placeholder {path} has not the {tile_size} x {tile_size} px of '
-                            'a tile: save it as the server sends it.')
+            raise UserError(f'the placeholder {path} does not have the {tile_size} x '
+                            f'{tile_size} px of a tile; save it as the server sends it.')
     return examples
 
 
-def example_like(pixels: NDArray[np.uint8], examples: dict[str, NDArray[np.uint8]]) -> str | None:
-    """The name of the example that a tile looks like; None for a tile of its own."""
+def matching_example(pixels: NDArray[np.uint8],
+                     examples: dict[str, NDArray[np.uint8]]) -> str | None:
+    """Return the name of the example that a tile looks like; None if there is none.
+
+    Args:
+        pixels: uint8 ``[tile_size, tile_size, 3]``.
+        examples: As :func:`load_examples` returns them.
+    """
     for name, example in examples.items():
-        if cv2.absdiff(pixels, example).mean() <= NEAR:
+        if cv2.absdiff(pixels, example).mean() <= MAX_DIFFERENCE:
             return name
     return None
 
 
 class Suspects:
-    """Tells, once each, of tiles that came again and again, and keeps a copy to look at.
+    """A detector of repeated tiles: it warns once of each and keeps a copy to look at.
 
     Args:
         folder: For the copies.
@@ -72,11 +86,11 @@ class Suspects:
         self.seen: OrderedDict[bytes, int] = OrderedDict()
         self.copies = 0
 
-    def see(self, tile: bytes) -> None:
-        """Count a tile, as it was sent, among the last ones."""
+    def count(self, tile: bytes) -> None:
+        """Count a tile, as it was sent, among the recent ones."""
         digest = blake2b(tile, digest_size=8).digest()
         self.seen[digest] = self.seen.pop(digest, 0) + 1
-        if len(self.seen) > REMEMBERED:
+        if len(self.seen) > MAX_REMEMBERED:
             self.seen.popitem(last=False)
         if self.seen[digest] == REPEATS and self.copies < MAX_COPIES:
             self.copies += 1
