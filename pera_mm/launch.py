@@ -313,7 +313,7 @@ def _sentence_of(error: Exception) -> str | None:
             and getattr(error, 'errno', None) == errno.ENOSPC):
         return _about_shared_memory()
     if LOST_RANK.search(str(error)):
-        return ('another rank has ended or was killed, so this one cannot go on; after mending '
+        return ('another rank has ended or was killed, so this one cannot continue; after mending '
                 'the cause, continue with --resume.')
     return _about_system(error) if isinstance(error, OSError) else None
 
@@ -322,7 +322,7 @@ def _about_system(error: OSError) -> str | None:
     """What the system refused: the file, and what to do about it; None if it names no file."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return 'the disk is full; nothing finished is lost: free some space, and the same ' \
-               'command goes on.'
+               'command continues.'
     if error.filename is None:
         return None
     path = Path(os.fsdecode(error.filename2 or error.filename))

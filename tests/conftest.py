@@ -1,15 +1,47 @@
 """The small PerA that most tests share, and where the real sample data lies."""
 
 import os
+import re
+import signal
+from collections.abc import Generator, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 
 ROOT = Path(__file__).parent.parent
 SHARED_DATA = ROOT.parent / 'shared' / 'data'
 
 TINY_ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64)
+
+
+# What only the extras of setup.py bring.
+EXTRAS = ('httpx2', 'imagehash', 'lmdb', 'mim', 'mmdet', 'mmseg', 'pandas', 'shapely', 'timm',
+          'transformers')
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+        collector: pytest.Collector) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Skip a file whose imports need an extra that is not installed here."""
+    report = yield
+    missing = re.search(r"No module named '(\w+)", str(report.longrepr))
+    if report.failed and missing and missing[1] in EXTRAS and find_spec(missing[1]) is None:
+        report.outcome = 'skipped'
+        report.longrepr = str(collector.path), 0, f'Skipped: {missing[1]} is not installed'
+    return report
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_new_process() -> Iterator[None]:
+    """Whatever a run of another test left: MMEngine's default scope, answers to signals."""
+    DefaultScope._instance_dict.clear()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, answer in before.items():
+        signal.signal(number, answer)
 
 
 @pytest.fixture(autouse=True)

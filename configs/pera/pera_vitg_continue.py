@@ -1,6 +1,6 @@
 """Continued pre-training of the released ViT-G on tiles of one's own, 20 epochs.
 
-Source:   ours; the authors published no such run. The teacher goes on where the release stands
+Source:   ours; the authors published no such run. The teacher continues where the release stands
           (epoch 42 of 200: temperature .03, momentum .998), the learning rate is a fifth of the
           peak, with a short warm-up because optimizer and centre start anew.
 Weights:  load_from: the authors' raw file as downloaded, or one of tools/weights/convert.py

@@ -1,27 +1,27 @@
 """Any image file to 8-bit RGB, by one stated rule.
 
-* JPEG, PNG, BMP, WebP, GIF (Pillow): gray is repeated, palette and CMYK are converted as Pillow
-  does. They are RGB already, so ``bands`` does not concern them.
-* TIFF, JPEG 2000 and 16-bit PNG (GDAL): ``bands`` are taken in the order given, 1-based; by
-  default the first three, or the first one repeated where the file has fewer than three. Palette,
-  CMYK and YCbCr files become RGB.
+* JPEG, PNG, BMP, WebP, GIF (Pillow): gray is repeated, palette and CMYK are converted by Pillow.
+  ``bands`` has no effect on them.
+* TIFF, JPEG 2000 and 16-bit PNG (GDAL): ``bands`` are taken in the order given, 1-based. The
+  default is the first three, or the first one repeated where the file has fewer than three.
+  Palette, CMYK and YCbCr files become RGB.
 * 8-bit pixels stay as they are. All other types are mapped linearly to 0..255 and clipped:
   ``scale='auto'`` stretches every band of every image from its 2nd to its 98th percentile over
   the valid pixels (the default of QGIS); ``scale=(low, high)`` is the same for all images.
-* What is not there is black: alpha is composited on black, and nodata, masked and NaN pixels
+* Pixels without a value are black: alpha is composited on black, and nodata, masked and NaN pixels
   become 0.
 * The EXIF orientation is ignored, as the reference ignores it.
 * Files are read whole, up to Pillow's limit of ``2 * PIL.Image.MAX_IMAGE_PIXELS`` (179 million
-  pixels, its protection against decompression bombs) and up to 4 GiB of memory for decoding, by
-  what the head says: enough for 179 million pixels of 8-bit RGB, 134 million of three 16-bit bands
-  or 52 million of three float64 bands. Cut larger rasters into tiles.
-* Damaged files are refused, also where a decoder would fill what is missing
+  pixels, its protection against decompression bombs) and up to 4 GiB of memory for decoding,
+  computed from the head. That is enough for 179 million pixels of 8-bit RGB, 134 million of three
+  16-bit bands or 52 million of three float64 bands. Cut larger rasters into tiles.
+* Damaged files are refused, also where a decoder would fill the missing pixels
   (:mod:`pera_mm.datasets.completeness`).
 
-Pillow and not OpenCV, measured on one core for a 512 x 512 JPEG of 129 KB: 1.4 ms against 1.3 ms
-(torchvision: 1.3 ms), and Pillow reports files that end early, which many OpenCV builds fill with
-gray. 8-bit 512 x 512 elsewhere: TIFF 0.9 ms, with deflate 2.9 ms, PNG 6.9 ms, JPEG 2000 68 ms;
-16-bit TIFF 5.3 ms.
+Pillow is used and not OpenCV, since many OpenCV builds fill files that end early with gray, while
+Pillow reports them. On one core Pillow takes 1.4 ms for a 512 x 512 JPEG of 129 KB, OpenCV and
+torchvision 1.3 ms. Other files of 512 x 512 pixels and 8 bits: TIFF 0.9 ms, with deflate 2.9 ms,
+PNG 6.9 ms, JPEG 2000 68 ms; a 16-bit TIFF 5.3 ms.
 """
 
 import io
@@ -43,6 +43,7 @@ from pera_mm.datasets.completeness import (
     check_whole,
     jpeg_2000_overhead,
 )
+from pera_mm.errors import UserError
 
 Scale = Literal['auto'] | tuple[float, float]
 
@@ -62,26 +63,26 @@ PERCENTILE_PIXELS = 50_000  # enough for a percentile; sorting all pixels would 
 
 
 class UnreadableImage(Exception):
-    """An image file that cannot be decoded; its text is the reason, one line."""
+    """An image file that cannot be decoded; the text is the reason, one line."""
 
 
 class NoScale(ValueError):
-    """Pixels that are not 8-bit, and no scale that makes them so."""
+    """Pixels that are not 8-bit, where no scale is given."""
 
 
 def check_rule(bands: tuple[int, ...] | None, scale: Scale) -> None:
-    """Check what a user wrote about bands and scale.
+    """Check the bands and the scale of a config.
 
     Raises:
         ValueError: if ``bands`` is not one or three 1-based numbers, or ``scale`` is neither
             'auto' nor two rising numbers.
     """
     if bands is not None and (len(bands) not in (1, 3) or min(bands) < 1):
-        raise ValueError(f'bands must be one (gray) or three 1-based band numbers, e.g. (3, 2, 1), '
-                         f'got {bands}.')
+        raise UserError(f'bands must be one (gray) or three 1-based band numbers, e.g. (3, 2, 1), '
+                        f'got {bands}.')
     if scale != 'auto' and (isinstance(scale, str) or len(scale) != 2 or scale[0] >= scale[1]):
-        raise ValueError("scale must be 'auto' or (low, high) with low < high in the unit of the "
-                         f'pixels, e.g. (0, 3000), got {scale}.')
+        raise UserError("scale must be 'auto' or (low, high) with low < high in the unit of the "
+                        f'pixels, e.g. (0, 3000), got {scale}.')
 
 
 def read_image(path: str | bytes, bands: tuple[int, ...] | None = None,
@@ -98,14 +99,18 @@ def read_image(path: str | bytes, bands: tuple[int, ...] | None = None,
         uint8 ``[H, W, 3]``, contiguous.
 
     Raises:
-        UnreadableImage: if the file is missing, empty, truncated, broken, no image, too large,
-            lacks a band, or has no valid pixel.
+        UnreadableImage: if the file is missing, empty, truncated, broken, too large or not an
+            image, lacks a band, or has no valid pixel.
     """
     return decode_safely(read_file(path), bands, scale)
 
 
 def read_file(path: str | bytes) -> bytes:
-    """The bytes of an image file; raises UnreadableImage if it is missing or above 1 GiB."""
+    """Read the bytes of an image file.
+
+    Raises:
+        UnreadableImage: if it is missing, not a regular file, or larger than 1 GiB.
+    """
     with _as_unreadable(), open(path, 'rb', opener=_open_at_once) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):  # a device need not end
@@ -121,7 +126,7 @@ def _open_at_once(path: str, flags: int) -> int:
 
 def decode_safely(data: bytes, bands: tuple[int, ...] | None = None,
                   scale: Scale = 'auto') -> np.ndarray:
-    """Like :func:`read_image` for a file's bytes."""
+    """Decode the bytes of a file as :func:`read_image` does, with the same errors."""
     with _as_unreadable():
         return decode_image(data, bands, scale)
 
@@ -138,7 +143,7 @@ def _as_unreadable() -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """What a decoder raised, in one line and without the address of a buffer in memory."""
+    """Describe a decoder's error in one line, without the address of a buffer in memory."""
     # Pillow says 'cannot identify image file <_io.BytesIO object at 0x7f...>'.
     text = re.sub(' <_io.BytesIO[^>]*>', '', f'{type(error).__name__}: {error}')
     line = ' '.join(text.split())[:MAX_REASON]
@@ -147,10 +152,17 @@ def reason_of(error: BaseException) -> str:
 
 def decode_image(data: bytes, bands: tuple[int, ...] | None = None, scale: Scale | None = 'auto',
                  max_memory: int = MAX_MEMORY_BYTES) -> np.ndarray:
-    """Like :func:`read_image` for a file's bytes; raises whatever the decoder raises.
+    """Decode the bytes of a file as :func:`read_image` does; the decoder's errors pass.
 
-    With ``scale=None`` pixels that are not 8-bit raise NoScale. ``max_memory`` bounds the bytes
-    that decoding a TIFF, a JPEG 2000 or a 16-bit PNG may take.
+    Args:
+        data: The bytes of the file.
+        bands: As of :func:`read_image`.
+        scale: As of :func:`read_image`; None: the pixels must be 8-bit.
+        max_memory: The most bytes that decoding a TIFF, a JPEG 2000 or a 16-bit PNG may take.
+
+    Raises:
+        NoScale: with ``scale=None``, if the pixels are not 8-bit.
+        Exception: of any class, if the file is broken.
     """
     if not data:
         raise ValueError('the file is empty')
@@ -160,9 +172,9 @@ def decode_image(data: bytes, bands: tuple[int, ...] | None = None, scale: Scale
 
 
 def size_of(data: bytes, max_memory: int = MAX_MEMORY_BYTES) -> tuple[int, int]:
-    """Width and height as the head of a file says, without decoding pixels.
+    """Read width and height from the head of a file, without decoding pixels.
 
-    Raises whatever the decoder raises; ``max_memory`` is as of :func:`decode_image`.
+    The decoder's errors pass; ``max_memory`` is as of :func:`decode_image`.
     """
     if _is_raster(data):
         with _opened(data, max_memory) as raster:
@@ -177,8 +189,8 @@ def _is_raster(data: bytes) -> bool:
 
 
 def _decode_picture(data: bytes) -> np.ndarray:
+    check_whole(data)  # first: it says that a file is truncated, Pillow may not know it at all
     with Image.open(io.BytesIO(data), formats=PICTURES) as image:
-        check_whole(data)
         if not image.has_transparency_data:
             return np.array(image if image.mode == 'RGB' else image.convert('RGB'))
         rgb = np.empty((image.height, image.width, 3), np.uint8)
@@ -192,7 +204,7 @@ def _decode_picture(data: bytes) -> np.ndarray:
 
 @contextmanager
 def _opened(data: bytes, max_memory: int) -> Iterator[Any]:
-    """A raster in memory, once it is known what GDAL needs to open it."""
+    """Open a raster from memory, after a check of the memory that GDAL needs for this."""
     # Imported late: a worker that meets only JPEG needs no GDAL. From memory: GDAL would list
     # the whole folder of every file for side-cars.
     from rasterio.errors import NotGeoreferencedWarning
@@ -213,11 +225,12 @@ def _check_memory(needed: int, most: int) -> None:
 
 
 def block_bytes(raster: Any, bands: int) -> int:
-    """The bytes that GDAL holds of one internal block (tile or strip) of an open raster.
+    """Compute the bytes of one internal block (tile or strip) of an open raster in GDAL.
 
     Args:
-        raster: Of rasterio.
-        bands: How many are read; the others come along where the pixels lie together.
+        raster: An open raster of rasterio.
+        bands: The number of bands that are read. GDAL decodes all bands where they are stored
+            pixel by pixel.
     """
     height, width = raster.block_shapes[0]
     is_apart = raster.interleaving is not None and raster.interleaving.name == 'band'
@@ -230,7 +243,7 @@ def _pixel_bytes(raster: Any) -> int:
 
 
 def _memory_for(raster: Any, bands: int) -> int:
-    """The bytes that reading a raster whole takes at most, from its head."""
+    """Compute the most bytes that reading a whole raster takes, from its head."""
     height, width = raster.block_shapes[0]
     blocks = -(-raster.height // height) * -(-raster.width // width)
     per_pixel = (bands + 1) * _pixel_bytes(raster) + WORKING_BYTES
@@ -258,9 +271,9 @@ def _decode_raster(data: bytes, bands: tuple[int, ...] | None, scale: Scale | No
         if any(MaskFlags.all_valid not in raster.mask_flag_enums[band - 1] for band in bands):
             alpha = raster.read_masks(bands).max(axis=0)  # 0 invalid, 255 valid; or alpha
         if is_palette:
-            colours = raster.colormap(1)
-            table = np.zeros((max(colours) + 1, 4), np.uint8)
-            table[list(colours)] = list(colours.values())
+            colors = raster.colormap(1)
+            table = np.zeros((max(colors) + 1, 4), np.uint8)
+            table[list(colors)] = list(colors.values())
             rgba = table[pixels[0]]
             opacity = rgba[..., 3] if alpha is None else np.minimum(rgba[..., 3], alpha)
             return _over_black(rgba[..., :3], opacity)
@@ -284,14 +297,18 @@ def to_uint8(pixels: np.ndarray, valid: np.ndarray | None, scale: Scale | None) 
     """Map pixels linearly to 0..255; 8-bit pixels stay as they are.
 
     Args:
-        pixels: real ``[C, H, W]``: by channel, three times as fast as channels last.
-        valid: bool ``[H, W]``, where the percentiles are taken and outside which the result is
-            0; None: everywhere.
+        pixels: real ``[C, H, W]``; channels last would take three times as long.
+        valid: bool ``[H, W]``; percentiles are taken where it is true, and the result is 0
+            elsewhere. None: true everywhere.
         scale: 'auto' (per channel, 2nd to 98th percentile; a constant channel becomes 0),
             (low, high), or None: there are only 8-bit pixels.
 
     Returns:
         uint8 ``[C, H, W]``.
+
+    Raises:
+        NoScale: without a scale, if the pixels are not 8-bit.
+        ValueError: if they are complex.
     """
     if pixels.dtype == np.uint8:
         return pixels
@@ -310,7 +327,7 @@ def to_uint8(pixels: np.ndarray, valid: np.ndarray | None, scale: Scale | None) 
 
 def _stretch(channel: np.ndarray, valid: np.ndarray | None, scale: Scale,
              out: np.ndarray) -> None:
-    """Map a channel ``[H, W]`` into ``out``, uint8; see :func:`to_uint8`."""
+    """Map a channel ``[H, W]`` into ``out``, uint8, as :func:`to_uint8` describes."""
     if scale == 'auto':
         known = channel.reshape(-1) if valid is None else channel[valid]
         sample = known[::max(len(known) // PERCENTILE_PIXELS, 1)]
@@ -328,7 +345,7 @@ def _stretch(channel: np.ndarray, valid: np.ndarray | None, scale: Scale,
 
 
 def _as_rgb(pixels: np.ndarray) -> np.ndarray:
-    """``[1 or 3, H, W]`` to contiguous ``[H, W, 3]``."""
+    """Reorder ``[1 or 3, H, W]`` to contiguous ``[H, W, 3]``."""
     rgb = np.empty((*pixels.shape[1:], 3), pixels.dtype)
     for channel in range(3):
         rgb[..., channel] = pixels[channel % len(pixels)]

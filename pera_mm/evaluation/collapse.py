@@ -94,7 +94,8 @@ def nearest_distance(outputs: Tensor) -> float:
         outputs: ``[n, B, K]``; crops of the same index are compared, as in the loss.
 
     Returns:
-        Distance on the unit sphere, in [0, 2]; 0 when images cannot be told apart, NaN for B = 1.
+        Distance on the unit sphere, in [0, 2]; 0 when all images have the same feature, NaN for
+        B = 1.
     """
     if outputs.shape[1] < 2:
         return math.nan

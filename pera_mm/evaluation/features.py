@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pera_mm.datasets.listing import find_images
 from pera_mm.datasets.reading import UnreadableImage, read_image
-from pera_mm.datasets.unlabeled import find_images
 from pera_mm.errors import UserError
 
 
@@ -33,7 +33,7 @@ class Split(NamedTuple):
 
 
 def read_labelled_folder(root: str) -> LabelledFolder:
-    """List ``root/<class>/**/<image>``; folders without images are no classes.
+    """List ``root/<class>/**/<image>``; folders without images are not classes.
 
     Raises:
         ValueError: if ``root`` is missing or holds images of fewer than two classes.
@@ -65,7 +65,7 @@ def stratified_split(labels: Tensor, train_share: float = 0.5, max_per_class: in
     Args:
         labels: int64 ``[N]``.
         train_share: in (0, 1); the rest is for testing. Every class keeps at least one of each.
-        max_per_class: use only so many images of a class, drawn at random; None: all.
+        max_per_class: the most images of a class that are used, drawn at random; None: all.
         seed: the draw's, so that all epochs and ranks use the same images.
 
     Raises:

@@ -158,7 +158,7 @@ def _read_zip(file: BinaryIO, place: Place, mmap: bool) -> tuple[Any, Storages]:
 
 
 def _read_tree(file: BinaryIO, size: int) -> tuple[Any, dict[str, Stored]]:
-    """A pickle of so many bytes, and the tensors it asks for, by key."""
+    """A pickle of at most ``size`` bytes, and the tensors it asks for, by key."""
     tree, found = read_pickle(file, is_admitted, size)
     for stored in found.values():
         if stored.type_name not in STORAGE_TYPES:

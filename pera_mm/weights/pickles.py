@@ -93,7 +93,7 @@ def read_pickle(file: BinaryIO, admitted: Callable[[str], bool],
 
 
 class _Bounded:
-    """A file that ends after so many bytes; a length that is a lie reserves no memory."""
+    """A file that ends after ``max_bytes``; a false length does not reserve memory."""
 
     def __init__(self, file: BinaryIO, max_bytes: int) -> None:
         self.file, self.left = file, max_bytes
@@ -157,7 +157,7 @@ class _Reader(pickle._Unpickler):
         raise Misfit(f'it has more than {MAX_STEPS:,} instructions')
 
     def load_frame(self) -> None:
-        """A frame says how far to read ahead; there is no need to."""
+        """Skip a frame: it says how far to read ahead, which is not needed."""
         self.read(8)
 
     def find_class(self, module: str, name: str) -> Name:

@@ -241,7 +241,7 @@ def test_what_is_unreadable_and_why(tmp_path, monkeypatch):
     assert reason().startswith('FileNotFoundError')
     assert reason(b'') == 'ValueError: the file is empty'
     assert 'cannot identify image file' in reason(b'this is a text\n')
-    assert 'cannot identify' in reason(b'\x89PNG\r\n\x1a\n')
+    assert 'the PNG is truncated' in reason(b'\x89PNG\r\n\x1a\n')
     holes = np.full((1, 4, 4), 9, np.uint8)
     assert 'no pixel is valid' in reason(tiff(holes, nodata=9))
     assert 'band 4 is asked for, the file has 1' in reason(tiff(holes), bands=(4, 3, 2))

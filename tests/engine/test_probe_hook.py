@@ -152,7 +152,7 @@ def test_an_error_of_the_scoring_reaches_both_ranks(cfg, probe, tmp_path):
     assert on_ranks(probe_with_an_error, ranks, str(tmp_path)) == [0, 0]
     for rank in (0, 1):
         assert (tmp_path / f'rank{rank}').read_text().startswith(
-            'the probe after 0 epochs failed on the main process with ValueError: k-NN needs k >=')
+            'the probe after 0 epochs failed on the main process with UserError: k-NN needs k >=')
 
 
 def probe_on_ranks(cfg: dict, result: str) -> None:

@@ -363,8 +363,7 @@ def test_the_tools_say_it_in_one_sentence(tool, tmp_path):
              'first/epoch_1.pth does not fit this run: 3 misshaped (first backbone.weight'),
             (['train.py', '--resume', 'other.pth'], 'other.pth has weights but no epoch')]:
         code, error = tool(*arguments)
-        assert code == 1
-        assert error.splitlines()[-1].startswith('Error: ') and words in error
+        assert code.startswith('Error: ') and words in code and '\n' not in code
         assert 'Traceback' not in error
     assert tool('train.py', *classes, 'load_from=first/epoch_1.pth',
                 'default_hooks.weights.may_differ=[head.]')[0] == 0

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import lmdb
 import numpy as np
+import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -49,6 +49,7 @@ def packed_mixture(folder: Path, number: int) -> list[dict]:
         with tarfile.open(folder / f'shards/{shard:03d}.tar', 'w') as tar:
             for image in images[shard:shard + 4]:
                 tar.add(image, image.name)
+    lmdb = pytest.importorskip('lmdb')
     with lmdb.open(str(folder / 'lmdb'), map_size=1 << 24) as environment:
         with environment.begin(write=True) as transaction:
             for position, image in enumerate(images):

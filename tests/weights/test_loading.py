@@ -26,6 +26,7 @@ from mmengine.runner import CheckpointLoader, Runner
 from PIL import Image
 from torch import Tensor, nn
 
+from pera_mm.errors import UserError
 from pera_mm.weights.loading import load_checkpoint, load_from_local
 
 _names = (f'checkpoints-{i}' for i in itertools.count())  # a runner's name picks its message hub
@@ -479,7 +480,7 @@ def test_hand_written_pickles_cannot_change_classes_or_use_dotted_names(tmp_path
 def test_a_pickle_that_makes_no_sense_is_a_sentence(tmp_path: Path, body: bytes):
     with pytest.raises(ValueError, match='bad.pth .* is not a whole torch checkpoint') as error:
         load_checkpoint(pickle_file(tmp_path / 'bad.pth', body))
-    assert type(error.value) is ValueError and '\n' not in str(error.value)
+    assert type(error.value) is UserError and '\n' not in str(error.value)
 
 
 class Trusted:

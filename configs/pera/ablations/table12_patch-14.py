@@ -1,6 +1,6 @@
 """Table 12: patch size 14.
 
-96 px is no multiple of 14, so local crops are 98 px: 49 patches, split 10/10/29.
+96 px is not a multiple of 14, so local crops are 98 px: 49 patches, split 10/10/29.
 
 Target:   90.5 OA on AID 20 % (patch 16: 90.1).
 Command:  tools/dist_train.sh configs/pera/ablations/table12_patch-14.py 1

@@ -13,7 +13,7 @@ class ConfigCheckHook(Hook):
 
     Raises:
         ValueError: one image per device with KoLeo, also in the last batch of an epoch; a
-            pipeline whose patch size is not the backbone's; a crop that is no multiple of the
+            pipeline whose patch size is not the backbone's; a crop that is not a multiple of the
             patch.
     """
 

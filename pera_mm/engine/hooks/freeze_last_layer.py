@@ -17,7 +17,7 @@ class FreezeLastLayerHook(Hook):
 
     The gradients are zeroed while they are computed, so DDP exchanges and clipping measures the
     zeros. DINO instead drops them after clipping, and DINOv2 sets the layers' learning rate to 0.
-    Weight decay goes on; a weight-normalised layer does not feel it.
+    Weight decay continues; a weight-normalised layer does not feel it.
 
     Args:
         epochs: number of frozen epochs, 0 or more; 1 in both papers.

@@ -43,13 +43,13 @@ class ProbeHook(Hook):
         interval: epochs between two probes.
         k: neighbours of the kNN classifier.
         train_share: share of each class to learn from, the rest is tested; in (0, 1).
-        max_per_class: use only so many images of each class; None: all.
+        max_per_class: the most images of each class that are used; None: all.
         batch_size: images per forward pass on each rank.
         seed: of the split, which stays the same over the run.
 
     Raises:
         ValueError: before the run, if the folder is missing or has fewer than two classes of two
-            images, or if ``size`` is no multiple of the patch size; on all ranks, if the main
+            images, or if ``size`` is not a multiple of the patch size; on all ranks, if the main
             process cannot compute the scores.
     """
 

@@ -113,7 +113,7 @@ class SkippedImagesHook(Hook):
 
 
 def _append_new(file: Path, reasons: dict[str, str]) -> None:
-    """Add the paths the file does not name yet; a resumed run goes on with its file."""
+    """Add the paths the file does not name yet; a resumed run continues its file."""
     known = set()
     if file.exists():
         known = {line.split(b'\t')[0] for line in file.read_bytes().splitlines()}

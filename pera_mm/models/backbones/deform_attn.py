@@ -74,7 +74,7 @@ class DeformableAttention(nn.Module):
         value_ratio: V / D; below 1 saves memory.
 
     Raises:
-        ValueError: if V is no multiple of h.
+        ValueError: if V is not a multiple of h.
     """
 
     def __init__(self, embed_dims: int, num_heads: int, num_levels: int, num_points: int = 4,

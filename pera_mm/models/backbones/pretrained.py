@@ -20,7 +20,7 @@ class PretrainedBackbone:
     """Fills a :class:`PerAViT` from a PerA checkpoint; every tensor arrives, or it is an error.
 
     Set it on the ViT: ``init_cfg=dict(type='pera_mm.PretrainedBackbone', checkpoint=...)``.
-    MMEngine's ``Pretrained`` goes on in silence when half of the keys do not match. Position
+    MMEngine's ``Pretrained`` continues in silence when half of the keys do not match. Position
     embeddings of another image size are resized.
 
     Args:
