@@ -1,6 +1,7 @@
 """Files that are whole or not there, and folders that one process works in."""
 
 import fcntl
+import json
 import os
 import socket
 import time
@@ -12,6 +13,7 @@ from pera_mm.errors import UserError
 
 LEFTOVER = 5.  # s; what a killed process may still take to end
 ENOUGH = 65_536  # bytes; the first log lines fit
+WORK_FOLDER_MARKER = '.rsrsd'  # an empty file in a work folder of tools/data/rsrsd.py
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -99,3 +101,27 @@ class Claim:
 
     def __exit__(self, *error: Any) -> None:
         self.release()
+
+
+def sign_folder(folder: Path, name: str, recipe: dict[str, Any]) -> None:
+    """Sign a new or empty folder with the recipe of its files, or find the same signature there.
+
+    Args:
+        name: The signature's file name; the recipe lies there as JSON.
+
+    Raises:
+        UserError: If the folder holds other files, or was signed with another recipe.
+    """
+    signature, text = folder / name, json.dumps(recipe)
+    if not signature.exists():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f'{folder} is not an empty folder: choose another one.')
+        write_whole(signature, text.encode())
+        return
+    try:
+        found = json.loads(signature.read_text())
+    except ValueError:
+        found = 'something unreadable'
+    if found != json.loads(text):
+        raise UserError(f'{folder} was begun with {found}, not with {recipe}: choose another '
+                        'folder.')

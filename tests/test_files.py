@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pera_mm.files import Claim, check_writable, write_whole
+from pera_mm.errors import UserError
+from pera_mm.files import Claim, check_writable, sign_folder, write_whole
 
 HOLDER = """
 import os, sys, time
@@ -64,3 +65,18 @@ def test_a_file_in_place_of_the_folder_is_said(tmp_path):
 def test_an_unwritable_folder_is_said():
     with pytest.raises(ValueError, match=r'work folder /proc/run \(.*\): make it writable with'):
         Claim(Path('/proc/run'))
+
+
+def test_a_signed_folder_continues_with_the_same_recipe_alone(tmp_path):
+    recipe = dict(kind='scenes', size=(3, 4))
+    sign_folder(tmp_path / 'new', 'recipe.json', recipe)
+    (tmp_path / 'new/image').write_bytes(b'')
+    sign_folder(tmp_path / 'new', 'recipe.json', recipe)
+    with pytest.raises(UserError, match=f'{tmp_path}/new was begun with .*scenes.*, not with .*'
+                                        'planet.*: choose another folder'):
+        sign_folder(tmp_path / 'new', 'recipe.json', recipe | dict(kind='planet'))
+    (tmp_path / 'new/recipe.json').unlink()
+    for folder in (tmp_path / 'new', tmp_path / 'new/image'):
+        with pytest.raises(UserError, match='is not an empty folder: choose another'):
+            sign_folder(folder, 'recipe.json', recipe)
+    assert [path.name for path in (tmp_path / 'new').iterdir()] == ['image']

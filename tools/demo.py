@@ -35,7 +35,9 @@ from rich.table import Table  # noqa: E402
 
 import pera_mm  # noqa: E402, F401  activates the bridges
 from pera_mm.launch import errors_in_one_sentence  # noqa: E402
-from pera_mm.scenes.folders import LAND_USES, draw_scene, write_scenes  # noqa: E402
+from pera_mm.scenes.drawing import draw_scene  # noqa: E402
+from pera_mm.scenes.folders import write_scenes  # noqa: E402
+from pera_mm.scenes.plans.land_uses import LAND_USES  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / 'configs/pera/pera_tiny_scenes.py'

@@ -1,6 +1,6 @@
-"""Every file of a downloaded data set, whether it lies in a zip, in a tar or in a folder.
+"""The files of a downloaded data set, whether they lie in zips, in tars or in folders.
 
-Archives are read in place: no member is ever written under the name that it gives itself.
+Archives are read in place: a member is never written under the name that the archive gives it.
 """
 
 import lzma
@@ -19,35 +19,35 @@ from typing import NamedTuple
 from pera_mm.errors import UserError
 
 ZIP, TAR = '.zip', '.tar'
-# The standard library cannot read rar and 7z, and reads a compressed tar again from its beginning
+# The standard library cannot read rar and 7z. It reads a compressed tar from the beginning again
 # for every member that is not the next one.
 FOREIGN = ('.rar', '.7z', '.tar.gz', '.tgz', '.tar.bz2', '.tar.xz')
-MAX_BYTES = 1 << 30  # files are read whole
-# What the standard library raises on a broken archive or member; RuntimeError: a password,
-# UnicodeDecodeError: a broken name.
+MAX_BYTES = 1 << 30  # of one file, as files are read whole
+# Raised by the standard library for a broken archive or member. RuntimeError: a password is
+# needed; UnicodeDecodeError: a broken name.
 _BROKEN = (OSError, EOFError, RuntimeError, NotImplementedError, UnicodeDecodeError,
            zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)  # fmt: skip
 
-# What zipfile and tarfile raise on names and sizes that make no sense.
+# Raised by zipfile and tarfile for invalid names and sizes.
 _MISREAD = (IndexError, ValueError, OverflowError, MemoryError)
 
 
 class BadFile(Exception):
-    """One file cannot be used; the text says why and goes on after the file's name."""
+    """An unusable file; the text gives the reason and continues a sentence after its name."""
 
 
 class Entry(NamedTuple):
-    """One file of the source."""
+    """A file of the source."""
 
-    path: str  # in the source, with /; a member goes on after its archive: a/Train.zip/Urban/1.png
+    path: str  # in the source, with /; of a member after its archive: a/Train.zip/Urban/1.png
     size: int  # bytes, unpacked
     load: Callable[[], bytes]
 
     def read(self) -> bytes:
-        """The file's bytes.
+        """Read the bytes of the file.
 
         Raises:
-            BadFile: if it cannot be read, also when its checksum is wrong.
+            BadFile: if the file cannot be read or its checksum is wrong.
         """
         if self.size > MAX_BYTES:
             raise BadFile('is larger than 1 GiB')
@@ -58,25 +58,26 @@ class Entry(NamedTuple):
 
 
 class Source(NamedTuple):
-    """What was downloaded."""
+    """The listing of a download."""
 
     entries: list[Entry]
     unopened: list[str]  # archives that have to be unpacked by hand
 
 
 def list_source(source: Path) -> Source:
-    """List every file of a folder, looking into its archives; or of one archive.
+    """List every file of a folder and its archives, or of one archive.
 
     Raises:
-        ValueError: if there is nothing, or an archive is broken or holds members that point
-            outside or are links. Nothing has been written then.
+        ValueError: if the source is missing, or an archive is broken or holds links or members
+            that point outside. Nothing has been written then.
     """
     if source.is_file():
         files = [(source.name, source)]
     elif source.is_dir():
         files = [(path.relative_to(source).as_posix(), path) for path in _walk(source)]
     else:
-        raise UserError(f'{source}: no such folder or archive.')
+        raise UserError(f'{source} is neither a folder nor an archive: give the place of the '
+                        'download.')
     plain: list[Entry] = []
     packed: list[Entry] = []
     unopened, problems = [], []
@@ -97,7 +98,7 @@ def list_source(source: Path) -> Source:
         hostile = [member for member, *_, is_link in members if is_link or _points_away(member)]
         if hostile:
             problems.append(f'{path} holds {hostile[0]!r}, a link or a path that leads out of the '
-                            'archive: it is refused; get the official file.')
+                            'archive: use the official file instead.')
         for member, size, load, _ in members:
             if _is_litter(member):
                 continue
@@ -107,14 +108,17 @@ def list_source(source: Path) -> Source:
                 packed.append(Entry(f'{name}/{member}', size, load))
     if problems:
         raise UserError('\n'.join(problems))
-    return Source(plain + packed, unopened)  # what is unpacked already is the faster
+    return Source(plain + packed, unopened)  # unpacked files come first: they are faster
 
 
 def pick(entries: list[Entry], pattern: str,
          target: Callable[[re.Match[str]], str]) -> dict[str, Entry]:
-    """Choose the files whose path matches, and say what each is called in the prepared folder.
+    """Choose the files whose path matches, and name each for the prepared folder.
+
+    A file that occurs twice (an archive beside its unpacked folder) is taken once.
 
     Args:
+        entries: Files of the source.
         pattern: Searched for in the whole path, regardless of case.
         target: The match → path below the prepared folder; its suffix becomes lower case.
 
@@ -122,8 +126,7 @@ def pick(entries: list[Entry], pattern: str,
         target path → file, in the order of the source.
 
     Raises:
-        ValueError: if two files of different content would get the same name. The same file
-            twice (an archive beside its unpacked folder) is taken once.
+        ValueError: if two files of different content would get the same name.
     """
     chosen: dict[str, Entry] = {}
     matcher = re.compile(pattern, re.IGNORECASE)
@@ -135,7 +138,7 @@ def pick(entries: list[Entry], pattern: str,
         name = stem + suffix.lower()
         other = chosen.setdefault(name, entry)
         if other is not entry and not _same(other, entry):
-            raise UserError(f'{other.path} and {entry.path} differ, but both are {name}: '
+            raise UserError(f'{other.path} and {entry.path} differ, but both would become {name}: '
                             'move one of them out of the source.')
     return chosen
 
@@ -148,7 +151,7 @@ def _same(one: Entry, other: Entry) -> bool:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """All files below a folder, sorted; links to folders are followed, each folder once."""
+    """Yield all files below a folder, sorted; follow links to folders, each folder once."""
     seen = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
@@ -164,7 +167,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _is_litter(name: str) -> bool:
-    """Whether a file is hidden, or macOS left it there."""
+    """Tell whether a file is hidden or metadata of macOS."""
     path = PurePosixPath(name)
     return path.name.startswith('.') or '__MACOSX' in path.parts
 
@@ -178,7 +181,7 @@ _Member = tuple[str, int, Callable[[], bytes], bool]  # name, bytes, load, is a 
 
 
 def _zip_members(path: Path) -> Iterator[_Member]:
-    archive = zipfile.ZipFile(path)  # stays open: it is read for as long as the program runs
+    archive = zipfile.ZipFile(path)  # stays open: members are read later
     for info in archive.infolist():
         if not info.is_dir():
             is_link = stat.S_ISLNK(info.external_attr >> 16)

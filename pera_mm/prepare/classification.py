@@ -26,7 +26,7 @@ UCM = dict.fromkeys((
 
 
 def published_names(dataset: str) -> list[str]:
-    """``class/file`` of every image of ``'aid'`` or ``'ucm'``, as the official release has them."""
+    """List ``class/file`` of every image in the official release of ``'aid'`` or ``'ucm'``."""
     if dataset == 'aid':
         return [f'{label}/{label.lower()}_{number}.jpg'
                 for label, count in AID.items() for number in range(1, count + 1)]
@@ -39,11 +39,11 @@ class SceneClasses(Recipe):
     """``root/<class>/<image>`` and ``root/splits/<split>_{train,test}.txt``.
 
     Args:
-        archive: Name of the official one, for sentences.
-        counts: Images of every class.
-        suffix: Of the images.
+        archive: Name of the official archive, for sentences.
+        counts: Class → number of images.
+        suffix: Suffix of the image files.
         size: Side of the images in pixels.
-        slack: Sides may differ by so many pixels.
+        slack: Accepted difference of a side in pixels.
         splits: Name of a split → the committed list of its training images.
     """
 
@@ -55,7 +55,7 @@ class SceneClasses(Recipe):
     splits: dict[str, str] = field(default_factory=dict)
 
     def plan(self, source: Source, root: Path) -> Plan:
-        """Copy every image out of a folder with the name of a class."""
+        """Copy every image from the folders named after a class."""
         labels = {label.lower(): label for label in self.counts}
         pattern = rf'(?:^|/)({"|".join(self.counts)})/([^/]+{re.escape(self.suffix)})$'
         images = pick(source.entries, pattern,
@@ -64,7 +64,7 @@ class SceneClasses(Recipe):
         return Plan(jobs, [] if jobs else [f'{self.archive} (folders {", ".join(self.counts)})'])
 
     def finish(self, source: Source, report: Report) -> None:
-        """Check numbers and images, deal the images by the committed lists."""
+        """Check numbers and images; split the images by the committed lists."""
         paths = [path for label in self.counts for path in files(report.root / label, self.suffix)]
         names = list(map(report.name, paths))
         found = Counter(map(class_of, names))
@@ -75,17 +75,18 @@ class SceneClasses(Recipe):
             f'{label} ({found[label]}, published {count})' for label, count in self.counts.items()
             if found[label] > count or (found[label] < count and label in too_few)])
         for split, published in self.splits.items():
-            self._deal(split, read_list(published), names, report)
+            self._write_split(split, read_list(published), names, report)
         check_images(report, 'images', paths, self.size, self.slack)
 
-    def _deal(self, split: str, train: list[str], names: list[str], report: Report) -> None:
+    def _write_split(self, split: str, train: list[str], names: list[str],
+                     report: Report) -> None:
         missing = sorted(set(train) - set(names))
         if missing and not report.partial:
             report.blame(
                 f'names of the list {split} are not in this release', missing,
-                f'No split {split} was written; if only names differ, make one of this release: '
-                f'python tools/data/make_splits.py {report.root} {report.root}/splits/{split} '
-                f'--share 0.{split[2:]}')
+                f'The split {split} was not written; if only names differ, make one for this '
+                f'release: python tools/data/make_splits.py {report.root} '
+                f'{report.root}/splits/{split} --share 0.{split[2:]}')
             return
         write_splits(report.root / 'splits' / split, names, train, self.counts)
         report.count(f'training images of {split}', len(train) - len(missing), len(train))

@@ -3,8 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from xml.etree import ElementTree
 
+from pera_mm.datasets.voc import read_texts
 from pera_mm.errors import UserError
 from pera_mm.files import write_whole
 from pera_mm.prepare.archives import BadFile, Source, pick
@@ -13,7 +13,7 @@ from pera_mm.prepare.recipe import Plan, Recipe
 from pera_mm.prepare.verify import WORKERS, Report, check_images, files
 
 PUBLISHED = dict(trainval=11_725, test=11_738)  # images (Li et al. 2020)
-# The paper counts 192,472 boxes; the files that are handed out hold 192,518.
+# The paper counts 192,472 boxes; the distributed files hold 192,518.
 BOXES = (192_472, 192_518)
 CLASSES = (  # DIOR's spelling, capitals included
     'airplane', 'airport', 'baseballfield', 'basketballcourt', 'bridge', 'chimney', 'dam',
@@ -22,7 +22,7 @@ CLASSES = (  # DIOR's spelling, capitals included
     'vehicle', 'windmill')  # fmt: skip
 XML = 'Annotations/Horizontal Bounding Boxes'
 LISTS = 'ImageSets/Main'
-# The last folder may be the archive's name.
+# The last folder may be the name of the archive.
 IMAGE_FILES = r'(?:^|/)JPEGImages-(trainval|test)(?:\.\w+)*/([^/]+\.jpg)$'
 XML_FILES = r'(?:^|/)horizontal[ _-]bounding[ _-]boxes(?:\.\w+)*/([^/]+\.xml)$'
 LIST_FILES = r'(?:^|/)Main(?:\.\w+)*/(train|val|test)\.txt$'
@@ -30,14 +30,14 @@ LIST_FILES = r'(?:^|/)Main(?:\.\w+)*/(train|val|test)\.txt$'
 
 @dataclass
 class Annotation:
-    """What one XML file holds."""
+    """The classes and faults of one XML file."""
 
     classes: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
 
 
 def read_xml(path: Path, size: int) -> Annotation:
-    """Read a VOC file and find what a detector would stumble over.
+    """Read a VOC file and list the faults that would stop or mislead a detector.
 
     Args:
         path: The file.
@@ -45,20 +45,20 @@ def read_xml(path: Path, size: int) -> Annotation:
     """
     found = Annotation()
     try:
-        tree = ElementTree.parse(path).getroot()
-        width, height = (tree.findtext(f'size/{side}', '?') for side in ('width', 'height'))
-        if not width.strip() == height.strip() == str(size):
+        texts = read_texts(path)
+        width, height = ('?' if text is None else text for text in texts.size)
+        if not width == height == str(size):
             found.faults.append(f'says {width} x {height} pixels')
-        for thing in tree.findall('object'):
-            found.classes[thing.findtext('name', '').strip()] += 1
-            left, top, right, bottom = (float(thing.findtext(f'bndbox/{side}', 'nan'))
-                                        for side in ('xmin', 'ymin', 'xmax', 'ymax'))
+        for thing in texts.objects:
+            found.classes[thing.name or ''] += 1
+            left, top, right, bottom = (float('nan' if text is None else text)
+                                        for text in thing.corners)
             box = f'{left:g} {top:g} {right:g} {bottom:g}'
             if not (left < right and top < bottom):
                 found.faults.append(f'empty box {box}')
             elif min(left, top) < 0 or max(right, bottom) > size:
                 found.faults.append(f'box {box} leaves the image')
-    except (ElementTree.ParseError, LookupError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         found.faults.append(f'cannot be read: {error}')
     return found
 
@@ -67,7 +67,7 @@ def read_xml(path: Path, size: int) -> Annotation:
 class Dior(Recipe):
     """The official layout: two folders of images, one of XML files, the lists in ImageSets/Main.
 
-    The lists name only what has both an image and its XML; ``trainval.txt`` is train and val.
+    The lists name only images with an XML file; ``trainval.txt`` joins train and val.
 
     Args:
         size: Side of an image in pixels.
@@ -99,8 +99,9 @@ class Dior(Recipe):
             write_whole(root / LISTS / f'{name}.txt', ''.join(
                 f'{stem}\n' for stem in listed if stem in there).encode())
             if not report.partial:
-                report.blame(f'names in {name}.txt lack their image or XML and were left out of '
-                             'it', [stem for stem in listed if stem not in there])
+                report.blame(
+                    f'names in {name}.txt have no image or XML file and were left out',
+                    [stem for stem in listed if stem not in there])
         images = {part: files(root / f'JPEGImages-{part}', '.jpg') for part in PUBLISHED}
         for part, paths in images.items():
             report.count(f'{part} images', len(paths), PUBLISHED[part])
@@ -124,15 +125,15 @@ class Dior(Recipe):
             f'{name or "(no name)"} ({count} boxes)' for name, count in total.items()
             if name not in CLASSES], f'Known are {", ".join(CLASSES)}.')
         boxes = total.total()
-        paper, handed_out = BOXES
-        report.count('boxes', boxes, paper, handed_out,
-                     says=f'{paper:,} in the paper, {handed_out:,} in the files')
+        paper, distributed = BOXES
+        report.count('boxes', boxes, paper, distributed,
+                     says=f'{paper:,} in the paper, {distributed:,} in the files')
         report.note('images without a box', f'{sum(not found.classes for _, found in seen):,}')
         if boxes:
             report.shares['boxes'] = {name: total[name] / boxes for name in CLASSES}
 
     def _lists(self, source: Source) -> dict[str, list[str]]:
-        """The official lists: name → stems of images."""
+        """Read the official lists: name → stems of images."""
         found = pick(source.entries, LIST_FILES, lambda match: match[1].lower())
         try:
             return {name: entry.read().decode('utf-8-sig').split() for name, entry in found.items()}

@@ -1,4 +1,4 @@
-"""Writing the prepared files: each whole or not at all, those that are there are kept."""
+"""Jobs that write the prepared files: each whole or not at all; existing files are kept."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,19 +13,19 @@ R = TypeVar('R')
 
 
 class Progress(Protocol):
-    """How a long loop shows where it is; ``rich.progress.track`` is one."""
+    """A progress display around a long loop, such as ``rich.progress.track``."""
 
     def __call__(self, sequence: Iterable[T], description: str, total: int) -> Iterable[T]:
         """Yield the items of the sequence."""
 
 
 def quiet(sequence: Iterable[T], description: str, total: int) -> Iterable[T]:
-    """No progress bar."""
+    """Return the sequence without a progress bar."""
     return sequence
 
 
 class Job(NamedTuple):
-    """What becomes of one file of the source."""
+    """The outputs of one file of the source."""
 
     source: str
     outputs: list[Path]
@@ -34,15 +34,15 @@ class Job(NamedTuple):
 
 
 def copy(entry: Entry, output: Path) -> Job:
-    """Copy a file as it is. No links: the result must survive the source, and never alter it."""
+    """Copy a file as it is; a link would break with the source, or let changes reach it."""
     return Job(entry.path, [output], lambda: [entry.read()], entry.size)
 
 
 def run_jobs(jobs: list[Job], workers: int, progress: Progress) -> dict[str, str]:
-    """Do what has not been done yet.
+    """Run the jobs whose outputs do not all exist.
 
     Returns:
-        What failed: file of the source → reason.
+        The failures: file of the source → reason.
 
     Raises:
         OSError: if a result cannot be written, e.g. because the disk is full.
@@ -53,13 +53,13 @@ def run_jobs(jobs: list[Job], workers: int, progress: Progress) -> dict[str, str
 
 
 def _run(job: Job) -> str:
-    """Do one job; returns why it failed, or ''."""
+    """Run one job; return why it failed, or an empty string."""
     there = [path.exists() for path in job.outputs]
     if all(there):
         if job.size in (None, job.outputs[0].stat().st_size):
             return ''
-        return (f'is not what {job.outputs[0]} holds, which has another size: remove that, or '
-                'choose an empty folder')
+        return (f'differs in size from the existing {job.outputs[0]}: remove this file, or choose '
+                'an empty folder')
     try:
         for path, is_there, data in zip(job.outputs, there, job.make()):
             if not is_there:
@@ -70,9 +70,9 @@ def _run(job: Job) -> str:
 
 
 def in_threads(function: Callable[[Any], R], items: list, workers: int) -> Iterator[R]:
-    """Map in order with several threads (decoders and encoders release the interpreter)."""
+    """Map in order with several threads (decoders and encoders release the GIL)."""
     pool = ThreadPoolExecutor(workers)
     try:
         yield from pool.map(function, items)
     finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for all the rest
+        pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for the remaining items

@@ -1,14 +1,12 @@
-"""LEVIR-CD: pairs of 1024 x 1024 px at 50 cm with the buildings that came or went."""
+"""LEVIR-CD: pairs of 1024 x 1024 px at 50 cm, labelled with built and removed buildings."""
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
+from pera_mm.datasets.masks import read_mask
+from pera_mm.datasets.reading import UnreadableImage
 from pera_mm.errors import UserError
 from pera_mm.prepare.archives import BadFile, Entry, Source, pick
 from pera_mm.prepare.jobs import Job, copy
@@ -18,7 +16,7 @@ from pera_mm.prepare.verify import Report, check_images, check_masks, check_pair
 
 PUBLISHED = dict(train=445, val=64, test=128)  # pairs (Chen and Shi 2020)
 CLASSES = {0: 'no change', 255: 'change'}
-# A/train_1.png, and A/train_386_0512_0768.png in the release that is cut into tiles already.
+# A/train_1.png, and A/train_386_0512_0768.png in the release in tiles.
 WHOLE = r'(?:^|/)(A|B|label)/((train|val|test)_\d+\.png)$'
 CUT = r'(?:^|/)(A|B|label)/((train|val|test)_\d+_\d+_\d+\.png)$'
 CUT_SIZE = 256
@@ -28,8 +26,8 @@ CUT_SIZE = 256
 class LevirCD(Recipe):
     """``root/{train,val,test}/{A,B,label}`` whole, ``root/train_512/{A,B,label}`` in tiles.
 
-    The release that is cut into tiles of 256 px goes to ``root/{train,val,test}`` by the
-    beginning of its names.
+    The files of the release in tiles of 256 px go to ``root/{train,val,test}`` by the beginning of
+    their names.
 
     Args:
         size: Side of an image in pixels.
@@ -40,10 +38,10 @@ class LevirCD(Recipe):
     tile: int = 512
 
     def plan(self, source: Source, root: Path) -> Plan:
-        """Copy every image and label, and cut those that train."""
+        """Copy every image and label; cut the training ones into tiles."""
         whole, cut_before = self._find(source, WHOLE), self._find(source, CUT)
         if whole and cut_before:
-            raise UserError('The source holds LEVIR-CD whole and cut into tiles '
+            raise UserError('The source holds LEVIR-CD both whole and in tiles '
                             f'({next(iter(cut_before.values())).path}): keep one of them.')
         chosen = whole or cut_before
         jobs = []
@@ -63,7 +61,7 @@ class LevirCD(Recipe):
         """Check numbers, pairs, sizes and labels."""
         root = report.root
         if self._find(source, CUT):
-            report.note('release', f'cut into tiles of {CUT_SIZE} px: no test on whole images')
+            report.note('release', f'in tiles of {CUT_SIZE} px: no test on whole images')
             per_image, size, tiles = len(tile_corners(self.size, CUT_SIZE)), CUT_SIZE, 0
         else:
             per_image, size, tiles = 1, self.size, len(tile_corners(self.size, self.tile))
@@ -85,9 +83,8 @@ class LevirCD(Recipe):
     def _cut(self, entry: Entry, mode: str) -> Iterator[bytes]:
         data = entry.read()
         try:
-            with Image.open(io.BytesIO(data)) as image:
-                pixels = np.asarray(image.convert(mode))
-        except Exception as error:  # Pillow raises anything on broken bytes
+            pixels = read_mask(data, mode).values
+        except UnreadableImage as error:
             raise BadFile(f'cannot be read ({error})') from error
         if pixels.shape[:2] != (self.size, self.size):
             raise BadFile(f'is {pixels.shape[1]} x {pixels.shape[0]} pixels, not '

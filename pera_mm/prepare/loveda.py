@@ -1,4 +1,4 @@
-"""LoveDA: urban and rural tiles of 1024 x 1024 px at 30 cm, with masks but for the test set."""
+"""LoveDA: urban and rural tiles of 1024 x 1024 px at 30 cm, with masks except for the test set."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +12,17 @@ PUBLISHED = dict(train=2522, val=1669, test=1796)  # images (Wang et al. 2021)
 CLASSES = {0: 'no data', 1: 'background', 2: 'building', 3: 'road', 4: 'water', 5: 'barren',
            6: 'forest', 7: 'agriculture'}  # fmt: skip
 FOLDERS = dict(images_png='img_dir', masks_png='ann_dir')
-# Train/Urban/images_png/1.png; Train may be the archive's name.
+# Train/Urban/images_png/1.png; Train may be the name of the archive.
 PATTERN = (r'(?:^|/)(train|val|test)(?:\.\w+)*/(?:urban|rural)/(images_png|masks_png)/'
            r'(\d+\.png)$')
 
 
 @dataclass(frozen=True)
 class LoveDA(Recipe):
-    """``root/{img_dir,ann_dir}/{train,val}`` and ``root/img_dir/test``, PNG as they were.
+    """``root/{img_dir,ann_dir}/{train,val}`` and ``root/img_dir/test``, unchanged PNG files.
 
-    Urban and rural go together: their numbers differ, and two files of one name are refused.
+    Urban and rural images share a folder: their numbers differ, and two files of one name are
+    refused.
     """
 
     size: int = 1024

@@ -1,6 +1,5 @@
-"""ISPRS Potsdam: 38 orthophotos of 6000 x 6000 px at 5 cm, colours for labels."""
+"""ISPRS Potsdam: 38 orthophotos of 6000 x 6000 px at 5 cm, with labels as colors."""
 
-import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from pera_mm.datasets.reading import decode_image
+from pera_mm.datasets.masks import read_mask
+from pera_mm.datasets.reading import UnreadableImage, decode_image
 from pera_mm.prepare.archives import BadFile, Entry, Source, pick
 from pera_mm.prepare.jobs import Job
 from pera_mm.prepare.recipe import Plan, Recipe
@@ -26,38 +25,38 @@ TEST = ('2_13', '2_14', '3_13', '3_14', '4_13', '4_14', '4_15', '5_13', '5_14', 
 CLASSES = {0: 'no class (border)', 1: 'impervious', 2: 'building', 3: 'low vegetation', 4: 'tree',
            5: 'car', 6: 'clutter'}  # fmt: skip
 UNKNOWN = 255
-# Label of a colour whose channels are 0 or 255: red counts 4, green 2, blue 1.
+# The label of a color with channels of 0 or 255; index: 4 for red + 2 for green + 1 for blue.
 LABELS = np.array([0, 2, 4, 3, 6, UNKNOWN, 5, 1], np.uint8)
-TOLERANCE = 16  # grey levels per channel: some releases were resampled or compressed
-MAX_BORDER = 0.01  # of the full labels; they have no border, the noBoundary labels have
+TOLERANCE = 16  # gray levels per channel: some releases were resampled or compressed
+MAX_BORDER = 0.01  # share of pixels; full labels have no border, noBoundary labels have one
 
 _Reader = Callable[[bytes], NDArray[np.uint8]]
 
 
-def labels_of(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Colours to labels 0…6; a colour within ``TOLERANCE`` of a class's counts as that.
+def labels_of(colors: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Convert colors to labels 0…6; a color may differ from its class's by ``TOLERANCE``.
 
     Args:
-        colours: RGB ``[H, W, 3]``.
+        colors: RGB ``[H, W, 3]``.
 
     Returns:
         uint8 ``[H, W]``, indices of CLASSES.
 
     Raises:
-        BadFile: if any other colour occurs; the commonest are named.
+        BadFile: if any other color occurs; the text names the most common ones.
     """
-    bright = colours > 127
+    bright = colors > 127
     labels = LABELS[bright @ np.array([4, 2, 1], np.uint8)]
-    distance = np.where(bright, 255 - colours, colours).max(axis=2)
+    distance = np.where(bright, 255 - colors, colors).max(axis=2)
     unknown = (distance > TOLERANCE) | (labels == UNKNOWN)
     if unknown.any():
-        red, green, blue = colours[unknown].T.astype(np.int32)
+        red, green, blue = colors[unknown].T.astype(np.int32)
         codes = red << 16 | green << 8 | blue
         found, counts = np.unique(codes, return_counts=True)
         common = [f'({found[index] >> 16}, {found[index] >> 8 & 255}, {found[index] & 255}) '
                   f'{counts[index]:,} times' for index in np.argsort(-counts)[:3]]
         raise BadFile(
-            f'has colours of no class in {unknown.mean():.2%} of its pixels: {", ".join(common)}'
+            f'has colors of no class in {unknown.mean():.2%} of its pixels: {", ".join(common)}'
             f'{" …" if len(found) > 3 else ""}. Some releases of 5_Labels_all.zip hold a label '
             'drawn over its image: then put 5_Labels_for_participants.zip beside it, whose '
             'labels are taken first')
@@ -68,7 +67,7 @@ def labels_of(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
 class Potsdam(Recipe):
     """``root/{img_dir,ann_dir}/train`` in tiles and ``…/val`` whole, all PNG.
 
-    With the noBoundary labels also ``ann_dir/val_eroded``, where the borders are 0.
+    The noBoundary labels, if present, become ``ann_dir/val_eroded``, where the borders are 0.
 
     Args:
         size: Side of an image in pixels.
@@ -77,7 +76,7 @@ class Potsdam(Recipe):
 
     size: int = 6000
     tile: int = 512
-    workers = 1  # an image in memory is 108 MB, several times over while it is cut
+    workers = 1  # an image takes 108 MB of memory, and several times that while it is cut
 
     def plan(self, source: Source, root: Path) -> Plan:
         """Cut or copy every image and its labels."""
@@ -86,7 +85,7 @@ class Potsdam(Recipe):
         others = [entry for entry in source.entries if 'participants' not in entry.path]
         labels = pick(others, _file('_label'), _identity)
         labels |= pick(restored, _file('_label'), _identity)
-        # Of the test images alone: the label of 4_12 differs between two official archives.
+        # Only of the test images: the label of 4_12 differs between two official archives.
         eroded = pick(source.entries, _file('_label_noBoundary', TEST), _identity)
         jobs = []
         for identity, entry in images.items():
@@ -137,14 +136,14 @@ class Potsdam(Recipe):
                 report.blame('full labels have black borders', [
                     f'{report.name(masks)} ({border:.2%})'],
                     'These are noBoundary labels under the name of full ones: remove this folder, '
-                    'get 5_Labels_all.zip and repeat the command.')
+                    'download 5_Labels_all.zip and repeat the command.')
         eroded = root / 'ann_dir' / 'val_eroded'
         if eroded.is_dir():
             report.count('eroded val labels', len(files(eroded)), len(TEST))
             border = self._check_masks(report, eroded, self.size)
             if not border:
                 report.blame('eroded labels have no border', [report.name(eroded)],
-                             'These are full labels: remove this folder, get '
+                             'These are full labels: remove this folder, download '
                              '5_Labels_all_noBoundary.zip and repeat the command.')
         else:
             report.note('eroded val labels', 'no 5_Labels_all_noBoundary.zip')
@@ -172,8 +171,7 @@ def _read_rgb(data: bytes) -> NDArray[np.uint8]:
 
 def _read_labels(data: bytes) -> NDArray[np.uint8]:
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            colours = np.asarray(image.convert('RGB'))
-    except Exception as error:  # as above
+        colors = read_mask(data, 'RGB').values
+    except UnreadableImage as error:
         raise BadFile(f'cannot be read ({error})') from error
-    return labels_of(colours)
+    return labels_of(colors)

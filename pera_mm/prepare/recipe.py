@@ -1,4 +1,4 @@
-"""What every data set's recipe answers, and the way from an archive to a verdict."""
+"""The interface of a data set's recipe, and the way from an archive to a verdict."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -16,14 +16,14 @@ VERDICT = 'verification.txt'
 
 
 class Plan(NamedTuple):
-    """What is to be done with a source."""
+    """The work on a source."""
 
     jobs: list[Job]
-    missing: list[str]  # archives of which the source holds nothing
+    missing: list[str]  # archives of which the source has no file
 
 
 class Recipe(ABC):
-    """How one data set is prepared."""
+    """The preparation of one data set."""
 
     workers = 4
 
@@ -38,18 +38,18 @@ class Recipe(ABC):
 
 def prepare(recipe: Recipe, source: Path, root: Path, partial: bool = False,
             progress: Progress = quiet) -> Report:
-    """Prepare a data set and verify it; what was done before is kept.
+    """Prepare a data set and verify it; existing files are kept.
 
     Args:
-        recipe: Whose data set.
-        source: A folder with the official archives or what they hold, or one archive. Never
-            changed.
-        root: Where the prepared data set goes; it needs nothing of the source afterwards.
-        partial: Accept fewer files than published; everything else is checked all the same.
-        progress: Shows how far the long loops are.
+        recipe: The recipe of the data set.
+        source: A folder with the official archives or their contents, or one archive. It is
+            never changed.
+        root: Folder of the prepared data set, which does not need the source afterwards.
+        partial: Accept fewer files than published; everything else is checked as usual.
+        progress: Shows the progress of the long loops.
 
     Returns:
-        What is there and what is wrong; also written to ``verification.txt``.
+        The numbers and the problems found; also written to ``verification.txt``.
 
     Raises:
         ValueError: if the source cannot be used at all; nothing has been written then.
@@ -66,7 +66,7 @@ def prepare(recipe: Recipe, source: Path, root: Path, partial: bool = False,
     report = Report(root, partial, progress)
     report.blame('files of the source could not be used',
                  [f'{name} {reason}' for name, reason in failures.items()])
-    with warnings.catch_warnings():  # around all threads; the reader's own holds for one
+    with warnings.catch_warnings():  # in all threads; the reader's own filter holds for one
         warnings.filterwarnings('ignore', 'Dataset has no geotransform')
         recipe.finish(listing, report)
     write_whole(root / VERDICT, report.text().encode())
@@ -77,12 +77,12 @@ def _nothing(source: Path, missing: Iterable[str], listing: Source, any_found: b
     sentences = [f'{source} holds nothing of {" nor of ".join(missing)}.']
     if listing.unopened:
         rest = len(listing.unopened) - 3
-        sentences.append(f'Not opened, being of another kind or within an archive: '
+        sentences.append(f'Not opened, because of another kind or within an archive: '
                          f'{", ".join(listing.unopened[:3])}'
                          f'{f" and {rest} more" if rest > 0 else ""}; unpack what is needed first.')
     elif not any_found and listing.entries:
         sentences.append(f'It holds {len(listing.entries)} other files, e.g. '
                          f'{listing.entries[0].path}.')
     if any_found:
-        sentences.append('--partial accepts that.')
+        sentences.append('--partial accepts this.')
     return ' '.join(sentences)

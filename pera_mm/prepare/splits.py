@@ -1,8 +1,9 @@
-"""Which images train and which test: seeded, stratified, the same on every machine.
+"""Splits into training and test images: seeded, stratified, the same on every machine.
 
-Of every class the share that trains is rounded half up, at least one and never all of its images;
-those are taken whose name has the smallest SHA-256 together with the seed. So a split depends on
-names and seed alone, not on a library's random numbers, and a smaller share lies within a larger.
+The number of training images of a class is its share, rounded half up, but at least one and never
+all. The training images are those whose SHA-256 of seed and name is smallest. A split thus depends
+on names and seed alone, not on the random numbers of a library. A smaller share is a subset of a
+larger one.
 """
 
 import hashlib
@@ -18,16 +19,17 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def class_of(name: str) -> str:
-    """``Airport/airport_1.jpg`` → ``Airport``."""
+    """Return the class of an image: ``Airport/airport_1.jpg`` → ``Airport``."""
     return name.rpartition('/')[0]
 
 
 def stratified(names: Iterable[str], share: float, seed: int) -> list[str]:
-    """The names that train, sorted by class, then as given.
+    """Choose the training images, sorted by class, then as given.
 
     Args:
         names: ``class/file`` of all images.
-        share: Of every class, between 0 and 1.
+        share: Share of every class that trains, between 0 and 1.
+        seed: Another seed gives another split.
 
     Raises:
         ValueError: if the share is out of range, or a class has a single image.
@@ -41,7 +43,7 @@ def stratified(names: Iterable[str], share: float, seed: int) -> list[str]:
     for label, members in sorted(classes.items()):
         if len(members) < 2:
             raise UserError(f'class {label} has a single image, which cannot both train and test.')
-        # The share as it was written: 0.15 of 10 is 1.5 exactly and rounds to 2.
+        # The decimal share as given: 0.15 of 10 is exactly 1.5 and rounds to 2.
         number = math.floor(Fraction(str(share)) * len(members) + Fraction(1, 2))
         number = min(max(number, 1), len(members) - 1)
         chosen = set(sorted(members, key=lambda name: _draw(name, seed))[:number])
@@ -54,13 +56,13 @@ def _draw(name: str, seed: int) -> bytes:
 
 
 def read_list(split: str) -> list[str]:
-    """The training names of a committed list, e.g. ``aid_tr20``."""
+    """Read the training names of a committed list, e.g. ``aid_tr20``."""
     lines = list_path(split).read_text().splitlines()
     return [line for line in lines if not line.startswith('#')]
 
 
 def list_path(split: str, package: Path = PACKAGE) -> Path:
-    """Where a committed list lies: with the configs, in a checkout or in an installed wheel."""
+    """Find a committed list among the configs of the checkout or of the installed wheel."""
     tail = Path('configs', '_base_', 'data', 'splits', f'{split}.txt')
     candidates = (package.parent / tail, package / '.mim' / tail)
     for path in candidates:
@@ -77,8 +79,8 @@ def write_splits(stem: Path, names: Iterable[str], train: Iterable[str],
 
     Args:
         names: ``class/file`` of all images.
-        train: Those of them that train; the others test.
-        classes: All classes, also those without an image here.
+        train: The training images among them; the others are for testing.
+        classes: All classes, including those without an image.
     """
     names, train = list(names), set(train)
     labels = {label: index for index, label in enumerate(sorted(classes))}

@@ -1,4 +1,4 @@
-"""Cutting an image into tiles of one size that cover it; the last ones are shifted back."""
+"""Tiles of one size that cover an image; the last ones are shifted back."""
 
 from collections.abc import Iterator
 
@@ -10,31 +10,32 @@ from pera_mm.errors import UserError
 
 
 def tile_starts(length: int, tile: int) -> list[int]:
-    """Where tiles begin along one side: every ``tile`` pixels, the last at ``length - tile``.
+    """List the starts along one side: every ``tile`` pixels, the last at ``length - tile``.
 
-    6000 px in tiles of 512: 0, 512 … 5120, 5488; twelve tiles, the last two overlap by 144 px.
+    For 6000 px in tiles of 512: 0, 512 … 5120, 5488; the last two of the twelve tiles overlap by
+    144 px.
 
     Raises:
         ValueError: if the image is smaller than a tile.
     """
     if length < tile:
-        raise UserError(f'{length} px are too few for a tile of {tile} px')
+        raise UserError(f'an image of {length} px is smaller than a tile of {tile} px')
     return [min(start, length - tile) for start in range(0, length, tile)]
 
 
 def tile_corners(size: int, tile: int) -> list[tuple[int, int]]:
-    """(x, y) of every tile of a square image, row by row, in pixels."""
+    """List (x, y) of every tile of a square image, row by row, in pixels."""
     starts = tile_starts(size, tile)
     return [(x, y) for y in starts for x in starts]
 
 
 def tile_name(stem: str, corner: tuple[int, int]) -> str:
-    """File name of a tile: ``<image>_<x>_<y>.png``, the upper left corner in pixels."""
+    """Name the file of a tile: ``<image>_<x>_<y>.png``, the upper left corner in pixels."""
     return f'{stem}_{corner[0]:04d}_{corner[1]:04d}.png'
 
 
 def cut(pixels: NDArray[np.uint8], tile: int) -> Iterator[bytes]:
-    """The tiles of a square image as PNG files, in the order of :func:`tile_corners`.
+    """Cut a square image into PNG files, in the order of :func:`tile_corners`.
 
     Args:
         pixels: RGB ``[S, S, 3]`` or labels ``[S, S]``.
@@ -45,7 +46,7 @@ def cut(pixels: NDArray[np.uint8], tile: int) -> Iterator[bytes]:
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
-    """RGB ``[H, W, 3]`` or labels ``[H, W]`` as the bytes of a PNG file."""
+    """Encode RGB ``[H, W, 3]`` or labels ``[H, W]`` as a PNG file."""
     if pixels.ndim == 3:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
     return cv2.imencode('.png', pixels)[1].tobytes()

@@ -1,4 +1,4 @@
-"""Looking at every prepared file: what is there, what was published, and what is wrong."""
+"""The verification of prepared files: numbers, published numbers, and problems."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -7,20 +7,20 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from pera_mm.datasets.masks import read_mask
 from pera_mm.datasets.reading import UnreadableImage, read_image
 from pera_mm.prepare.jobs import Progress, in_threads, quiet
 
 WORKERS = 4
-LARGE = 4096  # images of more pixels a side are decoded one at a time, for the memory
-STRIP = 1 << 20  # pixels counted at once: bincount makes 8 bytes of each
+LARGE = 4096  # pixels; images with a longer side are decoded one at a time, to save memory
+STRIP = 1 << 20  # pixels counted at once: bincount needs 8 bytes for each
 OK, FEWER, WRONG, OPEN = 'ok', 'fewer', 'WRONG', '-'
 NAMED = 5  # a sentence names this many files; verification.txt names all
 
 
 class Row(NamedTuple):
-    """One line of the table."""
+    """A line of the table."""
 
     what: str
     expected: str
@@ -29,14 +29,14 @@ class Row(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Something wrong, in one sentence about some files."""
+    """A fault of some files, which becomes one sentence."""
 
     what: str  # 'images cannot be read'
     names: tuple[str, ...]
     advice: str
 
     def sentence(self, named: int | None = NAMED) -> str:
-        """The sentence, naming at most so many files (None: all)."""
+        """Word the sentence; it names at most ``named`` files (None: all)."""
         shown = self.names[:named]
         rest = len(self.names) - len(shown)
         what = self.what[0].upper() + self.what[1:]
@@ -46,7 +46,7 @@ class Problem(NamedTuple):
 
 @dataclass
 class Report:
-    """What verification found.
+    """The result of verification.
 
     Args:
         root: The prepared folder; files are named from there.
@@ -71,7 +71,7 @@ class Report:
         self.rows.append(Row(what, says or f'{published[0]:,}', f'{found:,}', verdict))
 
     def note(self, what: str, found: str) -> None:
-        """Say something that is not compared."""
+        """Report a number or remark that is not compared."""
         self.rows.append(Row(what, 'not compared', found, OPEN))
 
     def blame(self, what: str, names: Iterable[str], advice: str = '') -> None:
@@ -82,11 +82,11 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether everything is as published."""
+        """Tell whether everything is as published."""
         return not self.problems and all(row.verdict != WRONG for row in self.rows)
 
     def text(self) -> str:
-        """The whole report with every file's name, for verification.txt."""
+        """Write the whole report with the name of every file, for verification.txt."""
         lines = [f'{row.verdict:6}{row.what}: {row.found} (published: {row.expected})'
                  for row in self.rows]
         lines += [f'{share:7.2%} {split}: {name}'
@@ -95,12 +95,12 @@ class Report:
         return '\n'.join([*lines, 'all is well' if self.ok else 'something is wrong', ''])
 
     def name(self, path: Path) -> str:
-        """How a prepared file is called in sentences."""
+        """Name a prepared file for sentences: its path below the root."""
         return path.relative_to(self.root).as_posix()
 
 
 class Look(NamedTuple):
-    """What one file turned out to be."""
+    """The properties of one decoded file."""
 
     size: tuple[int, int] | None = None  # width, height
     counts: NDArray[np.int64] | None = None  # pixels of every label [256]
@@ -119,10 +119,9 @@ def look_at_image(path: Path) -> Look:
 def look_at_mask(path: Path) -> Look:
     """Decode a mask and count its labels."""
     try:
-        with Image.open(path) as image:
-            mask = np.asarray(image)
-    except Exception as error:  # Pillow raises anything on broken bytes
-        return Look(error=f'{type(error).__name__}: {error}')
+        mask = read_mask(path).values
+    except UnreadableImage as error:
+        return Look(error=str(error))
     if mask.ndim != 2 or mask.dtype != np.uint8:
         return Look(error=f'a mask has one 8-bit channel, this is {mask.dtype} {mask.shape}')
     strips = np.array_split(mask, 1 + mask.size // STRIP)
@@ -131,7 +130,7 @@ def look_at_mask(path: Path) -> Look:
 
 
 def files(folder: Path, suffix: str = '.png') -> list[Path]:
-    """The finished files of a folder, sorted; none if it is not there."""
+    """List the finished files of a folder, sorted; a missing folder has none."""
     return sorted(path for path in folder.glob('*')
                   if path.suffix.lower() == suffix and not path.name.startswith('.'))
 
@@ -141,8 +140,11 @@ def check_images(report: Report, what: str, paths: Sequence[Path], size: int,
     """Decode images; blame those that are unreadable or not ``size`` x ``size`` pixels.
 
     Args:
-        what: What the images are called in the report.
-        slack: Sides may differ by so many pixels; such images are only counted.
+        report: Where problems are reported.
+        what: Name of the images in the report.
+        paths: The images.
+        size: Expected side in pixels.
+        slack: Accepted difference of a side in pixels; such images are only counted.
     """
     looks = in_threads(look_at_image, list(paths), _workers(size))
     seen = list(zip(paths, list(report.progress(looks, f'checking {what}', len(paths)))))
@@ -157,11 +159,13 @@ def check_masks(report: Report, folder: Path, size: int,
     The shares of the classes go into the report under the folder's name.
 
     Args:
+        report: Where problems and shares are reported.
+        folder: Folder of the masks.
         size: Side in pixels.
         classes: Label → name.
 
     Returns:
-        Pixels of every label ``[256]``.
+        Number of pixels of every label ``[256]``.
     """
     paths, what = files(folder), f'masks in {report.name(folder)}'
     looks = in_threads(look_at_mask, paths, _workers(size))
@@ -203,7 +207,7 @@ def _workers(size: int) -> int:
 def _blame_unreadable(report: Report, what: str, seen: list[tuple[Path, Look]]) -> None:
     broken = [f'{report.name(path)} ({look.error})' for path, look in seen if look.error]
     report.blame(f'{what} cannot be read', broken,
-                 'Remove them, get their archive again and repeat the command.')
+                 'Remove them, download their archive again and repeat the command.')
 
 
 def _blame_sizes(report: Report, what: str, seen: list[tuple[Path, Look]], size: int,

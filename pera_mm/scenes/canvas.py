@@ -1,11 +1,10 @@
-"""The drawing board of ``scenes.py``: ground in metres, painted with textures, seen by a camera.
+"""The ground that plans draw on: coordinates in meters, strokes, buildings, trees and vehicles.
 
-A canvas has two sources of chance. ``layout`` is the same at both dates of a scene: whatever
-stays (roads, walls, trunks) draws from it, and never inside a branch that depends on the date.
-``paint`` differs between the dates: season, light, sensor, cars, ships.
+A canvas has two random generators for what is drawn. ``layout`` is the same at both dates of a
+scene: whatever stays (roads, walls, trunks) draws from it, and never inside a branch that depends
+on the date. ``paint`` differs between the dates: season, light, sensor, cars, ships.
 """
 
-from collections.abc import Iterator
 from functools import cached_property
 from math import ceil, cos, hypot, pi, sin
 
@@ -13,23 +12,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-# The land cover of a scene's mask.
+from pera_mm.scenes.noise import smooth_noise
+from pera_mm.scenes.shapes import BOX, ENGINE, FUSELAGE, HULL, TAIL, WING, along, disc, rectangle
+
+# The land cover of a scene's mask; 0 is no data.
 IMPERVIOUS, BUILDING, GRASS, TREE, VEHICLE, WATER, BARE = range(1, 8)
 
-Colour = NDArray | tuple[float, ...]  # RGB, 0-255
+Color = NDArray | tuple[float, ...]  # RGB, 0-255
 
 _SUBPIXEL = 4  # fractional bits of OpenCV's drawing coordinates
+_TRUCK = 7  # m; a vehicle this long has a cab
 
-# Texture strength by land cover: grain of a pixel or two, clumps of 3 m, patches of 25 m.
-_TEXTURE = np.zeros((8, 3), np.float32)
-_TEXTURE[IMPERVIOUS] = 0.03, 0.025, 0.05
-_TEXTURE[BUILDING] = 0.02, 0.02, 0.03
-_TEXTURE[GRASS] = 0.06, 0.06, 0.08
-_TEXTURE[TREE] = 0.12, 0.07, 0.06
-_TEXTURE[WATER] = 0.02, 0.02, 0.05
-_TEXTURE[BARE] = 0.06, 0.06, 0.09
-
-# Anchor colours (RGB) of each material; a scene mixes them at random.
+# Anchor colors (RGB) of each material; a scene mixes them at random.
 _SEASONAL = {
     'grass': ((78, 104, 52), (112, 122, 70), (152, 140, 96), (104, 100, 76), (66, 92, 60)),
     'crop': ((70, 108, 48), (170, 152, 98), (118, 100, 78), (128, 132, 74), (92, 78, 64)),
@@ -44,101 +38,27 @@ _LASTING = {
     'hall': ((190, 192, 194), (96, 108, 134), (140, 140, 140), (222, 220, 214), (120, 104, 92)),
     'track': ((168, 86, 66), (72, 96, 140), (120, 70, 60)),
 }
-ANCHORS = {name: np.array(colours, float) for name, colours in (_SEASONAL | _LASTING).items()}
+ANCHORS = {name: np.array(colors, float) for name, colors in (_SEASONAL | _LASTING).items()}
 WHITE = np.array((226.0, 226, 222))
-_CAR_COLOURS = np.array(
-    [(235, 235, 232), (200, 202, 205), (150, 154, 160), (52, 54, 58), (30, 30, 34)]
-    + [(150, 40, 36), (40, 62, 110), (110, 96, 76)],
-    dtype=float,
-)
-
-# Outlines in units of length and width, the bow to +x.
-_BOX = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])
-_HULL = np.array([(-0.5, -0.42), (0.15, -0.5), (0.36, -0.3), (0.5, 0), (0.36, 0.3), (0.15, 0.5),
-                  (-0.5, 0.42)])  # fmt: skip
-_FUSELAGE = np.array([(0.5, 0), (0.44, 0.045), (0.3, 0.055), (-0.3, 0.05), (-0.5, 0.015)])
-_WING = np.array([(0.12, 0.04), (-0.13, 0.47), (-0.19, 0.47), (-0.09, 0.04)])
-_TAIL = np.array([(-0.36, 0.03), (-0.46, 0.18), (-0.5, 0.18), (-0.47, 0.02)])
-_ENGINE = _BOX * (0.11, 0.045) + (0.03, 0.17)
+_CAR_COLORS = np.array([(235, 235, 232), (200, 202, 205), (150, 154, 160), (52, 54, 58),
+                        (30, 30, 34), (150, 40, 36), (40, 62, 110), (110, 96, 76)], float)
 
 
-def white_noise(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
-    """Uniform noise [size, size] of mean 0 and deviation 1; bytes are the fastest to draw."""
-    noise = rng.integers(0, 256, (size, size), dtype=np.uint8).astype(np.float32)
-    return (noise - np.float32(127.5)) * np.float32(1 / 73.9)
-
-
-def smooth_noise(rng: np.random.Generator, size: int, cell: float) -> NDArray[np.float32]:
-    """Noise [size, size] of about unit deviation whose features are ``cell`` pixels wide."""
-    start = rng.random(2) * 2
-    coarse = white_noise(rng, ceil(size / cell) + 4)
-    grid = np.array([[1 / cell, 0, start[0]], [0, 1 / cell, start[1]]])
-    flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(coarse, grid, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT)
-
-
-def fractal_noise(
-    rng: np.random.Generator, size: int, cell: float, octaves: int = 4
-) -> NDArray[np.float32]:
-    """Noise with detail at every scale from ``cell`` pixels down, of about unit deviation."""
-    field = smooth_noise(rng, size, cell)
-    for octave in range(1, octaves):
-        field += 0.55**octave * smooth_noise(rng, size, max(cell / 2**octave, 1.3))
-    return field * np.float32(0.85)
-
-
-def rectangle(x: float, y: float, width: float, depth: float, angle: float = 0) -> NDArray:
-    """Corners [4, 2] of a rectangle centred at (x, y), turned by ``angle`` radians."""
-    ax, ay = width / 2 * cos(angle), width / 2 * sin(angle)
-    bx, by = -depth / 2 * sin(angle), depth / 2 * cos(angle)
-    return np.array([(x - ax - bx, y - ay - by), (x + ax - bx, y + ay - by),
-                     (x + ax + bx, y + ay + by), (x - ax + bx, y - ay + by)])  # fmt: skip
-
-
-def disc(x: float, y: float, radius: float) -> NDArray:
-    """A circle as a polygon [24, 2]."""
-    angle = np.linspace(0, 2 * pi, 24, endpoint=False)
-    return np.stack([x + radius * np.cos(angle), y + radius * np.sin(angle)], axis=1)
-
-
-def closed(points: NDArray) -> NDArray:
-    """The polygon [n, 2] as the polyline [n + 1, 2] around it."""
-    return np.concatenate([points, points[:1]])
-
-
-def along(points: NDArray, offset: float, length: float, gap: float) -> tuple[NDArray, NDArray]:
-    """Starts and ends [n, 2] of pieces of ``length`` every ``length + gap`` metres of a polyline.
-
-    They lie ``offset`` metres to the side of it.
-    """
-    steps = np.hypot(*np.diff(points, axis=0).T)
-    travelled = np.concatenate([[0], np.cumsum(steps)])
-    tangent = np.gradient(points, axis=0)
-    tangent /= np.maximum(np.hypot(*tangent.T)[:, None], 1e-6)
-    beside = points + offset * np.stack([-tangent[:, 1], tangent[:, 0]], 1)
-    start = np.arange(0, max(travelled[-1] - length, 0), length + gap)
-
-    def at(distance: NDArray) -> NDArray:
-        return np.stack([np.interp(distance, travelled, beside[:, axis]) for axis in (0, 1)], 1)
-
-    return at(start), at(start + length)
-
-
-def _ink(value: Colour | int) -> tuple[float, ...] | int:
+def _ink(value: Color | int) -> tuple[float, ...] | int:
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 class Canvas:
-    """A square of ground under the camera at one date; plans draw on it in metres.
+    """A square of ground under the camera at one date; plans draw on it in meters.
 
     The origin is the picture's middle and the axes are turned by a random angle. Later strokes
-    cover earlier ones, in colour, land cover and shadow alike.
+    cover earlier ones, in color, land cover and shadow alike.
 
     Args:
-        seed: Words that name the scene; the same words give the same scene.
+        seed: Numbers that name the scene; the same numbers give the same scene.
         size: Side of the picture in pixels.
-        zoom: How much further away than usual the camera is.
-        date: 0 or 1.
+        zoom: Distance of the camera relative to the usual one.
+        date: First (0) or second (1) date.
     """
 
     def __init__(self, seed: list[int], size: int, zoom: float, date: int) -> None:
@@ -150,24 +70,24 @@ class Canvas:
         self.gsd = zoom * 0.45 * 2 ** self.layout.random() * (256 / size) ** 0.5
         self.angle = self.layout.uniform(0, 2 * pi)
         self.half = size * self.gsd / 2
-        self.reach = self.half * 1.45  # metres from the middle that a plan has to cover
+        self.reach = self.half * 1.45  # meters from the middle that a plan has to cover
         self.bend, self.bend_length = 0.0, 1.0  # a gentle wave in y, to curve streets
         self._turn = np.array([(cos(self.angle), sin(self.angle)),
                                (-sin(self.angle), cos(self.angle))]) / self.gsd  # fmt: skip
         self._arrival = self.fate.choice([0, 0.15, 0.35])
         self._loss = self.fate.choice([0, 0.05, 0.15])
 
-        self.colour = np.zeros((size, size, 3), np.uint8)
+        self.color = np.zeros((size, size, 3), np.uint8)
         self.cover = np.full((size, size), GRASS, np.uint8)
         self.shadow = np.zeros((size, size), np.uint8)
         self.built = np.zeros((size, size), np.uint8)  # where a building stands at either date
         self.relief = np.zeros((size, size), np.float32)  # height in pixels, only to be shaded
-        self._objects: list[tuple[str, NDArray, int]] = []
+        self.objects: list[tuple[str, NDArray, int]] = []
 
         sun = self.paint.uniform(0, 2 * pi)
         self.away = np.array([cos(sun), sin(sun)])  # from the sun, in the picture
         self._away_in_plan = self._turn @ self.away * self.gsd
-        self.shadow_length = self.paint.uniform(0.35, 1.3)  # metres of shadow per metre of height
+        self.shadow_length = self.paint.uniform(0.35, 1.3)  # meters of shadow per meter of height
         self.materials = {name: self._mix(name, self.paint) for name in _SEASONAL}
         self.materials |= {name: self._mix(name, self.layout) for name in _LASTING}
 
@@ -176,12 +96,12 @@ class Canvas:
         return rng.dirichlet(np.full(len(anchors), 0.6)) @ anchors * rng.uniform(0.8, 1.2)
 
     def tone(self, material: str, spread: float = 0.08) -> NDArray:
-        """A colour [3] of this material: the date's own, varied a little."""
+        """Vary the date's color of a material a little; RGB [3], about 0-255."""
         variation = self.paint.standard_normal(4) * spread
         return self.materials[material] * (1 + variation[0] + variation[1:] / 3)
 
     def to_pixels(self, points: NDArray) -> NDArray:
-        """Metres [..., 2] of the plan to pixels [..., 2] of the picture."""
+        """Convert points [..., 2] from meters of the plan to pixels of the picture."""
         if self.bend:
             points = points.astype(float)
             points[..., 1] += self.bend * np.sin(points[..., 0] / self.bend_length)
@@ -189,13 +109,13 @@ class Canvas:
 
     @cached_property
     def plan_grid(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The plan's x and y in metres at every pixel (without the bend), two of [S, S]."""
+        """The plan's x and y in meters at every pixel (without the bend), two of [S, S]."""
         line = (np.arange(self.size, dtype=np.float32) + 0.5 - self.size / 2) * self.gsd
         along_x, along_y = line * cos(self.angle), line * sin(self.angle)
         return along_x + along_y[:, None], along_x[:, None] - along_y
 
     def visible(self, x: float, y: float, radius: float) -> bool:
-        """Whether something ``radius`` metres big at (x, y) may reach into the picture."""
+        """Tell whether something within ``radius`` meters of (x, y) may lie in the picture."""
         if self.bend:
             y = y + self.bend * sin(x / self.bend_length)
         column = x * cos(self.angle) - y * sin(self.angle)
@@ -203,7 +123,7 @@ class Canvas:
         return max(abs(column), abs(row)) < self.half + radius
 
     def look_up(self, layer: NDArray, points: NDArray) -> NDArray:
-        """The layer's values [n] under ``points`` [n, 2]; outside, those of the border."""
+        """Read the layer's values [n] under ``points`` [n, 2]; outside, those of the border."""
         column, row = np.clip(self.to_pixels(points).astype(int), 0, self.size - 1).T
         return layer[row, column]
 
@@ -215,52 +135,51 @@ class Canvas:
 
     def ground(self, material: str) -> None:
         """Start with grass, soil, water, asphalt or concrete everywhere."""
-        self.colour[:] = np.clip(self.tone(material), 0, 255)
+        self.color[:] = np.clip(self.tone(material), 0, 255)
         covers = {'grass': GRASS, 'soil': BARE, 'water': WATER}
         self.cover[:] = covers.get(material, IMPERVIOUS)
 
-    def fill(self, points: NDArray, colour: Colour, cover: int | None = None) -> None:
+    def fill(self, points: NDArray, color: Color, cover: int | None = None) -> None:
         """Paint a convex polygon [n, 2]; ``cover`` None keeps the land cover below it."""
         fixed = self._fixed(self.to_pixels(points))
-        cv2.fillConvexPoly(self.colour, fixed, _ink(colour), cv2.LINE_AA, _SUBPIXEL)
+        cv2.fillConvexPoly(self.color, fixed, _ink(color), cv2.LINE_AA, _SUBPIXEL)
         if cover is not None:
             cv2.fillConvexPoly(self.cover, fixed, cover, cv2.LINE_8, _SUBPIXEL)
 
     def cast(self, points: NDArray, height: float) -> None:
-        """Throw the shadow of a convex prism on what lies around; its own top stays lit."""
+        """Cast the shadow of a convex prism ``height`` meters high; its own top stays lit."""
         pixels = self.to_pixels(points).astype(np.float32)
         step = (self.away * (height * self.shadow_length / self.gsd)).astype(np.float32)
         hull = cv2.convexHull(np.concatenate([pixels, pixels + step]))[:, 0]
         cv2.fillConvexPoly(self.shadow, self._fixed(hull), 255, cv2.LINE_AA, _SUBPIXEL)
         cv2.fillConvexPoly(self.shadow, self._fixed(pixels), 0, cv2.LINE_8, _SUBPIXEL)
 
-    def line(
-        self, points: NDArray, width: float, colour: Colour, cover: int | None = None
-    ) -> None:  # fmt: skip
-        """A stroke of ``width`` metres along the polyline ``points`` [n, 2]."""
-        if width < self.gsd:  # thinner than a pixel: as much paler
+    def line(self, points: NDArray, width: float, color: Color,
+             cover: int | None = None) -> None:
+        """Draw a stroke of ``width`` meters along the polyline ``points`` [n, 2]."""
+        if width < self.gsd:  # thinner than a pixel: paler instead
             column, row = self.to_pixels(points[len(points) // 2]).tolist()
             last = self.size - 1
-            below = self.colour[int(min(max(row, 0), last)), int(min(max(column, 0), last))]
-            colour = below + (np.asarray(colour) - below) * (width / self.gsd)
+            below = self.color[int(min(max(row, 0), last)), int(min(max(column, 0), last))]
+            color = below + (np.asarray(color) - below) * (width / self.gsd)
         fixed = [self._fixed(self.to_pixels(points))]
         thick = max(1, round(width / self.gsd))
-        cv2.polylines(self.colour, fixed, False, _ink(colour), thick, cv2.LINE_AA, _SUBPIXEL)
+        cv2.polylines(self.color, fixed, False, _ink(color), thick, cv2.LINE_AA, _SUBPIXEL)
         if cover is not None:
             cv2.polylines(self.cover, fixed, False, cover, thick, cv2.LINE_8, _SUBPIXEL)
 
     def dashes(self, points: NDArray, offset: float, length: float, gap: float) -> None:
-        """Broken white markings ``offset`` metres beside a polyline."""
+        """Draw broken white markings ``offset`` meters beside a polyline."""
         for ends in zip(*along(points, offset, length, gap)):
             if self.visible(*ends[0], length):
                 self.line(np.array(ends), 0.3, WHITE)
 
-    def roads(self, lines: list[NDArray], width: float, kerb: float = 1.5) -> None:
-        """Roads that merge where they cross: all kerbs first, then all carriageways."""
+    def roads(self, lines: list[NDArray], width: float, curb: float = 1.5) -> None:
+        """Draw roads that merge where they cross: all curbs first, then all carriageways."""
         asphalt, side = self.tone('asphalt'), self.tone('concrete')
         for line in lines:
-            if kerb:
-                self.line(line, width + 2 * kerb, side, IMPERVIOUS)
+            if curb:
+                self.line(line, width + 2 * curb, side, IMPERVIOUS)
         for line in lines:
             self.line(line, width, asphalt, IMPERVIOUS)
         if self.layout.random() < 0.6:
@@ -268,7 +187,7 @@ class Canvas:
                 self.dashes(line, 0, 3, 5)
 
     def bridge(self, line: NDArray, width: float, height: float) -> None:
-        """A road on piers: it throws its shadow on what it crosses."""
+        """Draw a road on piers, which casts its shadow on what it crosses."""
         thick = max(1, round(width / self.gsd))
         pixels = self.to_pixels(line)
         step = self.away * (height * self.shadow_length / self.gsd)
@@ -278,19 +197,18 @@ class Canvas:
         self.line(line, width, self.tone('concrete'), IMPERVIOUS)
         self.line(line, width - 1.4, self.tone('asphalt'), IMPERVIOUS)
 
-    def area(self, inside: NDArray, colour: Colour, cover: int) -> None:
-        """Paint where ``inside`` [S, S], metres to the edge, is positive."""
+    def area(self, inside: NDArray, color: Color, cover: int) -> None:
+        """Paint where ``inside`` [S, S], the meters to the edge, is positive."""
         alpha = np.clip(inside / self.gsd + 0.5, 0, 1)[..., None]
-        self._blend(alpha, np.asarray(colour, np.float32))
+        self._blend(alpha, np.asarray(color, np.float32))
         self.cover[inside > 0] = cover
 
-    def _blend(self, alpha: NDArray, colour: NDArray) -> None:
-        self.colour = (self.colour + (colour - self.colour) * alpha).clip(0, 255).astype(np.uint8)
+    def _blend(self, alpha: NDArray, color: NDArray) -> None:
+        self.color = (self.color + (color - self.color) * alpha).clip(0, 255).astype(np.uint8)
 
-    def rows(
-        self, corners: NDArray, colours: tuple[NDArray, NDArray], angle: float, period: float
-    ) -> None:
-        """Fill a field with rows of two colours (crop lines, furrows) ``period`` metres apart."""
+    def rows(self, corners: NDArray, colors: tuple[NDArray, NDArray], angle: float,
+             period: float) -> None:
+        """Fill a field with rows of two colors (crop lines, furrows) ``period`` meters apart."""
         alpha = np.zeros((self.size, self.size), np.uint8)
         fixed = self._fixed(self.to_pixels(corners))
         cv2.fillConvexPoly(alpha, fixed, 255, cv2.LINE_AA, _SUBPIXEL)
@@ -301,24 +219,23 @@ class Canvas:
         east, north = (axis[box] for axis in self.plan_grid)
         period = max(period, 2.6 * self.gsd)  # finer rows would alias
         wave = np.sin((east * sin(angle) - north * cos(angle)) * (2 * pi / period)) * 0.5 + 0.5
-        low, high = np.asarray(colours, np.float32)
+        low, high = np.asarray(colors, np.float32)
         texture = low + (high - low) * wave[..., None]
         share = alpha[box][..., None] * np.float32(1 / 255)
-        self.colour[box] = self.colour[box] * (1 - share) + texture.clip(0, 255) * share
+        self.color[box] = self.color[box] * (1 - share) + texture.clip(0, 255) * share
         self.cover[box][alpha[box] > 127] = GRASS
 
     # -- round things ----------------------------------------------------------------------------
 
-    def _domes(
-        self, points: NDArray, radius: NDArray | float, rough: float
-    ) -> tuple[NDArray, NDArray, NDArray] | None:
-        """Round heaps at ``points`` [n, 2]; neighbours meet halfway.
+    def _domes(self, points: NDArray, radius: NDArray | float,
+               rough: float) -> tuple[NDArray, NDArray, NDArray] | None:
+        """Shape round heaps at ``points`` [n, 2]; neighbors meet halfway.
 
-        One distance transform draws any number of them: it knows the nearest centre of a pixel.
+        One distance transform shapes any number of them, as it also gives the nearest center.
 
         Returns:
-            Pixels to the edge (positive inside), height in pixels, and which dome a pixel
-            belongs to, three of [S, S]; None when all lie outside the picture.
+            Pixels to the edge (positive inside), height in pixels, and the number of the dome
+            that a pixel belongs to, three of [S, S]; None if all lie outside the picture.
         """
         points = np.asarray(points, float).reshape(-1, 2)
         radius = np.broadcast_to(np.asarray(radius, float) / self.gsd, len(points))
@@ -334,8 +251,7 @@ class Canvas:
         empty = np.ones((side, side), np.uint8)
         empty[row, column] = 0
         distance, nearest = cv2.distanceTransformWithLabels(
-            empty, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-        )
+            empty, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
         number = nearest[row, column]
         reach = np.ones(number.max() + 1, np.float32)
         reach[number] = radius[seen]
@@ -348,7 +264,7 @@ class Canvas:
         return edge, height, nearest
 
     def trees(self, points: NDArray, radius: NDArray | float, tall: float = 1.5) -> None:
-        """Crowns of ``radius`` metres at ``points`` [n, 2]; ``tall`` in radii sets the shadow."""
+        """Draw crowns of ``radius`` meters at ``points`` [n, 2], each ``tall`` radii high."""
         domes = self._domes(points, radius, rough=0.35)
         if domes is None:
             return
@@ -367,50 +283,46 @@ class Canvas:
             np.maximum(self.shadow, fallen, out=self.shadow)
         self.shadow[crown] = 0
 
-    def wood(
-        self, count: int, low: float, high: float, keep_off: tuple[int, ...] = (),
-        clear_of: NDArray | None = None, clearance: float = 0,
-    ) -> None:  # fmt: skip
-        """``count`` trees at random, crowns of ``low`` to ``high`` metres.
+    def wood(self, count: int, low: float, high: float, keep_off: tuple[int, ...] = (),
+             clear_of: NDArray | None = None, clearance: float = 0) -> None:
+        """Draw ``count`` trees at random places, with crowns of ``low`` to ``high`` meters.
 
-        None stands where a building does at either date, on the covers ``keep_off`` or within
-        ``clearance`` of the points ``clear_of``.
+        A tree is left out where a building stands at either date, on the covers ``keep_off``,
+        and within ``clearance`` meters of the points ``clear_of`` [n, 2].
         """
         points = self.layout.uniform(-self.reach, self.reach, (count, 2))
         radius = self.layout.uniform(low, high, count)
         keep = self.look_up(self.built, points) == 0
-        if keep_off:  # vehicles, too: they stand on one of them, and at one date only
+        if keep_off:  # vehicles, too: one stands on such a cover, at one date only
             keep &= ~np.isin(self.look_up(self.cover, points), (*keep_off, VEHICLE))
         if clear_of is not None:
             gap = points[:, None] - clear_of
             keep &= np.hypot(gap[..., 0], gap[..., 1]).min(1) > clearance
         self.trees(points[keep], radius[keep])
 
-    def heaps(self, points: NDArray, radius: NDArray, colour: Colour) -> None:
-        """Mounds of bare ground."""
+    def heaps(self, points: NDArray, radius: NDArray, color: Color) -> None:
+        """Draw mounds of bare ground at ``points`` [n, 2] with ``radius`` [n] in meters."""
         domes = self._domes(points, radius, rough=0.12)
         if domes is None:
             return
-        self.area(domes[0] * self.gsd, colour, BARE)
+        self.area(domes[0] * self.gsd, color, BARE)
         np.add(self.relief, domes[1] * 1.3, out=self.relief, where=domes[0] > 0)
 
     # -- buildings -------------------------------------------------------------------------------
 
     def _stands(self, plot: NDArray) -> bool:
-        """Whether the next building exists at this date: the one source of true change."""
+        """Decide whether the next building exists at this date: the only source of true change."""
         cv2.fillConvexPoly(self.built, self._fixed(self.to_pixels(plot)), 1, cv2.LINE_8, _SUBPIXEL)
         chance = self.fate.random()
         if chance < self._arrival:
             return self.date == 1
         return chance < 1 - self._loss or self.date == 0
 
-    def building(
-        self, x: float, y: float, width: float, depth: float, angle: float = 0,
-        height: float = 6, roof: str = 'gable',
-    ) -> None:  # fmt: skip
-        """A building with its shadow if it stands at this date, else its plot.
+    def building(self, x: float, y: float, width: float, depth: float, angle: float = 0,
+                 height: float = 6, roof: str = 'gable') -> None:
+        """Draw a building with its shadow if it stands at this date, else its plot.
 
-        ``roof`` is 'gable', 'hip' or 'flat'. Metres and radians.
+        Lengths are in meters, the angle in radians; ``roof`` is 'gable', 'hip' or 'flat'.
         """
         if not self.visible(x, y, max(width, depth) + 3 * height):
             return
@@ -422,17 +334,17 @@ class Canvas:
             return
         material = 'hall' if roof == 'flat' else 'roof'
         other = ANCHORS[material][int(detail[2] * len(ANCHORS[material]))]
-        colour = (self.materials[material] if detail[1] < 0.6 else other) * (0.85 + 0.3 * detail[3])
+        color = (self.materials[material] if detail[1] < 0.6 else other) * (0.85 + 0.3 * detail[3])
         outline = rectangle(x, y, width, depth, angle)
         self.cast(outline, height)
-        self.fill(outline, colour, BUILDING)
+        self.fill(outline, color, BUILDING)
         if roof == 'flat':
-            self._flat_roof(x, y, width, depth, angle, colour, detail)
+            self._flat_roof(x, y, width, depth, angle, color, detail)
         else:
-            self._pitched_roof(outline, colour, 0.5 if roof == 'hip' else 0)
+            self._pitched_roof(outline, color, 0.5 if roof == 'hip' else 0)
 
-    def _pitched_roof(self, outline: NDArray, colour: NDArray, hip: float) -> None:
-        """Two or four facets, each as bright as it faces the sun."""
+    def _pitched_roof(self, outline: NDArray, color: NDArray, hip: float) -> None:
+        """Draw two or four facets; one that faces the sun is brighter."""
         a, b, c, d = outline
         if hypot(*(b - a)) < hypot(*(c - b)):
             a, b, c, d = b, c, d, a  # now a-b is the long side, the ridge runs along it
@@ -447,17 +359,15 @@ class Canvas:
             facets += [((b, c, right), b - a), ((d, a, left), a - b)]
         for corners, outward in facets:
             facing = -(outward @ self._away_in_plan) / hypot(*outward)
-            self.fill(np.array(corners), colour * (1 + 0.28 * facing))
+            self.fill(np.array(corners), color * (1 + 0.28 * facing))
 
-    def _flat_roof(
-        self, x: float, y: float, width: float, depth: float, angle: float,
-        colour: NDArray, detail: NDArray,
-    ) -> None:  # fmt: skip
-        """Parapet, seams or skylights, and some machinery."""
+    def _flat_roof(self, x: float, y: float, width: float, depth: float, angle: float,
+                   color: NDArray, detail: NDArray) -> None:
+        """Draw a parapet, seams or skylights, and some machinery."""
         turn = np.array([[cos(angle), sin(angle)], [-sin(angle), cos(angle)]])
-        self.fill(rectangle(x, y, width - 1.6, depth - 1.6, angle), colour * 0.9)
+        self.fill(rectangle(x, y, width - 1.6, depth - 1.6, angle), color * 0.9)
         if detail[4] < 0.6:
-            step, light = 4 + 5 * detail[5], colour * (0.75 if detail[6] < 0.5 else 1.15)
+            step, light = 4 + 5 * detail[5], color * (0.75 if detail[6] < 0.5 else 1.15)
             for offset in np.arange(-width / 2 + step, width / 2 - 1, step):
                 ends = np.array([[offset, 1.5 - depth / 2], [offset, depth / 2 - 1.5]])
                 self.line(ends @ turn + (x, y), 0.6, light)
@@ -469,7 +379,7 @@ class Canvas:
             self.fill(unit, self.materials['concrete'])
 
     def tank(self, x: float, y: float, radius: float) -> None:
-        """A storage tank: a pale drum with rim, cone and shadow, if it stands at this date."""
+        """Draw a storage tank with rim, cone and shadow if it stands at this date."""
         if not self.visible(x, y, radius * 2.5):
             return
         height, light = self.layout.uniform(0.5, 1.1) * radius, self.layout.uniform(0.85, 1.1)
@@ -477,26 +387,26 @@ class Canvas:
         if not self._stands(outline):
             return
         self.cast(outline, height)
-        colour = (self.materials['hall'] * 0.5 + 105) * light
-        self.fill(outline, colour, BUILDING)
-        self.fill(disc(x, y, radius * 0.92), colour * 0.92)
+        color = (self.materials['hall'] * 0.5 + 105) * light
+        self.fill(outline, color, BUILDING)
+        self.fill(disc(x, y, radius * 0.92), color * 0.92)
         lit = np.array([x, y]) + self._away_in_plan * radius * 0.1
-        self.fill(disc(*lit, radius * 0.8), colour * 0.97)
-        self.fill(disc(*(lit + self._away_in_plan * radius * 0.15), radius * 0.55), colour * 1.03)
+        self.fill(disc(*lit, radius * 0.8), color * 0.97)
+        self.fill(disc(*(lit + self._away_in_plan * radius * 0.15), radius * 0.55), color * 1.03)
         self.note('storagetank', outline, BUILDING)
 
     # -- vehicles --------------------------------------------------------------------------------
 
     def _stamp(self, shape: NDArray, poses: NDArray, scale: NDArray) -> NDArray:
-        """``shape`` [k, 2] at ``poses`` [n, 3] (x, y, heading), times ``scale`` [n, 2]."""
+        """Put ``shape`` [k, 2] times ``scale`` [n, 2] at ``poses`` [n, 3]; return [n, k, 2]."""
         x, y, heading = poses.T
         c, s = np.cos(heading)[:, None], np.sin(heading)[:, None]
         long, wide = shape[:, 0] * scale[:, :1], shape[:, 1] * scale[:, 1:]
         return np.stack([long * c - wide * s + x[:, None], long * s + wide * c + y[:, None]], -1)
 
-    def _fill_all(self, polygons: NDArray, colours: NDArray, cover: int | None = None) -> None:
-        for fixed, colour in zip(self._fixed(self.to_pixels(polygons)), colours.tolist()):
-            cv2.fillConvexPoly(self.colour, fixed, colour, cv2.LINE_AA, _SUBPIXEL)
+    def _fill_all(self, polygons: NDArray, colors: NDArray, cover: int | None = None) -> None:
+        for fixed, color in zip(self._fixed(self.to_pixels(polygons)), colors.tolist()):
+            cv2.fillConvexPoly(self.color, fixed, color, cv2.LINE_AA, _SUBPIXEL)
             if cover is not None:
                 cv2.fillConvexPoly(self.cover, fixed, cover, cv2.LINE_8, _SUBPIXEL)
 
@@ -514,30 +424,30 @@ class Canvas:
         return poses[middle < (self.half + length) / self.gsd]
 
     def cars(self, poses: NDArray, length: float = 4.5, width: float = 1.9) -> None:
-        """Vehicles at ``poses`` [n, 3] of x, y and heading; from 7 m on they are trucks.
+        """Draw vehicles at ``poses`` [n, 3] of x, y and heading, but not on buildings.
 
-        None is put on a building of either date.
+        Vehicles of ``_TRUCK`` meters and more are trucks.
         """
         poses = self._seen(poses, length)
         scale = self.paint.uniform(0.9, 1.1, (len(poses), 2)) * (length, width)
-        bodies = self._stamp(_BOX, poses, scale)
+        bodies = self._stamp(BOX, poses, scale)
         free = self.look_up(self.built, bodies.reshape(-1, 2)).reshape(-1, 4).max(1, initial=0) == 0
         poses, scale, bodies = poses[free], scale[free], bodies[free]
-        pick = self.paint.integers(len(_CAR_COLOURS), size=len(poses))
-        colours = _CAR_COLOURS[pick] * self.paint.uniform(0.85, 1.05, (len(poses), 1))
-        self._cast_all(bodies, 1.3 if length < 7 else 3)
-        self._fill_all(bodies, colours, VEHICLE)
-        if length >= 7:
-            cab = self._stamp(_BOX * (0.18, 1) + (0.4, 0), poses, scale)
-            self._fill_all(cab, colours * 0.5)
+        pick = self.paint.integers(len(_CAR_COLORS), size=len(poses))
+        colors = _CAR_COLORS[pick] * self.paint.uniform(0.85, 1.05, (len(poses), 1))
+        self._cast_all(bodies, 1.3 if length < _TRUCK else 3)
+        self._fill_all(bodies, colors, VEHICLE)
+        if length >= _TRUCK:
+            cab = self._stamp(BOX * (0.18, 1) + (0.4, 0), poses, scale)
+            self._fill_all(cab, colors * 0.5)
         elif self.gsd < 0.9:
-            glass = self._stamp(_BOX * (0.2, 0.8) + (0.12, 0), poses, scale)
+            glass = self._stamp(BOX * (0.2, 0.8) + (0.12, 0), poses, scale)
             self._fill_all(glass, np.full((len(poses), 3), 48.0))
         for body in bodies:
             self.note('vehicle', body, VEHICLE)
 
     def traffic(self, line: NDArray, offset: float, spacing: float, reverse: bool = False) -> None:
-        """Cars and now and then a truck on one lane of a road."""
+        """Draw cars and a few trucks on one lane, about every ``spacing`` meters."""
         start, end = along(line, offset, 4.5, spacing * self.paint.uniform(0.6, 1.5))
         heading = np.arctan2(*(end - start).T[::-1]) + pi * reverse
         poses = np.column_stack([(start + end) / 2, heading])
@@ -547,94 +457,43 @@ class Canvas:
         self.cars(poses[trucks], length=self.paint.uniform(8, 12), width=2.5)
 
     def ships(self, poses: NDArray, length: NDArray | float) -> None:
-        """Hulls with a pointed bow, a deck and a cabin at ``poses`` [n, 3]."""
+        """Draw hulls with a pointed bow, a deck and a cabin at ``poses`` [n, 3]."""
         scale = np.outer(np.broadcast_to(length, len(poses)), (1, 0.28))
         middle = np.abs(self.to_pixels(poses[:, :2]) - self.size / 2).max(1, initial=0)
         seen = middle < self.size / 2 + scale[:, 0] / self.gsd
         poses, scale = poses[seen], scale[seen]
         scale *= self.paint.uniform(0.9, 1.1, scale.shape)
-        hulls = self._stamp(_HULL, poses, scale)
-        pick = self.paint.integers(len(_CAR_COLOURS), size=(len(poses), 2))
-        colours = _CAR_COLOURS[np.where(self.paint.random(len(poses)) < 0.7, 0, pick[:, 0])]
+        hulls = self._stamp(HULL, poses, scale)
+        pick = self.paint.integers(len(_CAR_COLORS), size=(len(poses), 2))
+        colors = _CAR_COLORS[np.where(self.paint.random(len(poses)) < 0.7, 0, pick[:, 0])]
         self._cast_all(hulls, 1.5)
-        self._fill_all(hulls, colours * 0.95, VEHICLE)
-        self._fill_all(self._stamp(_HULL * 0.7, poses, scale), colours * 0.8)
-        cabin = _BOX * (0.24, 0.55) - (0.12, 0)
-        self._fill_all(self._stamp(cabin, poses, scale), _CAR_COLOURS[pick[:, 1] % 4])
+        self._fill_all(hulls, colors * 0.95, VEHICLE)
+        self._fill_all(self._stamp(HULL * 0.7, poses, scale), colors * 0.8)
+        cabin = BOX * (0.24, 0.55) - (0.12, 0)
+        self._fill_all(self._stamp(cabin, poses, scale), _CAR_COLORS[pick[:, 1] % 4])
         for hull in hulls:
             self.note('ship', hull, VEHICLE)
 
     def airplanes(self, poses: NDArray, length: float) -> None:
-        """Fuselage, swept wings, tail and two engines at ``poses`` [n, 3]."""
+        """Draw fuselage, swept wings, tail and two engines at ``poses`` [n, 3]."""
         poses = self._seen(poses, length)
         scale = np.repeat(length * self.paint.uniform(0.9, 1.08, (len(poses), 1)), 2, axis=1)
         mirror = np.array([1, -1])
-        body = np.concatenate([_FUSELAGE, _FUSELAGE[::-1] * mirror])
-        shapes = [_WING, _WING * mirror, _TAIL, _TAIL * mirror, _ENGINE, _ENGINE * mirror, body]
+        body = np.concatenate([FUSELAGE, FUSELAGE[::-1] * mirror])
+        shapes = [WING, WING * mirror, TAIL, TAIL * mirror, ENGINE, ENGINE * mirror, body]
         parts = [self._stamp(shape, poses, scale) for shape in shapes]
-        colours = np.outer(self.paint.uniform(180, 243, len(poses)), (1, 1, 0.99))
+        colors = np.outer(self.paint.uniform(180, 243, len(poses)), (1, 1, 0.99))
         for part in parts:
             self._cast_all(part, length * 0.07)
         for part, shade in zip(parts, (0.92, 0.92, 0.9, 0.9, 0.7, 0.7, 1)):
             for fixed in self._fixed(self.to_pixels(part)):
                 cv2.fillConvexPoly(self.shadow, fixed, 0, cv2.LINE_8, _SUBPIXEL)
-            self._fill_all(part, colours * shade, VEHICLE)
+            self._fill_all(part, colors * shade, VEHICLE)
         for outline in np.concatenate(parts, axis=1):
             self.note('airplane', outline, VEHICLE)
 
     # -- what comes out --------------------------------------------------------------------------
 
     def note(self, name: str, points: NDArray, cover: int = 0) -> None:
-        """Remember an object; ``cover`` is what it was painted as, to see later if it is hidden."""
-        self._objects.append((name, self.to_pixels(points), cover))
-
-    def boxes(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """Name and xyxy box of each object at least half in the picture and not hidden."""
-        for name, pixels, cover in self._objects:
-            low, high = pixels.min(0), pixels.max(0)
-            start, end = low.clip(0, self.size), high.clip(0, self.size)
-            whole = (high - low).prod()
-            if (end - start).min() < 3 or (end - start).prod() < 0.5 * whole:
-                continue
-            if cover:
-                (x, y), (right, bottom) = np.floor(start).astype(int), np.ceil(end).astype(int)
-                share = cv2.contourArea(cv2.convexHull(pixels.astype(np.float32))) / whole
-                if np.mean(self.cover[y:bottom, x:right] == cover) < 0.35 * share:
-                    continue
-            yield name, np.concatenate([start, end]).astype(np.float32)
-
-    def photograph(self) -> NDArray[np.uint8]:
-        """Light, texture, haze and sensor: from the painted ground to an RGB image [S, S, 3]."""
-        rng, size = self.paint, self.size
-        grain, clumps, patches = np.moveaxis(_TEXTURE[self.cover], -1, 0)
-        light = 1 + grain * smooth_noise(rng, size, 1.4)
-        light += clumps * fractal_noise(rng, size, max(2, 3 / self.gsd), 2)
-        light += patches * fractal_noise(self.layout, size, max(3, 25 / self.gsd), 3)
-        if self.relief.any():
-            height = cv2.GaussianBlur(self.relief, (0, 0), 0.6)
-            slope = cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=self.away[0] / 8)
-            slope += cv2.Sobel(height, cv2.CV_32F, 0, 1, scale=self.away[1] / 8)
-            light *= 1 + 0.42 * np.clip(slope, -1.4, 1.4)
-        light *= 1 - self.shadow * np.float32(rng.uniform(0.4, 0.62) / 255)
-        return _sensor(self.colour * np.clip(light, 0.1, 2)[..., None], rng)
-
-
-def _sensor(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Point spread, saturation, exposure, haze and noise, so that mean colour tells little."""
-    image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.95))
-    mean = image.mean((0, 1))
-    saturation = rng.uniform(0.55, 1.15)
-    # Exposure goes most of the way to a random brightness, white balance part of the way to grey
-    # and off by a random tint: all the way would turn woods pink.
-    balance = (mean / mean.mean()) ** -0.2 * (1 + 0.03 * rng.standard_normal(3))
-    gain = balance * np.clip((rng.uniform(85, 130) / mean.mean()) ** 0.7, 0.5, 2)
-    contrast, haze = rng.uniform(0.85, 1.15), rng.beta(1, 4) * 0.35
-    # All of it is one linear map of the colours.
-    mix = saturation * np.eye(3) + (1 - saturation) / 3
-    mix = np.diag(gain * contrast * (1 - haze)) @ mix
-    offset = gain * (1 - contrast) * (1 - haze) * mean + haze * np.array([168, 178, 190])
-    image = cv2.transform(image, np.column_stack([mix, offset]).astype(np.float32))
-    noise = white_noise(rng, image.shape[0]) * np.float32(rng.uniform(0.5, 5))
-    for channel in range(3):  # one field, shifted: nobody sees that the channels share it
-        image[..., channel] += np.roll(noise, 17 * channel, axis=(0, 1))
-    return image.clip(0, 255).astype(np.uint8)
+        """Remember an object for the boxes; it is hidden where its ``cover`` does not show."""
+        self.objects.append((name, self.to_pixels(points), cover))

@@ -1,9 +1,9 @@
 """A small synthetic planet: land cover and imagery of six islands, one per continent.
 
-For tests and for the example that needs no network. Every island is 6.4 km across and has all nine
-classes of the ESRI legend, which differ in colour and texture as they do from above. Half of the
-islands are in UTM, half in degrees. What real sources spoil is there too: every island has a patch
-of cloud (class and picture), a corner without data, and a patch of blank grey in the picture.
+It serves the tests and the example without a network. Every island is 6.4 km wide and has all nine
+classes of the ESRI legend, which differ in color and texture as they do from above. Half of the
+islands are in UTM, half in degrees. Every island has the faults of real sources: a patch of cloud
+(class and picture), a corner without data, and a patch of blank gray in the picture.
 """
 
 import os
@@ -19,6 +19,7 @@ from rasterio.transform import from_origin
 from rasterio.warp import transform
 
 from pera_mm.errors import UserError
+from pera_mm.scenes.noise import relief_noise
 from pera_mm.seeds import hash_seed
 
 # Longitude and latitude of the centres: Kenya, China, Germany, Kansas, Queensland, Brazil.
@@ -28,7 +29,7 @@ ISLANDS = {'africa': (37.0, 1.2), 'asia': (104.5, 35.2), 'europe': (10.4, 51.1),
 IN_DEGREES = ('asia', 'north america', 'oceania')
 COVER_PIXELS, COVER_PIXEL = 640, 10.0  # m
 IMAGE_PIXELS, IMAGE_PIXEL = 1600, 4.0  # m
-METRES_PER_DEGREE = 111_320.0  # of latitude, about
+METERS_PER_DEGREE = 111_320.0  # of latitude, about
 WATER, FOREST, WETLAND, FARMLAND, URBAN, DESERT, ICE, CLOUD, GRASS = 1, 2, 4, 5, 7, 8, 9, 10, 11
 NO_DATA = 0
 CORNER, BLANK = 80, 90  # pixels of the land cover, the sides of what is spoiled
@@ -37,11 +38,11 @@ CORNER, BLANK = 80, 90  # pixels of the land cover, the sides of what is spoiled
 def make_planet(folder: Path, seed: int = 0) -> None:
     """Write ``landcover/*.tif`` (10 m, ESRI codes) and ``imagery/*.tif`` (4 m, RGB) into a folder.
 
-    The same seed gives the same planet. Files that are there are kept, so that a stopped start
-    goes on. About 5 MB.
+    The same seed gives the same planet. Existing files are kept, so that a stopped run continues
+    with the next file. The planet takes about 5 MB.
 
     Raises:
-        ValueError: if a file that is there was not drawn with this seed.
+        ValueError: if an existing file was not drawn with this seed.
     """
     for number, (name, place) in enumerate(ISLANDS.items()):
         rng = np.random.default_rng(hash_seed(seed, number))
@@ -63,9 +64,9 @@ def make_planet(folder: Path, seed: int = 0) -> None:
 
 
 def draw_cover(rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A land-cover map, ESRI codes [640, 640]."""
+    """Draw a land-cover map, ESRI codes [640, 640]."""
     size = COVER_PIXELS
-    height, moisture, people = (_ranks(_fractal(rng, size, 260)) for _ in range(3))
+    height, moisture, people = (_ranks(relief_noise(rng, size, 260)) for _ in range(3))
     cover = np.full((size, size), GRASS, np.uint8)
     cover[moisture < 0.45] = FARMLAND
     cover[moisture > 0.68] = FOREST
@@ -74,21 +75,21 @@ def draw_cover(rng: np.random.Generator) -> NDArray[np.uint8]:
     cover[(people > 0.72) & (height < 0.85)] = URBAN
     cover[height < 0.26] = WETLAND
     cover[height < 0.15] = WATER
-    cover[_ranks(_fractal(rng, size, 200)) > 0.95] = CLOUD
+    cover[_ranks(relief_noise(rng, size, 200)) > 0.95] = CLOUD
     cover[:CORNER, -CORNER:] = NO_DATA
     return cover
 
 
 def draw_image(cover: NDArray[np.uint8], rng: np.random.Generator
                ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """The ground of a land-cover map from above.
+    """Draw the ground of a land-cover map [640, 640] from above.
 
     Returns:
-        RGB [1600, 1600, 3], and where there is data [1600, 1600].
+        RGB 0-255 [1600, 1600, 3], and a mask of the pixels with data [1600, 1600].
     """
     size = IMAGE_PIXELS
-    # Ragged borders: where the map's pixels end is not where the land's do.
-    shift = np.stack([_fractal(rng, size, 12) for _ in range(2)]) * 2.0
+    # Ragged borders: real borders do not follow the map's pixels.
+    shift = np.stack([relief_noise(rng, size, 12) for _ in range(2)]) * 2.0
     at = np.arange(size, dtype=np.float32)
     x, y = at + shift[0], at[:, None] + shift[1]
     scale = COVER_PIXELS / size
@@ -98,7 +99,7 @@ def draw_image(cover: NDArray[np.uint8], rng: np.random.Generator
     for code, paint in PAINTS.items():
         where = classes == code
         image[where] = paint(rng, size)[where]
-    image *= 1 + 0.04 * _fractal(rng, size, 400)[..., None]  # light and haze
+    image *= 1 + 0.04 * relief_noise(rng, size, 400)[..., None]  # light and haze
     image += 2.5 * rng.standard_normal((size, size, 1), np.float32)  # grain
     blank = int(BLANK / scale)
     top, left = rng.integers(size // 4, size - size // 4 - blank, 2)
@@ -109,23 +110,23 @@ def draw_image(cover: NDArray[np.uint8], rng: np.random.Generator
     return np.clip(image, 0, 255).astype(np.uint8), valid
 
 
-# -- what the classes look like: (rng, size) to RGB 0-255 [size, size, 3] --------------------------
+# -- the paint of each class: (rng, size) to RGB 0-255 [size, size, 3] -----------------------------
 
 
 def _water(rng: np.random.Generator, size: int) -> NDArray:
-    waves = 0.3 * _fractal(rng, size, 6, octaves=2) + _fractal(rng, size, 120)
+    waves = 0.3 * relief_noise(rng, size, 6, octaves=2) + relief_noise(rng, size, 120)
     return _shade((28, 62, 92), waves, 7)
 
 
 def _forest(rng: np.random.Generator, size: int) -> NDArray:
-    crowns = np.abs(_fractal(rng, size, 5, octaves=2))
-    return _shade((34, 66, 36), crowns - 0.6 + 0.4 * _fractal(rng, size, 60), 17)
+    crowns = np.abs(relief_noise(rng, size, 5, octaves=2))
+    return _shade((34, 66, 36), crowns - 0.6 + 0.4 * relief_noise(rng, size, 60), 17)
 
 
 def _wetland(rng: np.random.Generator, size: int) -> NDArray:
-    pools = _fractal(rng, size, 22)[..., None] > 0.35
-    return np.where(pools, _shade((42, 70, 74), _fractal(rng, size, 30), 5),
-                    _shade((98, 108, 66), _fractal(rng, size, 9), 12))
+    pools = relief_noise(rng, size, 22)[..., None] > 0.35
+    return np.where(pools, _shade((42, 70, 74), relief_noise(rng, size, 30), 5),
+                    _shade((98, 108, 66), relief_noise(rng, size, 9), 12))
 
 
 def _farmland(rng: np.random.Generator, size: int) -> NDArray:
@@ -134,7 +135,7 @@ def _farmland(rng: np.random.Generator, size: int) -> NDArray:
     across, along = _bent(rng, size)
     field = _hashed(rng, np.floor(across / 55), np.floor(along / 90))
     furrows = np.sin(np.where(field % 2 == 0, across, along) * 1.1)
-    image = _shade((0, 0, 0), furrows + 0.6 * _fractal(rng, size, 14), 6)
+    image = _shade((0, 0, 0), furrows + 0.6 * relief_noise(rng, size, 14), 6)
     image += palette[field % len(palette)]
     image[(across % 55 < 2) | (along % 90 < 2)] = 96, 104, 60  # hedges
     return image
@@ -147,27 +148,27 @@ def _urban(rng: np.random.Generator, size: int) -> NDArray:
     house = _hashed(rng, np.floor(across / 7), np.floor(along / 9))
     image = roofs[house % len(roofs)] * (0.82 + (house // 8 % 8 / 20)[..., None])
     garden = (across % 7 < 1.6) | (along % 9 < 2.2) | (house % 5 == 0)
-    image[garden] = _shade((92, 104, 78), _fractal(rng, size, 6), 12)[garden]
+    image[garden] = _shade((92, 104, 78), relief_noise(rng, size, 6), 12)[garden]
     image[(across % 42 < 4) | (along % 54 < 4)] = 124, 122, 120  # streets
     return image
 
 
 def _desert(rng: np.random.Generator, size: int) -> NDArray:
-    dunes = np.sin(_bent(rng, size)[0] / 7 + 1.5 * _fractal(rng, size, 70))
-    return _shade((204, 172, 122), dunes + 0.5 * _fractal(rng, size, 40), 12)
+    dunes = np.sin(_bent(rng, size)[0] / 7 + 1.5 * relief_noise(rng, size, 70))
+    return _shade((204, 172, 122), dunes + 0.5 * relief_noise(rng, size, 40), 12)
 
 
 def _ice(rng: np.random.Generator, size: int) -> NDArray:
-    cracks = np.exp(-np.abs(_fractal(rng, size, 70)) * 14)[..., None]
-    return _shade((212, 230, 246), _fractal(rng, size, 90), 6) - cracks * (66, 44, 26)
+    cracks = np.exp(-np.abs(relief_noise(rng, size, 70)) * 14)[..., None]
+    return _shade((212, 230, 246), relief_noise(rng, size, 90), 6) - cracks * (66, 44, 26)
 
 
 def _cloud(rng: np.random.Generator, size: int) -> NDArray:
-    return _shade((222, 223, 226), _fractal(rng, size, 60), 9)
+    return _shade((222, 223, 226), relief_noise(rng, size, 60), 9)
 
 
 def _grass(rng: np.random.Generator, size: int) -> NDArray:
-    tufts = 0.5 * _fractal(rng, size, 4, octaves=2) + _fractal(rng, size, 80)
+    tufts = 0.5 * relief_noise(rng, size, 4, octaves=2) + relief_noise(rng, size, 80)
     return _shade((134, 148, 88), tufts, 10)
 
 
@@ -175,37 +176,26 @@ PAINTS = {WATER: _water, FOREST: _forest, WETLAND: _wetland, FARMLAND: _farmland
           DESERT: _desert, ICE: _ice, CLOUD: _cloud, GRASS: _grass}
 
 
-def _shade(colour: tuple[float, ...], relief: NDArray, strength: float) -> NDArray[np.float32]:
-    return np.array(colour, np.float32) + np.float32(strength) * np.float32(relief)[..., None]
+def _shade(color: tuple[float, ...], relief: NDArray, strength: float) -> NDArray[np.float32]:
+    return np.array(color, np.float32) + np.float32(strength) * np.float32(relief)[..., None]
 
 
 def _bent(rng: np.random.Generator, size: int) -> tuple[NDArray, NDArray]:
-    """Coordinates of a plan, pixels [size, size] each: turned, and bent as land is."""
+    """Return turned and bent coordinates of a plan, two of [size, size] in pixels."""
     angle = rng.uniform(0, np.pi)
     at = np.arange(size, dtype=np.float32)
-    x, y = at + 18 * _fractal(rng, size, 500), at[:, None] + 18 * _fractal(rng, size, 500)
+    x, y = at + 18 * relief_noise(rng, size, 500), at[:, None] + 18 * relief_noise(rng, size, 500)
     return (x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle))
 
 
 def _hashed(rng: np.random.Generator, column: NDArray, row: NDArray) -> NDArray[np.int64]:
-    """A random whole number below 1000 for each (column, row)."""
+    """Return a random whole number below 1000 for each (column, row)."""
     table = rng.integers(1000, size=1 << 12)
     return table[(column.astype(np.int64) * 1327 + row.astype(np.int64) * 911) % len(table)]
 
 
-def _fractal(rng: np.random.Generator, size: int, cell: float,
-             octaves: int = 4) -> NDArray[np.float32]:
-    """Noise with detail from ``cell`` pixels down, about unit deviation [size, size]."""
-    field = np.zeros((size, size), np.float32)
-    for octave in range(octaves):
-        points = min(max(int(size * 2**octave / cell), 3), size)
-        coarse = np.float32(0.55**octave) * rng.standard_normal((points, points), np.float32)
-        field += cv2.resize(coarse, (size, size), interpolation=cv2.INTER_LINEAR)
-    return field
-
-
 def _ranks(field: NDArray) -> NDArray[np.float64]:
-    """Each value's rank from 0 to 1, so that thresholds are shares of the area."""
+    """Rank the values from 0 to 1, so that thresholds are shares of the area."""
     order = np.empty(field.size)
     order[field.ravel().argsort(kind='stable')] = np.linspace(0, 1, field.size)
     return order.reshape(field.shape)
@@ -216,18 +206,18 @@ def _ranks(field: NDArray) -> NDArray[np.float64]:
 
 def _position(place: tuple[float, float], pixels: int, pixel: float,
               in_degrees: bool) -> tuple[str, Any]:
-    """Coordinate system and transform of a square of ``pixels`` centred on a place."""
+    """Return coordinate system and transform of a square of ``pixels`` centred on a place."""
     lon, lat = place
     half = pixels * pixel / 2
     if in_degrees:
-        high = 1 / METRES_PER_DEGREE
+        high = 1 / METERS_PER_DEGREE
         wide = high / np.cos(np.radians(lat))
         corner = lon - half * wide, lat + half * high
         return 'EPSG:4326', from_origin(*corner, pixel * wide, pixel * high)
     zone = int((lon + 180) // 6) + 1
     crs = f'EPSG:{32600 + zone if lat >= 0 else 32700 + zone}'
     (x,), (y,) = transform('EPSG:4326', crs, [lon], [lat])
-    # On whole pixels of the coarser grid, as the satellites' products are.
+    # Aligned with whole pixels of the coarser grid, as satellite products are.
     x, y = (round(axis / COVER_PIXEL) * COVER_PIXEL for axis in (x, y))
     return crs, from_origin(x - half, y + half, pixel, pixel)
 
@@ -236,14 +226,14 @@ def _check_seed(path: Path, seed: int) -> None:
     with rasterio.open(path) as file:
         drawn = file.tags().get('seed', 'unknown')
     if drawn != str(seed):
-        raise UserError(f'{path} is there and its seed is {drawn}, not {seed}; take another '
-                        'folder, or remove this one.')
+        raise UserError(f'{path} exists with the seed {drawn}, not {seed}: choose another folder, '
+                        'or remove this one.')
 
 
 def _write(path: Path, pixels: NDArray[np.uint8], position: tuple[str, Any],
            overviews: Resampling, seed: int, valid: NDArray[np.bool_] | None = None,
            **options: Any) -> None:
-    """A tiled GeoTIFF with overviews, and with a mask inside where ``valid`` is given."""
+    """Write a tiled GeoTIFF with overviews, and with an internal mask if ``valid`` is given."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name}.part')
     crs, affine = position

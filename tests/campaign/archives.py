@@ -24,7 +24,7 @@ from report import HELD, MIB, REFUSED, WRONG_VALUES, WROTE_OUTSIDE, Limits, Resu
 from pera_mm.datasets.packed import TarShards
 from pera_mm.datasets.reading import UnreadableImage
 from pera_mm.prepare.archives import BadFile, list_source
-from pera_mm.scenes.folders import draw_scene
+from pera_mm.scenes.drawing import draw_scene
 
 REPOSITORY = Path(__file__).parents[2]
 LIMITS = Limits(seconds=20, memory=2304 * MIB)  # a member may have 1 GiB

@@ -21,7 +21,7 @@ from rasterio.io import MemoryFile
 from report import HELD, MIB, RAN_CODE, REFUSED, WRONG_VALUES, Limits, Result, in_children
 
 from pera_mm.datasets.reading import UnreadableImage, read_image
-from pera_mm.scenes.folders import draw_scene
+from pera_mm.scenes.drawing import draw_scene
 
 LIMITS = Limits(seconds=10, memory=4096 * MIB)
 BATCH = 100

@@ -1,4 +1,4 @@
-"""Made-up archives in the layouts of the official ones: flat colours, few files."""
+"""Artificial archives in the layouts of the official ones: flat colors, few files."""
 
 import io
 import zipfile
@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-COLOURS = np.array([(0, 0, 0), (255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0),
-                    (255, 255, 0), (255, 0, 0)], np.uint8)  # Potsdam's, by label
+COLORS = np.array([(0, 0, 0), (255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0),
+                    (255, 255, 0), (255, 0, 0)], np.uint8)  # of Potsdam, by label
 
 
 def encoded(pixels, kind):
@@ -18,7 +18,7 @@ def encoded(pixels, kind):
 
 
 def picture(size, kind='JPEG', seed=0):
-    """A grey image with a few coloured blocks, quick to write and to compress."""
+    """A gray image with a few colored blocks, quick to write and to compress."""
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
     side = -(-size // 4)
@@ -26,7 +26,7 @@ def picture(size, kind='JPEG', seed=0):
 
 
 def mask(size, labels, seed=0):
-    """A PNG in which every one of ``labels`` occurs."""
+    """A PNG in which each of ``labels`` occurs."""
     return encoded(label_map(size, labels, seed), 'PNG')
 
 
@@ -47,7 +47,7 @@ def pack(path, members):
 
 
 def unpack(folder, members):
-    """Write the same as a folder."""
+    """Write the same members as files of a folder."""
     for name, data in members.items():
         path = Path(folder, name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def unpack(folder, members):
 
 
 def snapshot(folder):
-    """Every file with its bytes and time of change: what must not differ afterwards."""
+    """Every file with its bytes and its time of modification."""
     return {path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
             for path in sorted(folder.rglob('*')) if path.is_file()}
 
@@ -77,9 +77,9 @@ def potsdam(size, numbers, eroded=True):
         stem = f'top_potsdam_{number}'
         images[f'2_Ortho_RGB/{stem}_RGB.tif'] = picture(size, 'TIFF', seed)
         labels[f'{stem}_label.tif'] = encoded(
-            COLOURS[label_map(size, [1, 2, 3, 4, 5, 6], seed)], 'TIFF')
+            COLORS[label_map(size, [1, 2, 3, 4, 5, 6], seed)], 'TIFF')
         borders[f'{stem}_label_noBoundary.tif'] = encoded(
-            COLOURS[label_map(size, [0, 1, 2, 3, 4, 5, 6], seed)], 'TIFF')
+            COLORS[label_map(size, [0, 1, 2, 3, 4, 5, 6], seed)], 'TIFF')
     archives = {'2_Ortho_RGB.zip': images, '5_Labels_all.zip': labels}
     return archives | ({'5_Labels_all_noBoundary.zip': borders} if eroded else {})
 

@@ -33,7 +33,7 @@ def test_zips_tars_and_folders_show_the_same_files(tmp_path):
     assert paths(list_source(tmp_path / 'zip/deep/ucm.ZIP')) == [f'ucm.ZIP/{n}' for n in FILES]
 
 
-def test_what_a_mac_or_an_editor_left_is_not_there(tmp_path):
+def test_hidden_files_and_those_of_macos_are_left_out(tmp_path):
     unpack(tmp_path, {'.DS_Store': b'', '__MACOSX/a.tif': b'', 'real.tif': b''})
     pack(tmp_path / 'x.zip', {'__MACOSX/a/._b.tif': b'', 'a/._b.tif': b'', 'a/b.tif': b'',
                               '__MACOSX/._c.zip': b''})
@@ -150,7 +150,7 @@ def test_rar_and_nested_archives_are_told_apart_from_files(tmp_path):
 
 
 def test_a_missing_source_is_a_sentence(tmp_path):
-    with pytest.raises(ValueError, match='nowhere: no such folder or archive'):
+    with pytest.raises(ValueError, match='nowhere is neither a folder nor an archive'):
         list_source(tmp_path / 'nowhere')
 
 
@@ -190,12 +190,12 @@ def test_another_file_of_that_name_is_not_overwritten(tmp_path):
     unpack(tmp_path / 'out', {'a.tif': b'old'})
     entry, = list_source(tmp_path / 'source').entries
     failed = run_jobs([copy(entry, tmp_path / 'out/a.tif')], 1, quiet)
-    assert 'has another size: remove that' in failed['a.tif']
+    assert 'differs in size from the existing' in failed['a.tif']
     assert (tmp_path / 'out/a.tif').read_bytes() == b'old'
 
 
 def test_names_and_sizes_that_make_no_sense_are_named(tmp_path):
-    """A member without a name, and one whose PAX header says that it takes 2**63 bytes."""
+    """A member without a name, and one with 2**63 bytes according to its PAX header."""
     nameless = bytearray(pack(tmp_path / 'nameless.zip', {'x': b''}).read_bytes())
     for signature, at in ((b'PK\1\2', 28), (b'PK\3\4', 26)):
         place = nameless.index(signature) + at

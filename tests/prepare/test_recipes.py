@@ -26,7 +26,7 @@ UCM_NAMES = ['agricultural/agricultural00.tif', 'agricultural/agricultural01.tif
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """The command as from a shell, without the seconds a new Python takes → (code, output)."""
+    """The command as from a shell, without the seconds that a new Python takes → (code, output)."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, arguments)])
@@ -93,7 +93,7 @@ SAMPLES = {  # archives, files made of them
 
 @pytest.mark.parametrize('packed', [True, False], ids=['archives', 'folders'])
 @pytest.mark.parametrize('dataset', SAMPLES)
-def test_the_command_prepares_a_sample_and_says_it_is_well(dataset, packed, source, root, run):
+def test_the_command_prepares_a_sample_and_reports_success(dataset, packed, source, root, run):
     make, expected = SAMPLES[dataset]
     archives = make()
     if packed:
@@ -106,7 +106,7 @@ def test_the_command_prepares_a_sample_and_says_it_is_well(dataset, packed, sour
     assert (code, output.splitlines()[-1]) == (0, f'{root}: all is well'), output
     assert official.tree(root) == sorted([*expected, 'verification.txt'])
     assert official.snapshot(source) == before
-    shutil.rmtree(source)  # nothing of it is needed
+    shutil.rmtree(source)  # the result does not need it
     for path in root.rglob('*.[jpt][pni][gf]'):
         Image.open(path).load()
 
@@ -134,7 +134,7 @@ def test_a_missing_archive_is_named_before_anything_is_written(
     del archives[archive]
     official.pack_all(source, archives)
     code, output = run(dataset, source, root)
-    assert code == 1 and asked in output and '--partial accepts that' in output
+    assert code == 1 and asked in output and '--partial accepts this' in output
     assert not root.exists()
 
 
@@ -146,16 +146,17 @@ def test_bad_sources_are_one_sentence_and_nothing_is_written(source, root, run, 
             in run('aid', source, root)[1])
     (source / 'half.zip').write_bytes(b'PK\x03\x04half')
     assert 'half.zip is not a whole zip file' in run('aid', source, root)[1]
-    assert 'no such folder' in run('aid', tmp_path / 'nowhere', root)[1]
+    assert 'is neither a folder nor an archive' in run('aid', tmp_path / 'nowhere', root)[1]
     assert 'lies in the source' in run('aid', source, source / 'prepared')[1]
     assert 'lies in the source' in run('aid', source, source)[1]
     (tmp_path / 'file').write_text('')
     official.unpack(tmp_path / 'good', {f'{name}': official.picture(600) for name in AID_NAMES})
-    assert 'Not a directory' in run('aid', tmp_path / 'good', tmp_path / 'file' / 'x')[1]
+    output = run('aid', tmp_path / 'good', tmp_path / 'file' / 'x')[1]
+    assert f'{tmp_path}/file is a file where a folder must be' in output
     assert not root.exists()
 
 
-def test_killed_and_started_again_it_goes_on(source, root):
+def test_a_killed_command_continues_when_repeated(source, root):
     small = levircd.LevirCD(size=64, tile=32)
     prepared(small, source, root, official.levircd(64))
     whole = official.snapshot(root)
@@ -174,7 +175,7 @@ def test_killed_and_started_again_it_goes_on(source, root):
 
 # -- whole data sets, small pictures --------------------------------------------------------------
 
-def test_the_whole_ucm_is_as_published_and_dealt_by_the_lists(source, root):
+def test_the_whole_ucm_is_as_published_and_split_by_the_lists(source, root):
     data = official.picture(16, 'TIFF')
     report = prepared(replace(ucm, size=16), source, root, {
         'UCM.zip': {f'Images/{name}': data for name in published_names('ucm')}}, partial=False)
@@ -189,7 +190,7 @@ def test_the_whole_ucm_is_as_published_and_dealt_by_the_lists(source, root):
         assert labels == {label: index for index, label in enumerate(sorted(ucm.counts))}
 
 
-def test_a_release_with_other_names_is_told_how_to_make_its_splits(
+def test_a_release_with_other_names_gets_the_command_for_its_splits(
         source, root, monkeypatch):
     data = official.picture(16, 'TIFF')
     report = prepared(replace(ucm, size=16), source, root, {'UCM.zip': {
@@ -204,7 +205,7 @@ def test_a_release_with_other_names_is_told_how_to_make_its_splits(
     assert not (root / 'splits/tr80_train.txt').exists()
     tool = TOOL.with_name('make_splits.py')
     monkeypatch.setattr(sys, 'argv', command.split())
-    runpy.run_path(str(tool), run_name='__main__')  # what the sentence says works
+    runpy.run_path(str(tool), run_name='__main__')  # the command in the sentence works
     assert len((root / 'splits/tr80_train.txt').read_text().splitlines()) == 1680
 
 
@@ -276,7 +277,7 @@ def test_unreadable_and_odd_images_are_counted_and_named(source, root):
         'Airport/airport_3.jpg': b'', 'Airport/airport_4.jpg': official.picture(40)}})
     assert ('Images cannot be read (2): Airport/airport_2.jpg (ValueError: the JPEG is truncated: '
             'it has no end marker), Airport/airport_3.jpg (ValueError: the file is empty). '
-            'Remove them, get their archive again') in sentences(report)
+            'Remove them, download their archive again') in sentences(report)
     assert 'Images are not 32 x 32 pixels (1): Airport/airport_4.jpg (40 x 40)' in sentences(report)
     assert not report.ok
 
@@ -333,7 +334,7 @@ def test_loveda_numbers_that_collide_are_refused(source, root):
     archives['Train.zip']['Train/Rural/images_png/0.png'] = official.picture(16, 'PNG', 77)
     official.pack_all(source, archives)
     with pytest.raises(ValueError, match=r'Urban/images_png/0.png and .*Rural/images_png/0.png '
-                                         'differ, but both are img_dir/train/0.png'):
+                                         'differ, but both would become img_dir/train/0.png'):
         prepare(loveda.LoveDA(size=16), source, root, partial=True)
     assert not root.exists()
 
@@ -378,7 +379,8 @@ def test_levircd_broken_and_odd_files_that_are_cut(source, root):
     train['A/train_1.png'] = bytes(data)
     train['label/train_2.png'] = official.encoded(noise[..., 0] > 127, 'PNG')  # one bit a pixel
     text = sentences(prepared(levircd.LevirCD(size=512, tile=256), source, root, archives))
-    assert 'could not be used (1): train.zip/A/train_1.png cannot be read (broken PNG' in text
+    assert ('could not be used (1): train.zip/A/train_1.png cannot be read (SyntaxError: broken PNG'
+            in text)
     assert 'train/label/train_2.png (a mask has one 8-bit channel, this is bool' in text
     tile = np.asarray(Image.open(root / 'train_256/label/train_2_0256_0000.png'))
     np.testing.assert_array_equal(tile, np.where(noise[:256, 256:, 0] > 127, 255, 0))
@@ -388,7 +390,7 @@ def test_levircd_whole_and_cut_together_are_refused(source, root):
     archives = official.levircd(16)
     archives['train.zip']['A/train_1_0000_0000.png'] = b''
     official.pack_all(source, archives)
-    with pytest.raises(ValueError, match='whole and cut into tiles'):
+    with pytest.raises(ValueError, match='both whole and in tiles'):
         prepare(levircd.LevirCD(size=16, tile=8), source, root)
 
 
@@ -398,15 +400,15 @@ def small_potsdam(source):
     return potsdam.Potsdam(size=32, tile=16), archives
 
 
-def test_potsdam_near_colours_count_and_others_are_refused(source, root, small_potsdam):
+def test_potsdam_near_colors_count_and_others_are_refused(source, root, small_potsdam):
     recipe, archives = small_potsdam
     labels = archives['5_Labels_all.zip']
     truth = official.label_map(32, [1, 2, 3, 4, 5, 6], seed=0)
     rng = np.random.default_rng(0)
     noise = rng.integers(-potsdam.TOLERANCE, potsdam.TOLERANCE + 1, (32, 32, 3))
-    near = np.clip(official.COLOURS[truth].astype(int) + noise, 0, 255).astype(np.uint8)
+    near = np.clip(official.COLORS[truth].astype(int) + noise, 0, 255).astype(np.uint8)
     labels['top_potsdam_2_10_label.tif'] = official.encoded(near, 'TIFF')
-    far = official.COLOURS[truth].copy()
+    far = official.COLORS[truth].copy()
     far[:2, :8] = 130, 140, 99
     far[2, 0] = 255, 0, 255
     far[3, 0] = 255 - potsdam.TOLERANCE - 1, 255, 255
@@ -416,19 +418,19 @@ def test_potsdam_near_colours_count_and_others_are_refused(source, root, small_p
     tile = np.asarray(Image.open(root / 'ann_dir/train/top_potsdam_2_10_0016_0000.png'))
     np.testing.assert_array_equal(tile, truth[:16, 16:])
     text = sentences(report)
-    assert ('5_Labels_all.zip/top_potsdam_4_12_label.tif has colours of no class in 1.76% of its '
+    assert ('5_Labels_all.zip/top_potsdam_4_12_label.tif has colors of no class in 1.76% of its '
             'pixels: (130, 140, 99) 15 times, (1, 140, 99) 1 times') in text
     assert 'put 5_Labels_for_participants.zip beside it' in text
     assert 'Files of img_dir/train have no counterpart in ann_dir/train (4): ' in text
     official.pack(source / '5_Labels_for_participants.zip', {
-        'top_potsdam_4_12_label.tif': official.encoded(official.COLOURS[truth], 'TIFF')})
+        'top_potsdam_4_12_label.tif': official.encoded(official.COLORS[truth], 'TIFF')})
     report = prepared(recipe, source, root)
     assert report.ok, report.text()
 
 
 def test_potsdam_beside_the_labels_for_participants(source, root, small_potsdam):
     recipe, archives = small_potsdam
-    restored = official.encoded(official.COLOURS[official.label_map(32, [0, 1], seed=9)], 'TIFF')
+    restored = official.encoded(official.COLORS[official.label_map(32, [0, 1], seed=9)], 'TIFF')
     archives['5_Labels_for_participants_no_Boundary.zip'] = {
         '5_Labels_for_participants_no_Boundary/top_potsdam_4_12_label_noBoundary.tif': restored}
     report = prepared(recipe, source, root, archives)
@@ -452,7 +454,7 @@ def test_potsdam_wrong_sizes_and_swapped_labels(source, root, small_potsdam):
     assert 'Images in neither official split were left out (1): 9_9' in text
     assert 'Full labels have black borders (1): ann_dir/val (' in text
     assert 'Eroded labels have no border (1): ann_dir/val_eroded' in text
-    assert text.count('remove this folder, get 5_Labels_all') == 2  # or they would be kept
+    assert text.count('remove this folder, download 5_Labels_all') == 2  # or they would be kept
 
 
 def test_dior_lists_pairs_and_boxes(source, root):
@@ -483,7 +485,7 @@ def test_dior_lists_pairs_and_boxes(source, root):
                          trainval=['00001', '00002', '00003'])
     assert 'Names in' not in text
     text = sentences(prepare(dior.Dior(size=16), source, root))
-    assert 'Names in train.txt lack their image or XML and were left out of it (1): 00004' in text
+    assert 'Names in train.txt have no image or XML file and were left out (1): 00004' in text
 
 
 def test_dior_xml_that_training_would_refuse(tmp_path):
@@ -522,7 +524,7 @@ def test_the_boxes_of_dior_match_the_paper_or_the_files(source, root, monkeypatc
 def test_the_cut_levircd_sample(shared_data, root, run):
     code, output = run('levircd', shared_data / 'levircd', root, '--partial')
     assert code == 0, output
-    assert 'cut into tiles of 256 px' in output
+    assert 'in tiles of 256 px' in output
     assert {split: len(official.tree(root / split / 'B')) for split in ('train', 'val', 'test')} \
         == dict(train=3, val=1, test=4)
     assert not (root / 'train_512').exists()
@@ -543,7 +545,7 @@ def test_the_loveda_sample_in_the_official_layout(shared_data, source, root, run
             if 'images' in line] == ['fewer'] * 3
 
 
-def test_the_potsdam_sample_turned_back_into_colours(shared_data, source, root):
+def test_the_potsdam_sample_turned_back_into_colors(shared_data, source, root):
     name = '2_10_0_0_512_512.png'
     image = np.asarray(Image.open(shared_data / 'potsdam/img_dir' / name))
     labels = np.asarray(Image.open(shared_data / 'potsdam/ann_dir' / name))
@@ -551,7 +553,7 @@ def test_the_potsdam_sample_turned_back_into_colours(shared_data, source, root):
         '2_Ortho_RGB.zip': {'top_potsdam_2_10_RGB.tif': official.encoded(image, 'TIFF'),
                             'top_potsdam_2_13_RGB.tif': official.encoded(image, 'TIFF')},
         '5_Labels_all.zip': {f'top_potsdam_{number}_label.tif': official.encoded(
-            official.COLOURS[labels], 'TIFF') for number in ('2_10', '2_13')}})
+            official.COLORS[labels], 'TIFF') for number in ('2_10', '2_13')}})
     found = np.asarray(Image.open(root / 'ann_dir/train/top_potsdam_2_10_0312_0200.png'))
     np.testing.assert_array_equal(found, labels[200:400, 312:])
     found = np.asarray(Image.open(root / 'img_dir/val/top_potsdam_2_13.png'))

@@ -25,7 +25,7 @@ def test_tiles_cover_every_pixel_and_stay_inside(size, tile):
 
 
 def test_an_image_smaller_than_a_tile_is_refused():
-    with pytest.raises(ValueError, match='500 px are too few for a tile of 512 px'):
+    with pytest.raises(ValueError, match='an image of 500 px is smaller than a tile of 512 px'):
         tile_starts(500, 512)
 
 

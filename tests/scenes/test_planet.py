@@ -67,15 +67,15 @@ def test_the_picture_shows_the_classes_of_the_map(islands, name):
     assert not valid[:200, -200:].any() and valid.sum() == 1600**2 - 200**2
     blank = (np.abs(image.astype(int) - 204) < 2).all(axis=0)
     assert 200**2 < blank.sum() < 260**2
-    colour = {code: image[:, (cover == code) & valid & ~blank] for code in planet.PAINTS}
-    mean = {code: pixels.mean(axis=1) for code, pixels in colour.items()}
-    looks = {code: np.append(mean[code], pixels.std(axis=1)) for code, pixels in colour.items()}
+    color = {code: image[:, (cover == code) & valid & ~blank] for code in planet.PAINTS}
+    mean = {code: pixels.mean(axis=1) for code, pixels in color.items()}
+    looks = {code: np.append(mean[code], pixels.std(axis=1)) for code, pixels in color.items()}
     pairs = [(one, other) for one in looks for other in looks if one < other]
     assert min(np.abs(looks[one] - looks[other]).max() for one, other in pairs) > 12
     assert mean[planet.CLOUD].min() > 200 and mean[planet.ICE].min() > 190
     assert mean[planet.WATER].argmax() == 2 and mean[planet.FOREST].argmax() == 1
     # Texture: a city is rough, water is smooth.
-    assert colour[planet.URBAN].std() > 3 * colour[planet.WATER][2].std()
+    assert color[planet.URBAN].std() > 3 * color[planet.WATER][2].std()
 
 
 def test_an_island_that_is_there_is_kept_and_a_missing_one_drawn_alike(islands, monkeypatch):
@@ -93,8 +93,8 @@ def test_an_island_that_is_there_is_kept_and_a_missing_one_drawn_alike(islands, 
 
 def test_a_planet_of_another_seed_is_not_taken_for_this_one(islands, monkeypatch):
     monkeypatch.setattr(planet, 'ISLANDS', {name: ISLANDS[name] for name in TWO})
-    with pytest.raises(ValueError, match='landcover/asia.tif is there and its seed is 0, not 3; '
-                                         'take another folder, or remove this one'):
+    with pytest.raises(ValueError, match='landcover/asia.tif exists with the seed 0, not 3: '
+                                         'choose another folder, or remove this one'):
         make_planet(islands, 3)
 
 
@@ -108,7 +108,7 @@ def test_the_tool_draws_six(tmp_path):
     assert sum(path.stat().st_size for path in tmp_path.rglob('*.tif')) < 30e6
     done = subprocess.run([sys.executable, TOOL, tmp_path / 'planet'], capture_output=True,
                           text=True, timeout=60)
-    assert done.returncode == 1 and 'its seed is 3, not 0' in done.stderr
+    assert done.returncode == 1 and 'exists with the seed 3, not 0' in done.stderr
     (tmp_path / 'file').write_text('')
     done = subprocess.run([sys.executable, TOOL, tmp_path / 'file'], capture_output=True,
                           text=True, timeout=60)

@@ -18,11 +18,11 @@ def run(monkeypatch):
     return run
 
 
-def test_the_command_draws_and_goes_on(tmp_path, run, capsys):
+def test_the_command_draws_and_continues(tmp_path, run, capsys):
     run(tmp_path / 'scenes', 'unlabeled', 3, '--size', 40)
-    assert '3 drawn, 0 were there' in capsys.readouterr().out
+    assert '3 drawn, 0 kept' in capsys.readouterr().out
     run(tmp_path / 'scenes', 'unlabeled', 4, '--size', 40)
-    assert '1 drawn, 3 were there' in capsys.readouterr().out
+    assert '1 drawn, 3 kept' in capsys.readouterr().out
     assert len(list((tmp_path / 'scenes').glob('*.jpg'))) == 4
 
 

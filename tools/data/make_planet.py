@@ -1,4 +1,4 @@
-r"""Draw a small synthetic planet: land cover and imagery to try the data pipeline on, offline.
+r"""Draw a small synthetic planet: land cover and imagery, to try the data pipeline offline.
 
     python tools/data/make_planet.py data/planet
 
@@ -16,7 +16,7 @@ from pera_mm.scenes.planet import ISLANDS, make_planet
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('folder', type=Path, help='a new folder, or one to go on with')
+    parser.add_argument('folder', type=Path, help='a new folder, or one to continue')
     parser.add_argument('--seed', type=int, default=0, help='default: 0')
     args = parser.parse_args()
     with errors_in_one_sentence('make_planet'):

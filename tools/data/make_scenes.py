@@ -1,10 +1,10 @@
 r"""Draw remote-sensing scenes into a folder, in the layout of a real data set.
 
-What `make demo` draws, and configs/pera/pera_tiny_scenes.py reads:
+`make demo` draws these folders, and configs/pera/pera_tiny_scenes.py reads them:
     python tools/data/make_scenes.py data/scenes/unlabeled unlabeled 3200 --size 128
     python tools/data/make_scenes.py data/scenes/classification classification 1200 --size 128
 
-Stopped and started again with the same arguments, it goes on where it was.
+When it is stopped, the same command continues where it stopped.
 """
 
 import argparse
@@ -20,9 +20,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('root', help='a new or empty folder, or one to go on with')
-    parser.add_argument('kind', choices=KINDS, help='whose layout: see write_scenes')
-    parser.add_argument('count', type=int, help='scenes in the finished folder')
+    parser.add_argument('root', help='a new or empty folder, or one to continue')
+    parser.add_argument('kind', choices=KINDS, help='layout of the folder: see write_scenes')
+    parser.add_argument('count', type=int, help='number of scenes in the finished folder')
     parser.add_argument('--size', type=int, default=256, help='pixels (default: 256)')
     parser.add_argument('--seed', type=int, default=0, help='default: 0')
     return parser.parse_args()
@@ -33,7 +33,7 @@ def main() -> None:
     progress = partial(track, description=f'drawing {args.kind}')
     with errors_in_one_sentence('make_scenes'):
         drawn = write_scenes(args.root, args.kind, args.count, args.size, args.seed, progress)
-    print(f'{args.root}: {drawn} drawn, {args.count - drawn} were there')
+    print(f'{args.root}: {drawn} drawn, {args.count - drawn} kept')
 
 
 if __name__ == '__main__':

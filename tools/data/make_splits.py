@@ -1,12 +1,12 @@
-r"""Deal the images of a scene classification data set into training and test, class by class.
+r"""Split the images of a scene classification data set into training and test, class by class.
 
-The lists that are committed, and that prepare.py deals by:
+The committed lists, which prepare.py uses:
     python tools/data/make_splits.py aid configs/_base_/data/splits/aid_tr20.txt --share 0.2
     python tools/data/make_splits.py aid configs/_base_/data/splits/aid_tr50.txt --share 0.5
     python tools/data/make_splits.py ucm configs/_base_/data/splits/ucm_tr50.txt --share 0.5
     python tools/data/make_splits.py ucm configs/_base_/data/splits/ucm_tr80.txt --share 0.8
 
-For any folder of class folders, lists as MMPretrain reads them (tr20_train.txt, tr20_test.txt):
+For any folder of class folders, as lists for MMPretrain (tr20_train.txt, tr20_test.txt):
     python tools/data/make_splits.py data/rsscn7 data/rsscn7/splits/tr20 --share 0.2
 """
 
@@ -30,16 +30,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('source', metavar='DATA', help='aid, ucm, or a folder of class folders')
     parser.add_argument('out', metavar='OUT', type=Path,
                         help='aid, ucm: the list to write; a folder: the stem of the two lists')
-    parser.add_argument('--share', type=float, required=True, help='that trains, of every class')
+    parser.add_argument('--share', type=float, required=True,
+                        help='training share of every class')
     parser.add_argument('--seed', type=int, default=0, help='default: 0')
     return parser.parse_args()
 
 
 def folder_names(folder: Path) -> list[str]:
+    """List ``class/file`` of every image in a folder of class folders, sorted."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.glob('*/*')
                    if path.suffix.lower() in IMAGES and not path.name.startswith('.'))
     if not names:
-        raise UserError(f'{folder} has no folders with images; aid and ucm need no folder.')
+        raise UserError(f'{folder} has no folders with images: give a folder of class folders, '
+                        'aid or ucm.')
     return names
 
 

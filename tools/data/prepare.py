@@ -3,11 +3,11 @@ r"""Turn the archives of a downstream data set into what the configs read, and v
     python tools/data/prepare.py aid ~/Downloads/aid data/aid
     python tools/data/prepare.py potsdam ~/Downloads/potsdam data/potsdam
 
-SRC holds the official archives, or what they hold, in any folder; it is never changed, and not
-needed afterwards. Stopped and started again, the command goes on where it was. docs/datasets.md
-says which archives are meant and what is verified.
+SRC holds the official archives or their contents, in any folders. It is never changed, and not
+needed afterwards. When the command is stopped, repeat it: it continues where it stopped.
+docs/datasets.md lists the archives and the checks.
 
-Exit code 0: everything is as published. 1: the sentences say what is not.
+Exit code 0: everything is as published. 1: a sentence names each difference.
 """
 
 import argparse
@@ -35,19 +35,20 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('dataset', choices=RECIPES)
-    parser.add_argument('source', metavar='SRC', type=Path, help='what was downloaded')
-    parser.add_argument('root', metavar='DST', type=Path, help='the folder to make')
+    parser.add_argument('source', metavar='SRC', type=Path, help='the download')
+    parser.add_argument('root', metavar='DST', type=Path, help='the folder to create')
     parser.add_argument('--partial', action='store_true',
-                        help='accept fewer files than published; all else is checked')
+                        help='accept fewer files than published; the rest is checked as usual')
     return parser.parse_args()
 
 
 def show(report: Report, console: Console) -> None:
-    colours = {OK: 'green', FEWER: 'yellow', WRONG: 'red', OPEN: 'white'}
+    """Print the report: a table, the class shares, and a sentence for each problem."""
+    colors = {OK: 'green', FEWER: 'yellow', WRONG: 'red', OPEN: 'white'}
     table = Table('what', 'published', 'found', '')
     for row in report.rows:
         table.add_row(row.what, row.expected, row.found,
-                      f'[{colours[row.verdict]}]{row.verdict}[/]')
+                      f'[{colors[row.verdict]}]{row.verdict}[/]')
     console.print(table)
     if report.shares:
         names = list(dict.fromkeys(name for shares in report.shares.values() for name in shares))
@@ -66,7 +67,7 @@ def main() -> None:
         with errors_in_one_sentence('prepare'):
             report = prepare(RECIPES[args.dataset], args.source, args.root, args.partial, track)
     except KeyboardInterrupt:
-        sys.exit('prepare: stopped; the same command goes on.')
+        sys.exit('prepare: stopped; repeat the command to continue.')
     show(report, Console())
     if not report.ok:
         sys.exit(f'prepare: {args.root} is not as published; {args.root / VERDICT} names every '

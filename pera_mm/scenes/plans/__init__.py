@@ -1,0 +1,1 @@
+"""The plans of a scene: where things lie in each land use."""
