@@ -1,4 +1,4 @@
-"""What a data set holds: its row of Table 1, the statistics of its pixels, and a look at it."""
+"""Describe a data set: its row of Table 1, the statistics of its pixels, and a contact sheet."""
 
 import io
 import json
@@ -15,49 +15,53 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
 from pera_mm.collect.common.processes import check_workers, in_processes
+from pera_mm.collect.common.settings import is_whole
 from pera_mm.collect.common.tables import TILE, log, progress_bar, read_table
+from pera_mm.datasets.listing import ImageList, Source, open_source
 from pera_mm.datasets.reading import Scale, UnreadableImage, check_rule, decode_safely
-from pera_mm.datasets.unlabeled import ImageList, Source, open_source
 from pera_mm.errors import UserError
 from pera_mm.files import write_whole
 from pera_mm.seeds import hash_seed
 
 CONTACT_SHEET = 'contact_sheet.png'
 SUMMARY = 'stats.json'
-COLUMNS, ROWS = 8, 6
+COLUMNS, ROWS = 8, 6  # of the contact sheet
 PICTURE, LABEL, GAP = 160, 16, 6  # px
-NAMED = 10  # so many unreadable images are listed
-SHOWN = ('class', 'continent', 'gsd', 'source', 'file')  # of the manifest
-VALUES = np.arange(256)
+FONT_SIZE = 12  # px
+MAX_NAMED = 10  # unreadable images, or sizes, that are listed
+MAX_SIZES = 3  # different sizes that are written one by one
+MAX_PARENTS = 3  # folders above the first image that are searched for a table
+SHOWN = ('class', 'continent', 'gsd', 'source', 'file')  # columns of the manifest
+LEVELS = np.arange(256)
 
 
-class Look(NamedTuple):
-    """What is added up about one image; the sums are exact."""
+class PixelSums(NamedTuple):
+    """The size of one image and the exact sums over its pixels."""
 
     width: int
     height: int
-    sums: tuple[int, ...]  # of the pixels, R G B
+    sums: tuple[int, ...]  # of the pixels, per channel, R G B
     squares: tuple[int, ...]  # of their squares
 
 
 class Totals:
-    """What all images have together: exact sums, so in any order of the images the same."""
+    """The sums over all images: exact, so they do not depend on the order of the images."""
 
     def __init__(self) -> None:
         self.sizes: Counter[tuple[int, int]] = Counter()  # width, height
         self.sums, self.squares = [0] * 3, [0] * 3
 
-    def add(self, look: Look) -> None:
+    def add(self, image: PixelSums) -> None:
         """Count one more image."""
-        self.sizes[look.width, look.height] += 1
+        self.sizes[image.width, image.height] += 1
         for channel in range(3):
-            self.sums[channel] += look.sums[channel]
-            self.squares[channel] += look.squares[channel]
+            self.sums[channel] += image.sums[channel]
+            self.squares[channel] += image.squares[channel]
 
     def mean_and_std(self) -> tuple[list[float], list[float]]:
-        """Of all pixels, per channel, in 0-255 units; larger images weigh more.
+        """Compute the mean and std of all pixels, per channel, in 0-255 units.
 
-        Integers until the last division.
+        Every pixel has the same weight. All numbers are integers until the last division.
         """
         pixels = sum(width * height * number for (width, height), number in self.sizes.items())
         variances = [(pixels * square - total**2) / pixels**2
@@ -77,10 +81,10 @@ def describe(source: str, folder: Path | None = None, count: int | None = None, 
     Args:
         source: A folder of images, a text list, tar shards or an LMDB.
         folder: Where the contact sheet and this summary (stats.json) are written; None: nowhere.
-        count: So many images, drawn by ``seed``, are read for the statistics and the sizes; None:
-            all of them.
-        seed: Which images are read, and which the contact sheet shows.
-        data_root, index_file: Of the source, as for UnlabeledImages.
+        count: The number of images, drawn by ``seed``, that are read for the statistics and the
+            sizes; None: all.
+        seed: The seed of the draw of these images, and of those on the contact sheet.
+        data_root, index_file: As for UnlabeledImages.
         bands, scale: How rasters become 8-bit RGB, see :mod:`pera_mm.datasets.reading`.
         workers: Number of processes.
 
@@ -88,12 +92,12 @@ def describe(source: str, folder: Path | None = None, count: int | None = None, 
         Counts, the lines to paste into a config, and tables.
 
     Raises:
-        ValueError: if a setting is wrong, ``folder`` lies in the data set, or no image is there
+        UserError: if a setting is wrong, ``folder`` lies in the data set, or no image is there
             or readable.
     """
     check_workers(workers)
-    if count is not None and count < 1:
-        raise UserError(f'count is the number of images to read, 1 or more; got {count}.')
+    if count is not None and not (is_whole(count) and count >= 1):
+        raise UserError(f'count is the number of images to read, 1 or more; got {count!r}.')
     bands = None if bands is None else tuple(bands)
     check_rule(bands, scale)
     if folder is not None:
@@ -102,7 +106,7 @@ def describe(source: str, folder: Path | None = None, count: int | None = None, 
     images = open_source(source, data_root, index_file)
     chosen = choose(len(images), count, seed)
     table = _rows_of(images, source)
-    totals, unreadable, examples = _look_at(images, chosen, bands, scale, workers)
+    totals, unreadable, examples = _sum_images(images, chosen, bands, scale, workers)
     summary = dict(
         images=len(images), unreadable=unreadable, **_pixels(totals),
         **_tables(source, images, table, totals.sizes))
@@ -119,7 +123,7 @@ def describe(source: str, folder: Path | None = None, count: int | None = None, 
 
 
 def _check_apart(folder: Path, source: str) -> None:
-    """A picture among the images would be one of them; shards cannot lie beside pictures."""
+    """Check that the contact sheet does not lie in the data set, where it would be an image."""
     data = Path(source)
     if not data.is_dir() and data.suffix == '.tar':
         data = data.parent
@@ -129,7 +133,7 @@ def _check_apart(folder: Path, source: str) -> None:
 
 
 def choose(number: int, count: int | None, seed: int) -> np.ndarray:
-    """``count`` of the indices below ``number`` (all of them if None or fewer), rising, int64."""
+    """Draw ``count`` of the indices below ``number``, int64, rising; all if None or fewer."""
     if count is None or count >= number:
         return np.arange(number)
     generator = np.random.default_rng(hash_seed(seed, number, count))
@@ -139,19 +143,19 @@ def choose(number: int, count: int | None, seed: int) -> np.ndarray:
 # Pixels ------------------------------------------------------------------------------------------
 
 
-def _look_at(images: Source, chosen: np.ndarray, bands: tuple[int, ...] | None, scale: Scale,
-             workers: int) -> tuple[Totals, int, list[dict[str, str]]]:
-    """The readable images together, and the number and the first of the others."""
+def _sum_images(images: Source, chosen: np.ndarray, bands: tuple[int, ...] | None, scale: Scale,
+                workers: int) -> tuple[Totals, int, list[dict[str, str]]]:
+    """Add up the readable images; also return the number of the others, and the first of them."""
     totals, unreadable = Totals(), 0
     examples: list[dict[str, str]] = []
-    results = in_processes(partial(_look, images, bands, scale), map(int, chosen), workers)
+    results = in_processes(partial(_sum_image, images, bands, scale), map(int, chosen), workers)
     with progress_bar('stats', len(chosen)) as advance:
         for index, result in zip(chosen, results):
-            if isinstance(result, Look):
+            if isinstance(result, PixelSums):
                 totals.add(result)
             else:
                 unreadable += 1
-                if len(examples) < NAMED:
+                if len(examples) < MAX_NAMED:
                     examples.append(dict(image=images.name(int(index)), reason=result))
             advance(1)
     if unreadable == len(chosen):
@@ -160,20 +164,22 @@ def _look_at(images: Source, chosen: np.ndarray, bands: tuple[int, ...] | None, 
     return totals, unreadable, examples
 
 
-def _look(images: Source, bands: tuple[int, ...] | None, scale: Scale, index: int) -> Look | str:
+def _sum_image(images: Source, bands: tuple[int, ...] | None, scale: Scale,
+               index: int) -> PixelSums | str:
+    """Add up one image, or return the reason why it cannot be read."""
     try:
         pixels = decode_safely(images.read(index), bands, scale)
     except UnreadableImage as error:
         return str(error)
-    return look(pixels)
+    return sum_pixels(pixels)
 
 
-def look(pixels: np.ndarray) -> Look:
-    """Size and sums of uint8 RGB ``[H, W, 3]``."""
+def sum_pixels(pixels: np.ndarray) -> PixelSums:
+    """Add up the pixels of one image, uint8 RGB ``[H, W, 3]``."""
     height, width = pixels.shape[:2]
     counts = [np.bincount(pixels[..., channel].ravel(), minlength=256) for channel in range(3)]
-    return Look(width, height, tuple(int(count @ VALUES) for count in counts),
-                tuple(int(count @ VALUES**2) for count in counts))
+    return PixelSums(width, height, tuple(int(count @ LEVELS) for count in counts),
+                     tuple(int(count @ LEVELS**2) for count in counts))
 
 
 def _pixels(totals: Totals) -> dict[str, Any]:
@@ -189,7 +195,7 @@ def _pixels(totals: Totals) -> dict[str, Any]:
 
 
 def _rows_of(images: Source, source: str) -> pd.DataFrame | None:
-    """The rows of the manifest that belong to these images, indexed by the image's key."""
+    """Read the rows of the manifest that belong to these images, indexed by the image's key."""
     path = _find_table(images, source)
     if path is None:
         return None
@@ -206,15 +212,15 @@ def _rows_of(images: Source, source: str) -> pd.DataFrame | None:
 
 
 def _find_table(images: Source, source: str) -> Path | None:
-    """In the folder of the data set or above it, else in those above the first image."""
+    """Look for a table in the folder of the data set, above it, then above the first image."""
     folder = Path(source) if os.path.isdir(source) else Path(source).parent
-    places = [folder, folder.parent, *Path(images.name(0)).parents[:3]]
+    places = [folder, folder.parent, *Path(images.name(0)).parents[:MAX_PARENTS]]
     files = [place / name for place in places for name in ('manifest.csv', 'tiles.csv')]
     return next((file for file in files if file.is_file()), None)
 
 
 def key_of(name: str) -> int:
-    """64 bits for the name of an image, in this process: five million names take 0.6 GB."""
+    """Hash the name of an image to 64 bits, for this process: 5 million names take 0.6 GB."""
     return hash(os.path.abspath(name))
 
 
@@ -229,7 +235,7 @@ def _tables(source: str, images: Source, table: pd.DataFrame | None,
     tables: dict[str, Any] = {'Table 1': [row]}
     if len(sizes) > 1:
         tables['sizes'] = [dict(size=f'{width} x {height}', images=number)
-                           for (width, height), number in sizes.most_common(NAMED)]
+                           for (width, height), number in sizes.most_common(MAX_NAMED)]
     if table is not None:
         row['Spatial resolution'] = _range(table['gsd'].min(), table['gsd'].max())
         row['Source'] = ', '.join(sorted(set(table['source']) - {''})) or '-'
@@ -241,7 +247,7 @@ def _tables(source: str, images: Source, table: pd.DataFrame | None,
 def _size_range(sizes: list[tuple[int, int]]) -> str:
     """As Table 1 has it, ``256/512``; many sizes as a range."""
     sides = sorted({side for size in sizes for side in size})
-    if all(width == height for width, height in sizes) and len(sizes) <= 3:
+    if all(width == height for width, height in sizes) and len(sizes) <= MAX_SIZES:
         return '/'.join(map(str, sides))
     return _range(sides[0], sides[-1])
 
@@ -261,7 +267,7 @@ def _histogram(table: pd.DataFrame, column: str) -> list[dict[str, Any]]:
 
 def contact_sheet(images: Source, shown: np.ndarray, table: pd.DataFrame | None = None,
                   bands: tuple[int, ...] | None = None, scale: Scale = 'auto') -> Image.Image:
-    """Small pictures in rows, each with its name and its class and resolution, or its folder.
+    """Draw small pictures in rows, each with its name and its class and resolution, or its folder.
 
     Args:
         images: The data set.
@@ -273,7 +279,7 @@ def contact_sheet(images: Source, shown: np.ndarray, table: pd.DataFrame | None 
     size = (COLUMNS * width + GAP, math.ceil(len(shown) / COLUMNS) * height + GAP)
     sheet = Image.new('RGB', size, 'white')
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(12)
+    font = ImageFont.load_default(FONT_SIZE)
     names = [images.name(index) for index in shown.tolist()]
     rows = None if table is None else table[table.index.isin([key_of(name) for name in names])]
     for place, (index, name) in enumerate(zip(shown.tolist(), names)):
@@ -295,13 +301,13 @@ def contact_sheet(images: Source, shown: np.ndarray, table: pd.DataFrame | None 
 
 
 def _fitted(picture: Image.Image) -> Image.Image:
-    """As large as fits into a cell, a small one enlarged."""
+    """Scale a picture, up or down, to the largest size that fits into a cell."""
     sides = [max(1, round(side * PICTURE / max(picture.size))) for side in picture.size]
     return picture.resize((sides[0], sides[1]), Image.Resampling.LANCZOS)
 
 
 def _shortened(text: str, font: Any) -> str:
-    """The end of a text that is too long: names differ there."""
+    """Keep the end of a text that is too long: names differ there."""
     if font.getlength(text) <= PICTURE:
         return text
     while font.getlength(f'…{text}') > PICTURE:

@@ -829,7 +829,7 @@ def test_a_wrong_setting_is_one_sentence(tmp_path, settings, message):
     ('id,lon,lat\n', "no column 'gsd'"),
     ('id,lon,lat,gsd\na,1,2,1\nb,200,2,1\n', 'line 3: lon is 200, not between -180 and 180'),
     ('id,lon,lat,gsd\na,1,95,1\n', 'line 2: lat is 95'),
-    ('id,lon,lat,gsd\na,1,x,1\n', "line 2: lat is 'x', which is no number"),
+    ('id,lon,lat,gsd\na,1,x,1\n', "line 2: lat is 'x', which is not a number"),
     ('id,lon,lat,gsd\na,1,2,0\n', 'line 2: gsd is 0'),
     ('id,lon,lat,gsd\n../a,1,2,1\n', r"line 2: the id '\.\./a' cannot name a file"),
 ])

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-import tracemalloc
 from hashlib import sha256
 from pathlib import Path
 
@@ -15,18 +14,9 @@ import pandas as pd
 import pytest
 
 from pera_mm.collect.common.tables import TILE, read_table, write_table
-from pera_mm.collect.filter import step as filtering
-from pera_mm.collect.filter.step import (
-    JOURNAL,
-    MEASURES,
-    Rules,
-    alike,
-    decide,
-    filter_tiles,
-    first_alike,
-    measure,
-    near_pairs,
-)
+from pera_mm.collect.filter.measures import JOURNAL, MEASURES, measure
+from pera_mm.collect.filter.near_duplicates import alike, near_pairs
+from pera_mm.collect.filter.step import Rules, decide, filter_tiles
 from pera_mm.datasets.reading import JPEG
 
 SIZE = 128
@@ -164,7 +154,7 @@ def sensor_noise(seed, level=4., size=512):
 
 def test_even_pictures_are_copies_only_where_their_pixels_are_the_same(tmp_path):
     water = [sensor_noise(seed) for seed in range(6)]
-    assert all(record['look'] == record['pixels'] for record in map(measure, water))
+    assert all(record['phash'] == record['pixels'] for record in map(measure, water))
     collect(tmp_path, [*water, water[2]])
     (tmp_path / 'examples').mkdir()
     (tmp_path / 'examples' / 'even.png').write_bytes(encoded(water[5]))
@@ -200,103 +190,22 @@ def test_measures_of_simple_pictures():
 
 def test_a_picture_compressed_again_or_resized_is_near_and_others_are_not():
     pictures = [ground(seed, 256) for seed in range(40)]
-    looks = np.array([measure(picture)['look'] for picture in pictures])
-    assert not list(near_pairs(looks, 10))
+    hashes = np.array([measure(picture)['phash'] for picture in pictures])
+    assert not list(near_pairs(hashes, 10))
     for change in (lambda picture: cv2.imdecode(np.frombuffer(
                        encoded(picture, '.jpg', 70), np.uint8), cv2.IMREAD_COLOR)[..., ::-1].copy(),
                    lambda picture: cv2.resize(picture, (200, 200), interpolation=cv2.INTER_AREA)):
         changed = [measure(change(picture)) for picture in pictures]
-        assert np.bitwise_count(looks ^ [record['look'] for record in changed]).max() <= 4
+        assert np.bitwise_count(hashes ^ [record['phash'] for record in changed]).max() <= 4
         assert all(alike(measure(picture)['thumbnail'], record['thumbnail'])
                    for picture, record in zip(pictures, changed))
-
-
-def planted(number, near, seed=0):
-    """Random hashes, with many copies that differ in few bits, and clusters of them."""
-    rng = np.random.default_rng(seed)
-    hashes = rng.integers(2**64, size=number, dtype=np.uint64)
-    for _ in range(number):
-        flips = sum(1 << int(bit) for bit in rng.choice(64, rng.integers(near + 3), replace=False))
-        source, target = rng.integers(number, size=2)
-        hashes[target] = hashes[source] ^ np.uint64(flips)
-    return hashes
-
-
-@pytest.mark.parametrize('near', [1, 2, 3, 4, 7, 10])
-def test_near_pairs_are_all_pairs_that_a_plain_comparison_finds(near):
-    hashes = np.unique(planted(1500, near, seed=near))
-    np.random.default_rng(1).shuffle(hashes)
-    left, right = np.triu_indices(len(hashes), 1)
-    is_near = np.bitwise_count(hashes[left] ^ hashes[right]) <= near
-    expected = list(zip(left[is_near].tolist(), right[is_near].tolist()))
-    assert len(expected) > 100
-    found = [sorted(pair) for vectors in near_pairs(hashes, near)
-             for pair in zip(*(vector.tolist() for vector in vectors))]
-    assert sorted(map(tuple, found)) == expected  # and each once
-
-
-def plain_first_alike(hashes, thumbnails, bits):
-    """One after the other: among equal hashes, then the first ones among near hashes."""
-    def first(of, among, bits):
-        for other in among:
-            levels = np.abs(thumbnails[of].astype(int) - thumbnails[other]).max()
-            if int(hashes[of] ^ hashes[other]).bit_count() <= bits and levels <= 8:
-                return other
-        return of
-
-    leaders, kept = {}, []
-    for number in range(len(hashes)):
-        leaders[number] = first(number, kept, 0)
-        if leaders[number] == number:
-            kept.append(number)
-    again, still_kept = {}, []
-    for number in kept:
-        again[number] = first(number, still_kept, bits)
-        if again[number] == number:
-            still_kept.append(number)
-    return [again[leaders[number]] for number in range(len(hashes))]
-
-
-@pytest.mark.parametrize('chunk', [1 << 20, 7])
-@pytest.mark.parametrize('bits', [0, 1, 4, 6])
-def test_the_first_is_kept_as_in_a_plain_loop(monkeypatch, bits, chunk):
-    monkeypatch.setattr(filtering, 'CHUNK', chunk)
-    rng = np.random.default_rng(bits)
-    hashes = planted(500, bits, seed=3)
-    hashes[rng.integers(500, size=100)] = hashes[rng.integers(500, size=100)]
-    hashes[100:160] = hashes[7]
-    thumbnails = np.full((500, 4, 4, 3), 100, np.uint8)
-    thumbnails[::2, 1, 2, 0] += rng.integers(25, size=250, dtype=np.uint8)
-    leaders = first_alike(hashes, thumbnails, bits)
-    assert 100 < len(set(leaders.tolist())) < 450
-    assert leaders.tolist() == plain_first_alike(hashes, thumbnails, bits)
-
-
-def test_many_pictures_of_few_hashes_take_little_memory():
-    """As drawn maps: 5,000 pairs of each two neighbouring hashes would be 200 MB."""
-    rng = np.random.default_rng(0)
-    hashes = np.array([0, 1, 3, 7], np.uint64)[rng.integers(4, size=4000)]
-    thumbnails = rng.integers(256, size=(4000, 4, 4, 3), dtype=np.uint8)
-    tracemalloc.start()
-    try:
-        leaders = first_alike(hashes, thumbnails, 4)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert leaders.tolist() == list(range(4000))
-    assert peak < 120e6
-
-
-def test_a_chain_keeps_what_is_far_from_the_kept_one():
-    looks = np.array([0b0000, 0b0111, 0b111111], np.uint64)
-    assert first_alike(looks, np.zeros((3, 4, 4, 3), np.uint8), 3).tolist() == [0, 0, 2]
 
 
 def test_pictures_that_share_a_hash_but_not_their_colours_are_not_near(tmp_path):
     dark = np.zeros((SIZE, SIZE, 3), np.uint8)
     dark[:, ::3] = dark[:50] = 60  # an edge and stripes
     bright = dark + 30
-    assert measure(dark)['look'] == measure(dark + 1)['look'] == measure(bright)['look']
+    assert measure(dark)['phash'] == measure(dark + 1)['phash'] == measure(bright)['phash']
     collect(tmp_path, [dark, dark + 1, bright])
     filter_tiles(tmp_path, no_data=1, workers=1)
     assert dropped(tmp_path) == {1: 'near duplicate: 0 of 64 bits differ from 0000000'}
@@ -358,7 +267,7 @@ from pathlib import Path
 from pera_mm.collect.common import processes
 from pera_mm.collect.filter.step import filter_tiles
 if __name__ == '__main__':
-    processes.ALONE = 0
+    processes.SERIAL_SECONDS = 0
     filter_tiles(Path(sys.argv[1]), workers=2)
 """
 
@@ -424,7 +333,7 @@ def test_rules_do_not_look_at_what_could_not_be_read():
     *[(dict(white_classes=value), r"a list of class names, like \['ice'\], or \[\]; got")
       for value in (None, 5, [1], [['ice']], dict(ice=1))],
     *[(dict(workers=value), '1 or more; got') for value in (0, True, '2', None)],
-    *[(dict(placeholders=value), 'placeholders=.* is no folder')
+    *[(dict(placeholders=value), 'filter.placeholders=.* is not a folder')
       for value in ('nowhere', 5, ['a'], True)],
     (dict(), r'tiles.csv does not exist: it is written by the step fetch'),
 ])
@@ -436,7 +345,7 @@ def test_a_wrong_setting_is_one_sentence(tmp_path, settings, message):
 def test_placeholders_must_be_pictures(tmp_path):
     collect(tmp_path, [ground(0)])
     (tmp_path / 'examples').mkdir()
-    with pytest.raises(ValueError, match='there is no picture in placeholders='):
+    with pytest.raises(ValueError, match='there is no picture in filter.placeholders='):
         filter_tiles(tmp_path, placeholders=str(tmp_path / 'examples'))
     (tmp_path / 'examples' / 'a.png').write_bytes(b'no picture')
     with pytest.raises(ValueError, match='the placeholder .*a.png cannot be read: '):

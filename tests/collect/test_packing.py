@@ -18,10 +18,13 @@ from PIL import Image
 
 from pera_mm.collect.common.tables import TILE
 from pera_mm.collect.pack import step as packing
-from pera_mm.collect.pack.step import FORMS, Tile, pack, subset, verify
+from pera_mm.collect.pack.step import FORMS, KeptTile, pack
+from pera_mm.collect.pack.subset import subset
+from pera_mm.collect.pack.verify import verify
+from pera_mm.datasets.listing import open_source
 from pera_mm.datasets.packed import TarShards
 from pera_mm.datasets.shard_index import scan_shard
-from pera_mm.datasets.unlabeled import UnlabeledImages, open_source
+from pera_mm.datasets.unlabeled import UnlabeledImages
 
 
 def tile(number, size=16):
@@ -33,7 +36,7 @@ def tile(number, size=16):
 
 
 def write_kept(folder, count=25, **changes):
-    """A work folder as the filter leaves it."""
+    """A work folder as the step filter leaves it."""
     rows = []
     for number in range(count):
         identity = f'{number:07}'
@@ -144,13 +147,13 @@ def test_a_folder_links_where_it_can_and_copies_where_it_cannot(work, monkeypatc
 
 def pack_and_die(work, form, after):
     """Be killed while the image number ``after`` is read."""
-    read, left = Tile.read, iter(range(after, -1, -1))
+    read, left = KeptTile.read, iter(range(after, -1, -1))
 
     def deadly(self):
         if next(left) == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         return read(self)
-    packing.Tile.read = deadly  # in the forked process only
+    packing.KeptTile.read = deadly  # in the forked process only
     pack_quickly(work, form)
 
 
@@ -174,8 +177,8 @@ def test_finished_work_is_not_done_twice(work, form, rest, monkeypatch):
     process.start()
     process.join()
     reads = []
-    read = Tile.read
-    monkeypatch.setattr(Tile, 'read', lambda self: reads.append(self.name) or read(self))
+    read = KeptTile.read
+    monkeypatch.setattr(KeptTile, 'read', lambda self: reads.append(self.name) or read(self))
     first = pack_quickly(work, form)
     assert len(reads) == rest
     assert pack_quickly(work, form) == first and len(reads) == rest
@@ -194,7 +197,7 @@ def test_a_shard_that_a_power_failure_emptied_is_made_again(work, tmp_path):
 
 
 def test_a_full_disk_surfaces_and_loses_nothing(work, monkeypatch):
-    read = Tile.read
+    read = KeptTile.read
 
     def full(self):
         if self.row['id'] == '0000017':
@@ -202,7 +205,7 @@ def test_a_full_disk_surfaces_and_loses_nothing(work, monkeypatch):
         return read(self)
     for form in FORMS:
         with monkeypatch.context() as patch:
-            patch.setattr(Tile, 'read', full)
+            patch.setattr(KeptTile, 'read', full)
             with pytest.raises(OSError, match='No space left'):
                 pack_quickly(work, form)
         pack_quickly(work, form)
@@ -244,7 +247,7 @@ def test_lmdb_has_room_for_images_of_any_size(tmp_path):
     for number, size in enumerate(sizes):
         file = tmp_path / f'{number}.jpg'
         file.write_bytes(bytes(size))
-        rows.append(Tile(dict(sha256=hashlib.sha256(bytes(size)).hexdigest()), file))
+        rows.append(KeptTile(dict(sha256=hashlib.sha256(bytes(size)).hexdigest()), file))
     (tmp_path / 'packed').mkdir()
     room = packing._lmdb_room(np.array(sizes))
     packing._pack_lmdb(tmp_path / 'packed', iter([rows[i:i + 20] for i in range(0, 420, 20)]), room)
@@ -258,10 +261,10 @@ def test_lmdb_has_room_for_images_of_any_size(tmp_path):
 def test_wrong_settings(work):
     with pytest.raises(ValueError, match="form is 'zip'; choose one of webdataset, folder, lmdb"):
         pack_quickly(work, 'zip')
-    with pytest.raises(ValueError, match='images_per_shard is 0, but must be a whole number of'):
-        pack_quickly(work, images_per_shard=0)
-    with pytest.raises(ValueError, match="images_per_shard is '10', but must be a whole number"):
-        pack_quickly(work, images_per_shard='10')
+    for value in (0, '10', True, 2.5, None):
+        message = f'images_per_shard is {value!r}, but must be a whole number of at least 1'
+        with pytest.raises(ValueError, match=message):
+            pack_quickly(work, images_per_shard=value)
     assert not (work / 'packed').exists()
 
 
@@ -279,7 +282,7 @@ def test_other_settings_another_kept_csv_or_files_of_others(work):
         pack_quickly(work)
 
 
-def test_what_a_kill_left_of_the_claim_is_nothing(work):
+def test_what_a_kill_left_of_the_label_is_ignored(work):
     (work / 'packed').mkdir()
     (work / 'packed/..pack.json.part').write_text('{"fo')
     pack_quickly(work)
@@ -313,8 +316,8 @@ def no_links(*_):
 
 
 @pytest.mark.parametrize(('column', 'value', 'message'), [
-    ('zoom', 'abc', "line 3: zoom is 'abc', which is no whole number"),
-    ('gsd', 'nan', "line 3: gsd is 'nan', which is no number"),
+    ('zoom', 'abc', "line 3: zoom is 'abc', which is not a whole number"),
+    ('gsd', 'nan', "line 3: gsd is 'nan', which is not a number"),
     ('file', 'tiles/x.data', "line 3: the file 'tiles/x.data' has no suffix of an image"),
     ('file', '', "line 3: the file '' has no suffix"),
 ])
@@ -504,7 +507,7 @@ def test_copies_never_lie_in_the_data_set_itself(work):
 
 
 def test_a_subset_that_cannot_be(work):
-    for count in (0, 26):
+    for count in (0, 26, True, 2.5):
         with pytest.raises(ValueError, match=f'count is {count}, but must lie between 1 and 25, '):
             subset(str(work / 'tiles'), work / 'x.txt', count, 0)
     pack_quickly(work)

@@ -22,6 +22,7 @@ from PIL import Image
 
 from pera_mm.collect.common.tables import TILE, write_table
 from pera_mm.datasets.unlabeled import UnlabeledImages
+from pera_mm.files import WORK_FOLDER_MARKER
 from pera_mm.scenes import planet
 from pera_mm.scenes.planet import ISLANDS, make_planet
 
@@ -95,6 +96,7 @@ def test_from_land_cover_to_a_trained_model(tmp_path, monkeypatch, capsys, two_i
     options = small(tmp_path, two_islands, f'{served}/{{z}}/{{x}}/{{y}}.png')
     assert run(monkeypatch, 'sample', *options) == 0
     assert len(pd.read_csv(work / 'points.csv')) == 32
+    assert (work / WORK_FOLDER_MARKER).is_file()
     assert 'accept' in run(monkeypatch, 'fetch', *options)  # the terms, not yet
     assert not (work / 'tiles.csv').exists()
     accepted = [*options, '--accept-terms', 'drawn planet']
@@ -226,20 +228,26 @@ def test_an_option_without_a_value_is_a_usage_error(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(('path', 'is_folder', 'sentence'), [
-    ('work', False, 'work is a file where a folder must be: move it away.'),
     ('work/logs', False, 'logs is a file where a folder must be: move it away.'),
     ('work/filter', False, 'filter is a file where a folder must be: move it away.'),
     ('work/kept.csv', True, 'kept.csv is a folder where a file must be: move it away.'),
 ])
 def test_a_file_in_a_folders_place_is_named(tmp_path, monkeypatch, path, is_folder, sentence):
-    if path != 'work':
-        collect(tmp_path / 'work', 2)
+    collect(tmp_path / 'work', 2)
     if is_folder:
         (tmp_path / path).mkdir()
     else:
         (tmp_path / path).write_text('')
     code = run(monkeypatch, 'filter', CONFIG, '--work-dir', tmp_path / 'work')
     assert code == f'rsrsd: {tmp_path / Path(path).parent}/{sentence}'
+
+
+def test_a_file_in_the_work_folders_place_is_named(tmp_path, monkeypatch):
+    (tmp_path / 'work').write_text('')
+    code = run(monkeypatch, 'filter', CONFIG, '--work-dir', tmp_path / 'work')
+    assert code == (f'rsrsd: cannot write to the work folder {tmp_path}/work (a file has its name '
+                    'or that of a folder above): make it writable with room on its disk, or give '
+                    'another --work-dir.')
 
 
 def collect(folder: Path, number: int, **columns) -> None:
@@ -405,4 +413,4 @@ def test_sigterm_ends_a_step_with_a_word(tmp_path, two_islands):
         time.sleep(1)
         process.terminate()
         _, said = process.communicate(timeout=30)
-    assert process.returncode == 1 and 'stopped; the same command goes on' in said
+    assert process.returncode == 1 and 'stopped; run the same command again to continue' in said

@@ -78,8 +78,8 @@ def test_what_looks_like_an_example_and_what_does_not(tmp_path):
 
 
 @pytest.mark.parametrize(('files', 'message'), [
-    (None, 'is not a folder; put tiles that say "no imagery" into one'),
-    ({}, 'there is no image in placeholders='),
+    (None, 'is not a folder; put pictures that say "no imagery" into one'),
+    ({}, 'there is no picture in fetch.source.placeholders='),
     ({'a.png': b'no'}, 'the placeholder .*a.png cannot be read'),
     ({'a.png': encode(picture(1, 0, 0, 128))}, 'does not have the 256 x 256 px of a tile'),
 ])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pera_mm.collect.common import processes
-from pera_mm.collect.common.processes import CHUNK, ROUND, check_workers, in_processes
+from pera_mm.collect.common.processes import CHUNK, CHUNKS_PER_ROUND, check_workers, in_processes
 
 
 def double_or_fail(at, number):
@@ -20,20 +20,20 @@ def double_or_fail(at, number):
 
 
 def test_results_come_in_order_from_several_processes_and_an_error_comes_through(monkeypatch):
-    monkeypatch.setattr(processes, 'ALONE', 0)
-    number = 3 * CHUNK * ROUND
+    monkeypatch.setattr(processes, 'SERIAL_SECONDS', 0)
+    number = 3 * CHUNK * CHUNKS_PER_ROUND
     results = []
     with pytest.raises(OSError, match='No space left'):
         for result, process in in_processes(partial(double_or_fail, number), count(), 2):
             results.append((result, process))
     assert [result for result, _ in results] == list(range(0, 2 * len(results), 2))
-    assert number - 2 * CHUNK * ROUND <= len(results) <= number
+    assert number - 2 * CHUNK * CHUNKS_PER_ROUND <= len(results) <= number
     assert os.getpid() not in {process for _, process in results[1:]}
 
 
 def test_few_items_and_one_worker_start_no_process(monkeypatch):
     for workers, items in ((4, iter(range(400))), (1, count())):
-        monkeypatch.setattr(processes, 'ALONE', 60 if workers > 1 else 0)
+        monkeypatch.setattr(processes, 'SERIAL_SECONDS', 60 if workers > 1 else 0)
         results = islice(in_processes(partial(double_or_fail, -1), items, workers), 5)
         assert list(results) == [(2 * number, os.getpid()) for number in range(5)]
     assert list(in_processes(str, [], 2)) == []
@@ -48,7 +48,7 @@ def slow(number):
     return number
 
 if __name__ == '__main__':
-    processes.ALONE = 0
+    processes.SERIAL_SECONDS = 0
     try:
         for number in processes.in_processes(slow, range(10_000), 2):
             print(number, flush=True)

@@ -23,7 +23,7 @@ def test_a_table_survives_reading_and_writing(tmp_path):
 @pytest.mark.parametrize(('text', 'sentence'), [
     ('', 'is not a CSV table'),
     ('id,lon\n1,2\n', "no column 'lat'; it needs id, lon, lat"),
-    ('id,lon,lat\n1,2,3\n2,x,3\n', "line 3: lon is 'x', which is no number"),
+    ('id,lon,lat\n1,2,3\n2,x,3\n', "line 3: lon is 'x', which is not a number"),
     ('id,lon,lat\n1,2,3\n2,,3\n', 'line 3: lon is empty'),
     ('id,lon,lat\n,2,3\n', 'line 2: id is empty'),
     ('id,lon,lat\n7,2,3\n7,2,3\n', "has the id '7' twice"),

@@ -9,9 +9,9 @@ r"""Collect a pre-training data set as RSRSD-5m was collected (paper §3.1), ste
     python tools/data/rsrsd.py verify data/rsrsd-5m        # every image by its hash
     python tools/data/rsrsd.py subset data/tov-rs data/tov-rs-100k.txt --count 100000
 
-CONFIG says everything that can be set. A step reads what the one before wrote into the work folder
-and writes its own tables, a log (logs/STEP.log) and a summary (STEP.json) there. Stopped at any
-time and started again, it goes on where it was. docs/rsrsd.md has an example that needs no network.
+CONFIG has all settings. A step reads the tables that the step before wrote into the work folder.
+It writes its own tables, a log (logs/STEP.log) and a summary (STEP.json) there. To continue a step
+that was stopped, run the same command again. docs/rsrsd.md has an example that needs no network.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from rich.logging import RichHandler
 from rich.table import Column, Table
 
 from pera_mm.errors import UserError
-from pera_mm.files import Claim, write_whole
+from pera_mm.files import WORK_FOLDER_MARKER, Claim, write_whole
 from pera_mm.launch import (
     errors_in_one_sentence,
     merge_options,
@@ -45,14 +45,16 @@ try:
     from pera_mm.collect.common.tables import log, write_table
     from pera_mm.collect.fetch.step import fetch
     from pera_mm.collect.filter.step import filter_tiles
-    from pera_mm.collect.pack.step import pack, subset, verify
+    from pera_mm.collect.pack.step import pack
+    from pera_mm.collect.pack.subset import subset
+    from pera_mm.collect.pack.verify import verify
     from pera_mm.collect.sample.step import sample
     from pera_mm.collect.stats import describe
 except ModuleNotFoundError as missing:
     sys.exit(f'rsrsd: the package {missing.name} is not installed: pip install -e .[collect]')
 
-PROBLEMS = 20  # so many are printed
-WIDEST = 10_000  # characters of a line that is not for a terminal
+MAX_PRINTED = 20  # problems
+MAX_WIDTH = 10_000  # characters; of a line that is not for a terminal
 
 STEPS: dict[str, Callable[..., dict[str, Any]]] = dict(
     sample=sample, fetch=fetch, filter=filter_tiles, pack=pack)
@@ -72,12 +74,12 @@ def parse_args() -> argparse.Namespace:
                              action=DictAction, default={})
         if name == 'fetch':
             command.add_argument('--accept-terms', metavar='SOURCE', default='',
-                                 help="the source's name: its terms were read and are kept")
+                                 help='the name of the source whose terms you have read and accept')
     command = commands.add_parser('stats', help='describe any data set: Table 1, mean and std')
     command.add_argument('data', metavar='DATA', help='a folder, list, shards or LMDB')
     command.add_argument('--out', metavar='DIR', type=Path,
                          help='for the contact sheet and stats.json')
-    command.add_argument('--count', type=int, help='look at so many images only, chosen by --seed')
+    command.add_argument('--count', type=int, help='read only COUNT images, drawn by --seed')
     command.add_argument('--seed', type=int, default=0)
     command.add_argument('--bands', type=int, nargs='+', metavar='BAND',
                          help='one or three of a raster, 1-based (default: the first three)')
@@ -85,14 +87,14 @@ def parse_args() -> argparse.Namespace:
                          help='what becomes 0 and 255 where pixels are not 8-bit '
                               '(default: percentiles of each image)')
     command.add_argument('--data-root', metavar='DIR',
-                         help="what a list's lines are relative to (default: its folder)")
+                         help="the folder that a list's paths are relative to (default: its own)")
     command.add_argument('--index-file', metavar='FILE',
                          help="a list of a folder's images, or the index of shards: written once")
-    command = commands.add_parser('verify', help='every image of a packed data set by its hash')
+    command = commands.add_parser('verify', help='check all images of a packed data set by hash')
     command.add_argument('data', metavar='DATA', type=Path, help='the folder with manifest.csv')
     command.add_argument('--out', metavar='FILE.csv', type=Path,
-                         help=f'for all problems; {PROBLEMS} are printed')
-    command = commands.add_parser('subset', help='write a list of images chosen at random')
+                         help=f'a table of all problems; {MAX_PRINTED} are printed')
+    command = commands.add_parser('subset', help='write a list of images drawn at random')
     command.add_argument('data', metavar='DATA', help='a folder, list, shards or LMDB')
     command.add_argument('out', metavar='LIST', type=Path)
     command.add_argument('--count', type=int, required=True)
@@ -108,7 +110,7 @@ def summary_line(step: Callable) -> str:
 
 
 def run_step(args: argparse.Namespace) -> None:
-    """Run one step with its settings of the config, logged; print and keep its summary."""
+    """Run one step with its settings of the config and a log; print and keep its summary."""
     cfg = config_of(args.config)
     merge_options(cfg, args.cfg_options)
     folder = args.work_dir or Path('work_dirs/collect') / args.config.stem
@@ -116,6 +118,7 @@ def run_step(args: argparse.Namespace) -> None:
     if args.command == 'fetch':
         settings['accept_terms'] = args.accept_terms
     with Claim(folder), logged(folder / 'logs' / f'{args.command}.log'):
+        (folder / WORK_FOLDER_MARKER).touch()
         summary = STEPS[args.command](folder, **settings)
         write_whole(folder / f'{args.command}.json', json.dumps(summary, indent=1).encode())
         log.info('%s: done', args.command)
@@ -123,7 +126,7 @@ def run_step(args: argparse.Namespace) -> None:
 
 
 def config_of(path: Path) -> Config:
-    """The config in a file; whatever is wrong with it is a ValueError of one sentence."""
+    """Read the config in a file; whatever is wrong with it becomes a UserError."""
     try:
         return read_config(str(path))
     except ValueError as error:
@@ -137,7 +140,7 @@ def config_of(path: Path) -> Config:
 
 
 def settings_of(cfg: Config, command: str, path: Path) -> dict[str, Any]:
-    """The config's dict for a step, whose keys are the step's arguments."""
+    """Return the config's dict for a step, whose keys are the step's arguments."""
     if command not in cfg:
         raise UserError(f'{path} has no dict {command} = dict(...) for this step.')
     if not isinstance(cfg[command], dict):
@@ -158,20 +161,20 @@ def settings_of(cfg: Config, command: str, path: Path) -> dict[str, Any]:
 
 
 class LogFile(logging.FileHandler):
-    """A disk that is full stops the step with its own words, not with those of its log."""
+    """A log file that ignores a full disk: the step itself stops with the better message."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Say nothing: the default is a traceback for every line."""
+        """Print nothing: the default is a traceback for every line."""
 
     def close(self) -> None:
-        """Close the file; what is not written yet may be lost."""
+        """Close the file; lines that are not written yet may be lost."""
         with suppress(OSError):
             super().close()
 
 
 @contextmanager
 def logged(file: Path) -> Iterator[None]:
-    """What the step logs goes to the terminal and, appended, to a file."""
+    """Send what the step logs to the terminal and append it to a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     to_file = LogFile(file, encoding='utf-8')
     to_file.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(message)s'))
@@ -182,7 +185,7 @@ def logged(file: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        log.removeHandler(to_terminal)  # there main() says it
+        log.removeHandler(to_terminal)  # main() prints the error there
         log.info('stopped by %s: %s', type(error).__name__, error)
         raise
     finally:
@@ -192,9 +195,9 @@ def logged(file: Path) -> Iterator[None]:
 
 
 def show(summary: dict[str, Any]) -> None:
-    """Print names and values, a line each; a list of dicts is a table."""
-    # Into a file or pipe each row is one line; on a terminal, what is too long is folded.
-    console = Console(width=None if sys.stdout.isatty() else WIDEST)
+    """Print each name and value on a line; a list of dicts becomes a table."""
+    # In a file or pipe each row is one line; a terminal folds long cells.
+    console = Console(width=None if sys.stdout.isatty() else MAX_WIDTH)
     for name, value in summary.items():
         if not isinstance(value, list):
             console.print(f'{name}: {text(value)}', soft_wrap=True, markup=False, highlight=False)
@@ -228,14 +231,14 @@ def run_other(args: argparse.Namespace) -> None:
 
 
 def show_problems(found: dict[str, Any], data: Path, out: Path | None) -> None:
-    """Print what ``verify`` found, all of its problems only into a file."""
+    """Print what ``verify`` found, with the first problems; write all problems to a file."""
     problems = found['problems']
     if out is not None:
         write_table(out, pd.DataFrame(problems, columns=['file', 'problem']))
-    show(found | dict(problems=problems[:PROBLEMS]))
+    show(found | dict(problems=problems[:MAX_PRINTED]))
     if not found['ok']:
-        rest = f' {len(problems)} problems, of which {PROBLEMS} are shown: --out FILE.csv has ' \
-               'all.' if len(problems) > PROBLEMS and out is None else ''
+        rest = f' {len(problems)} problems, of which {MAX_PRINTED} are shown: --out FILE.csv has ' \
+               'all.' if len(problems) > MAX_PRINTED and out is None else ''
         raise UserError(f'{data} is not as its manifest says.{rest}')
 
 
@@ -248,7 +251,7 @@ def main() -> None:
             else:
                 run_other(args)
     except KeyboardInterrupt:
-        sys.exit('rsrsd: stopped; the same command goes on.')
+        sys.exit('rsrsd: stopped; run the same command again to continue.')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Opening rasters: by paths and patterns here, or at addresses that GDAL reads piece by piece."""
+"""Open rasters: local files by paths and patterns, or remote files that GDAL reads in pieces."""
 
 import glob
 import os
@@ -13,21 +13,25 @@ import rasterio
 
 from pera_mm.errors import UserError
 
-KEPT_OPEN = 8  # rasters per thread: one that is worked on, and its neighbours
+MAX_OPEN = 8  # rasters per thread: the one in use, and its neighbours
+MAX_RETRIES = 5
+RETRY_DELAY = 1  # s
+CONNECT_TIMEOUT = 20  # s
+TIMEOUT = 120  # s; of a whole request
 
 T = TypeVar('T')
 R = TypeVar('R')
 
 
 def find_rasters(paths: str | Path | Sequence[str | Path], setting: str) -> list[str]:
-    """Files, patterns and addresses as a list in their order, each once; a pattern's files sorted.
+    """List files, patterns and addresses in their order, each once; a pattern's files are sorted.
 
     Args:
         paths: One or several.
-        setting: Of the config that names them, for messages.
+        setting: The setting of the config that names them, for messages.
 
     Raises:
-        ValueError: if there are none, or a pattern matches no file.
+        UserError: if there are none, or a pattern matches no file.
     """
     if not isinstance(paths, str | Path | Sequence):
         raise UserError(f'{setting} must be a path or a list of paths, got {paths!r}.')
@@ -45,29 +49,31 @@ def find_rasters(paths: str | Path | Sequence[str | Path], setting: str) -> list
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path is an address for GDAL and not a file here."""
+    """Whether a path is an address for GDAL and not a local file."""
     return '://' in path or path.startswith(('/vsi', 'EEDAI:'))
 
 
 def _options(path: str) -> dict[str, Any]:
-    """Of GDAL: a remote raster is tried again, and its neighbours are not listed."""
-    return dict(GDAL_DISABLE_READDIR_ON_OPEN='EMPTY_DIR', GDAL_HTTP_MAX_RETRY=5,
-                GDAL_HTTP_RETRY_DELAY=1, GDAL_HTTP_CONNECTTIMEOUT=20,
-                GDAL_HTTP_TIMEOUT=120) if is_remote(path) else {}
+    """GDAL's options: requests for a remote raster are retried, and its folder is not listed."""
+    if not is_remote(path):
+        return {}
+    return dict(GDAL_DISABLE_READDIR_ON_OPEN='EMPTY_DIR', GDAL_HTTP_MAX_RETRY=MAX_RETRIES,
+                GDAL_HTTP_RETRY_DELAY=RETRY_DELAY, GDAL_HTTP_CONNECTTIMEOUT=CONNECT_TIMEOUT,
+                GDAL_HTTP_TIMEOUT=TIMEOUT)
 
 
 @contextmanager
 def opened(path: str) -> Iterator[Any]:
-    """An open raster, closed again at the end."""
+    """Open a raster and close it at the end."""
     with rasterio.Env(**_options(path)), rasterio.open(path) as file:
         yield file
 
 
 class OpenRasters:
-    """Rasters that stay open from one read to the next, each thread's own.
+    """Rasters that stay open from one read to the next, separately for each thread.
 
-    What GDAL has decoded of an open file is there for the next window, and a remote one is not
-    asked for its head again.
+    GDAL keeps the decoded blocks of an open file for the next window, and does not request the
+    header of a remote file again.
     """
 
     def __init__(self) -> None:
@@ -76,19 +82,19 @@ class OpenRasters:
 
     @contextmanager
     def opened(self, path: str) -> Iterator[Any]:
-        """A raster, open until others took its place or :meth:`close`."""
-        files: dict[str, Any] = self._own.__dict__.setdefault('files', {})  # the last used last
+        """Open a raster; it stays open until others take its place, or :meth:`close`."""
+        files: dict[str, Any] = self._own.__dict__.setdefault('files', {})  # in order of last use
         with rasterio.Env(**_options(path)):
             file = files.pop(path, None)
             if file is None or file.closed:
                 file = rasterio.open(path)
                 self._all.add(file)
             files[path] = file
-            if len(files) > KEPT_OPEN:
+            if len(files) > MAX_OPEN:
                 self._close(files.pop(next(iter(files))))
             try:
                 yield file
-            except BaseException:  # whatever state it is in
+            except BaseException:  # the raster may be in any state
                 self._close(files.pop(path))
                 raise
 
@@ -97,23 +103,26 @@ class OpenRasters:
         self._all.discard(file)
 
     def close(self) -> None:
-        """Close them all; no thread may be reading."""
+        """Close all rasters; no thread may be reading."""
         while self._all:
             self._all.pop().close()
 
 
 def in_threads(work: Callable[[T], R], items: Iterable[T], threads: int,
                stop: Callable[[], None] = lambda: None) -> list[R]:
-    """What ``work`` makes of each item, in their order; the first error of any ends them all.
+    """Apply ``work`` to each item, in several threads; the first error ends all of them.
 
     Args:
-        work: Called in several threads.
+        work: The function of one item.
         items: Its arguments.
-        threads: So many at once.
-        stop: Called on an error, so that those under way can end early.
+        threads: The number of threads.
+        stop: Called on an error, so that running calls can end early.
+
+    Returns:
+        The results, in the order of the items.
     """
     def in_env(item: T) -> R:
-        with rasterio.Env():  # rasterio would set GDAL and PROJ up anew for every call
+        with rasterio.Env():  # without it, rasterio sets GDAL and PROJ up anew for every call
             return work(item)
 
     pool = ThreadPoolExecutor(threads)

@@ -1,4 +1,7 @@
-"""One function for many items, spread over processes."""
+"""One function for many items, spread over processes.
+
+Not joblib (1.6 was tried): its workers print tracebacks on Ctrl-C and outlive a killed parent.
+"""
 
 import multiprocessing
 import os
@@ -14,58 +17,62 @@ from typing import Any, TypeVar
 
 import cv2
 
+from pera_mm.collect.common.settings import is_whole
 from pera_mm.errors import UserError
 
 Item = TypeVar('Item')
 Result = TypeVar('Result')
 
 CHUNK = 16  # items a process takes at once
-ROUND = 64  # chunks per process and round
-ALONE = 5.  # s; what this process does by then, others would not have done sooner
+CHUNKS_PER_ROUND = 64  # of each process
+SERIAL_SECONDS = 5.  # about the time that the processes need to start
 
-_function: Callable | None = None  # of a process that in_processes started
+_function: Callable | None = None  # in a process that in_processes started
 
 
 def in_processes(function: Callable[[Item], Result], items: Iterable[Item],
                  workers: int) -> Iterator[Result]:
-    """Like ``map(function, items)``: the results come in the order of the items.
+    """Apply a function to items as ``map(function, items)`` does, in the same order.
 
-    Items are taken round by round, so that five million of them do not wait in a queue. Processes
-    take seconds to start, so those come first that this one does in so many seconds.
+    Items are taken in rounds, so that five million of them do not wait in a queue. Processes take
+    seconds to start, so this process works alone for the first ``SERIAL_SECONDS``.
 
     Args:
-        function: Pickled once for every process; a ``functools.partial`` may hold what is large.
-        items: Small things that pickle.
-        workers: Number of processes; 1 works in this one.
+        function: Pickled once for every process; a ``functools.partial`` may hold large arguments.
+        items: Small objects that pickle.
+        workers: Number of processes; with 1, this process does all the work.
+
+    Yields:
+        The result for each item.
     """
     rest = iter(items)
-    until = time.monotonic() + ALONE
+    until = time.monotonic() + SERIAL_SECONDS
     for item in rest:
         yield function(item)
         if workers > 1 and time.monotonic() >= until:
             break
     else:
         return
-    # Not forked from here: the progress bar's thread may hold a lock at that moment. The fork
-    # server imports the packages once for all.
+    # A fork of this process could copy a lock that the progress bar's thread holds. The fork server
+    # imports the packages once for all processes.
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload([getattr(function, 'func', function).__module__])
     _start_fork_server()
-    # Waits until the packages are imported. Ctrl-C may come meanwhile, and a process of the pool
-    # that is begun would not find the pool when it starts at last.
+    # This waits until the packages are imported. If Ctrl-C came meanwhile, a process of the pool
+    # would start later and not find the pool.
     context.Process(target=int, daemon=True).start()
     with ProcessPoolExecutor(workers, context, _start, (function, )) as pool:
-        while some := list(islice(rest, workers * ROUND * CHUNK)):
+        while some := list(islice(rest, workers * CHUNKS_PER_ROUND * CHUNK)):
             yield from pool.map(_call, some, chunksize=CHUNK)
 
 
 def _start_fork_server() -> None:
-    """Ctrl-C goes to all processes of a terminal; what ignores it from its start on, says nothing.
+    """Start the fork server so that it and its children ignore Ctrl-C.
 
-    The fork server and its children inherit this; the parent alone answers.
+    Ctrl-C reaches all processes of a terminal. Only the parent shall answer it.
     """
     if threading.current_thread() is not threading.main_thread():
-        forkserver.ensure_running()  # signals are the main thread's
+        forkserver.ensure_running()  # only the main thread can set signal handlers
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -75,15 +82,16 @@ def _start_fork_server() -> None:
 
 
 def _start(function: Callable) -> None:
+    """Prepare a process of the pool."""
     global _function
     _function = function
     cv2.setNumThreads(0)  # one core per process
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered by the parent alone
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the parent answers Ctrl-C
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed ends no pool: without this, its processes would wait for ever."""
+    """End this process with its parent: a killed parent cannot end the processes of its pool."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
@@ -96,6 +104,10 @@ def _call(item: Any) -> Any:
 
 
 def check_workers(workers: int) -> None:
-    """Raise a ValueError unless ``workers`` is a number of processes."""
-    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
+    """Check a number of processes.
+
+    Raises:
+        UserError: if it is not a whole number of at least 1.
+    """
+    if not is_whole(workers) or workers < 1:
         raise UserError(f'workers must be a number of processes, 1 or more; got {workers!r}.')

@@ -1,4 +1,4 @@
-"""The plain files between the steps: CSV tables, and journals that survive a kill."""
+"""The files between the steps: CSV tables, and journals that survive a kill."""
 
 import json
 import logging
@@ -26,6 +26,7 @@ from pera_mm.files import write_whole
 POINT = ('id', 'lon', 'lat', 'class', 'continent', 'gsd')
 TILE = ('id', 'lon', 'lat', 'class', 'continent', 'gsd', 'zoom', 'source', 'date', 'file', 'sha256')
 NUMBERS = ('lon', 'lat', 'gsd')
+BLOCK = 4096  # bytes; a journal's last line is searched in steps of this
 
 log = logging.getLogger('pera_mm.collect')
 
@@ -35,16 +36,16 @@ def read_table(path: Path, columns: Sequence[str], written_by: str) -> pd.DataFr
 
     Args:
         path: A CSV file with a header.
-        columns: Those that must be there; others are kept.
+        columns: The columns that must be there; other columns are kept.
         written_by: What writes this file, for the message.
 
     Returns:
-        lon, lat and gsd as numbers, everything else as it is written: the id '007' is no number,
-        and the country code 'NA' no missing value.
+        The table, with lon, lat and gsd as numbers and everything else as text: the id '007' keeps
+        its zeros, and the country code 'NA' is not a missing value.
 
     Raises:
-        ValueError: if the file is missing, empty or no CSV, lacks a column or a value, has no
-            number where one must be, or two rows have the same id.
+        UserError: if the file is missing, empty or not a CSV, lacks a column or an id, has a lon,
+            lat or gsd that is not a number, or has the same id twice.
     """
     if not path.is_file():
         raise UserError(f'{path} does not exist: it is written by {written_by}.')
@@ -75,7 +76,7 @@ def _numbers(path: Path, column: pd.Series) -> pd.Series:
     except ValueError:
         pass
     line, text = next((line, text) for line, text in enumerate(column, 2) if not _is_finite(text))
-    said = f'{text!r}, which is no number' if text else 'empty'
+    said = f'{text!r}, which is not a number' if text else 'empty'
     raise UserError(f'{path}, line {line}: {column.name} is {said}.')
 
 
@@ -92,11 +93,11 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 class Journal:
-    """Rows appended as they come to be, one JSON object a line; a kill loses at most the last.
+    """A file of rows, one JSON object a line, each appended at once: a kill loses at most the last.
 
-    The line that a kill cut short is removed when the journal is opened again. What a loss of power
-    has damaged further up is skipped, with a warning. Iterating gives all rows anew from the file:
-    in memory they would take 2 kB each, and there are millions.
+    A line that a kill cut short is removed when the journal is opened again. Lines that a loss of
+    power damaged further up are skipped, with a warning. Each iteration reads all rows from the
+    file: in memory, millions of rows would take 2 kB each.
     """
 
     def __init__(self, path: Path) -> None:
@@ -108,7 +109,7 @@ class Journal:
     def _cut_half_line(self) -> None:
         end = last = self.file.seek(0, os.SEEK_END)
         while last > 0:
-            start = max(last - 4096, 0)
+            start = max(last - BLOCK, 0)
             self.file.seek(start)
             if (found := self.file.read(last - start).rfind(b'\n')) >= 0:
                 last = start + found + 1
@@ -119,7 +120,7 @@ class Journal:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         damaged = 0
-        # As text: json would look for the encoding of every line.
+        # As text: from bytes, json would detect the encoding of every line anew.
         with open(self.path, encoding='ascii', errors='replace', newline='\n') as lines:
             for line in lines:
                 try:
@@ -135,7 +136,7 @@ class Journal:
                         self.path, damaged)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Append a row, handed to the operating system before this returns."""
+        """Append a row and hand it to the operating system."""
         self.file.write(json.dumps(row).encode() + b'\n')
         self.file.flush()
 
@@ -148,7 +149,7 @@ class Journal:
 
 @contextmanager
 def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """A bar on the terminal; gives a function that moves it on by a number of items."""
+    """Show a bar on the terminal; yield a function that advances it by a number of items."""
     columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
                TimeElapsedColumn(), TextColumn('left:'), TimeRemainingColumn())
     with Progress(*columns) as progress:

@@ -12,8 +12,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pera_mm.collect.common.pictures import read_pictures
 from pera_mm.collect.common.tables import log
-from pera_mm.datasets.reading import JPEG, SUFFIXES, UnreadableImage, read_image
+from pera_mm.datasets.reading import JPEG
 from pera_mm.errors import UserError
 from pera_mm.files import write_whole
 
@@ -37,26 +38,12 @@ def load_examples(folder: str | None, tile_size: int) -> dict[str, NDArray[np.ui
         UserError: if the folder does not exist or has no image, or an image cannot be read or has
             another size.
     """
-    if folder is None:
-        return {}
-    if not isinstance(folder, str) or not Path(folder).is_dir():
-        raise UserError(f'placeholders={folder!r} of the source is not a folder; put tiles that '
-                        'say "no imagery" into one, as the server sends them, or leave it out.')
-    paths = [path for path in sorted(Path(folder).iterdir())
-             if path.suffix.lower().encode() in SUFFIXES and not path.name.startswith('.')]
-    if not paths:
-        raise UserError(f'there is no image in placeholders={folder!r} of the source; put tiles '
-                        'that say "no imagery" there, or leave it out.')
     examples = {}
-    for path in paths:
-        try:
-            examples[path.name] = read_image(str(path))
-        except UnreadableImage as error:
-            raise UserError(f'the placeholder {path} cannot be read: {error}; replace or delete '
-                            'it.') from None
-        if examples[path.name].shape[:2] != (tile_size, tile_size):
+    for path, pixels in read_pictures(folder, 'fetch.source.placeholders'):
+        if pixels.shape[:2] != (tile_size, tile_size):
             raise UserError(f'the placeholder {path} does not have the {tile_size} x '
                             f'{tile_size} px of a tile; save it as the server sends it.')
+        examples[path.name] = pixels
     return examples
 
 

@@ -20,9 +20,9 @@ from pera_mm.collect.stats import (
     contact_sheet,
     describe,
     key_of,
-    look,
+    sum_pixels,
 )
-from pera_mm.datasets.unlabeled import open_source
+from pera_mm.datasets.listing import open_source
 
 
 def noise(seed, height=40, width=40):
@@ -43,41 +43,41 @@ def collect(folder, pictures, **columns):
     return folder
 
 
-def mean_and_std(looks):
+def mean_and_std(images):
     totals = Totals()
-    for one in looks:
-        totals.add(one)
+    for image in images:
+        totals.add(image)
     return totals.mean_and_std()
 
 
 def test_mean_and_std_of_closed_forms():
     half = np.zeros((2, 4, 3), np.uint8)
     half[:, :2] = (10, 20, 255)  # half of the pixels a, half 0: mean a/2, std a/2
-    mean, std = mean_and_std([look(half)])
+    mean, std = mean_and_std([sum_pixels(half)])
     assert mean == std == [5, 10, 127.5]
     ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
-    mean, std = mean_and_std([look(ramp)] * 7)
+    mean, std = mean_and_std([sum_pixels(ramp)] * 7)
     assert mean == [127.5] * 3  # uniform over 0 … 255
     assert std == [math.sqrt((256**2 - 1) / 12)] * 3
 
 
 def test_mean_and_std_are_of_all_pixels_together_in_any_order():
     pictures = [noise(0, 3, 5), noise(1, 50, 20) // 2, noise(2, 1, 1)]
-    looks = [look(picture) for picture in pictures]
+    sums = [sum_pixels(picture) for picture in pictures]
     pixels = np.concatenate([picture.reshape(-1, 3) for picture in pictures]).astype(float)
-    mean, std = mean_and_std(looks)
+    mean, std = mean_and_std(sums)
     assert np.allclose(mean, pixels.mean(axis=0), rtol=1e-13)
     assert np.allclose(std, pixels.std(axis=0), rtol=1e-13)
-    assert (mean, std) == mean_and_std(looks[::-1])
+    assert (mean, std) == mean_and_std(sums[::-1])
 
 
 def test_a_small_deviation_of_a_large_data_set_is_exact():
-    one = look(np.full((512, 512, 3), (1, 128, 254), np.uint8))
+    one = sum_pixels(np.full((512, 512, 3), (1, 128, 254), np.uint8))
     assert mean_and_std([one] * 20_000) == ([1, 128, 254], [0, 0, 0])
     nearly = np.full((511, 509, 3), 253, np.uint8)
     nearly[0, 0] = 254  # in floats, little of so small a variance would be left
     share = 1 / (511 * 509)
-    assert mean_and_std([look(nearly)] * 20_000)[1] == pytest.approx(
+    assert mean_and_std([sum_pixels(nearly)] * 20_000)[1] == pytest.approx(
         [math.sqrt(share * (1 - share))] * 3, rel=1e-12)
 
 
@@ -169,7 +169,7 @@ def test_choose_is_seeded_and_without_repeats():
 
 
 def test_a_subset_is_read_and_the_same_for_any_number_of_processes(tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, 'ALONE', 0)
+    monkeypatch.setattr(processes, 'SERIAL_SECONDS', 0)
     collect(tmp_path, [noise(seed) for seed in range(80)])
     one = describe(str(tmp_path / 'tiles'), tmp_path / 'one', count=60, workers=1)
     two = describe(str(tmp_path / 'tiles'), tmp_path / 'two', count=60, workers=2)
@@ -232,7 +232,8 @@ def test_a_list_that_lies_elsewhere_is_described_by_the_manifest_of_its_images(t
 
 
 @pytest.mark.parametrize(('settings', 'message'), [
-    (dict(count=0), 'number of images to read, 1 or more; got 0'),
+    *[(dict(count=value), f'number of images to read, 1 or more; got {value}')
+      for value in (0, True, 2.5)],
     (dict(workers=-1), 'workers must be a number of processes'),
     (dict(bands=(1, 2)), 'bands must be one'),
     (dict(), 'no image lies below the folder'),
