@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / 'pera_mm'
-LEAVES = ('pera_mm.errors', 'pera_mm.files', 'pera_mm.seeds', 'pera_mm.stopping',
+LEAVES = ('pera_mm.errors', 'pera_mm.files', 'pera_mm.seeds', 'pera_mm.shares', 'pera_mm.stopping',
           'pera_mm.patches', 'pera_mm.structures', 'pera_mm.engine.schedules',
           'pera_mm.evaluation.knn', 'pera_mm.weights.fitting')
 # Rooms of data: what they know of pera_mm besides themselves and the leaves.

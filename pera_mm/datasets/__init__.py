@@ -1,4 +1,4 @@
-"""Pixels in: which image, read how, cropped where."""
+"""The data that training reads: images, masks and boxes, their order, and their transforms."""
 
 from pera_mm.datasets import transforms
 from pera_mm.datasets.labelled import LabelledImages

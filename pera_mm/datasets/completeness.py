@@ -1,29 +1,29 @@
-"""Is an image file whole? Decoders fill what is missing, above all where a download ends in zeros.
+"""A check that an image file is whole; decoders fill what is missing, without an error.
 
-A file can end early, or have its right length and zeros from some byte on: a download into a file
-of the final size, or a disk that lost power, leaves it so. By format, with the time for a file of
-512 x 512 pixels on one core:
+A file can end early. It can also have its right length and zeros from some byte on: a download
+into a file of the final size, or a loss of power, leaves such a file. The checks by format, with
+the time for a file of 512 x 512 pixels on one core:
 
-* PNG (0.3 ms for 525 kB): the chunks up to IEND; those that matter to the pixels by their CRC.
+* PNG (0.3 ms for 525 kB): the chunks up to IEND, and the CRC of those that hold pixels.
 * JPEG (0.06 ms for 165 kB): the segments and scans up to the end marker; not more than 100 scans,
   since each costs a pass over all pixels.
-* JPEG 2000 (0.02 ms): the boxes up to the codestream, in it every tile part by its length, and the
-  end marker. No compressed data can look like that marker.
-* WebP (0.01 ms): the RIFF length and the chunks. Their bytes have no check sum. Where the last
-  image chunk ends in zeros, it must need them: a decoder that is content without the last eight
-  has read something else than what was written. A flat picture costs a second decoding so.
+* JPEG 2000 (0.02 ms): the boxes up to the codestream, the length of every tile part in it, and
+  the end marker. Compressed data cannot look like that marker.
+* WebP (0.01 ms): the RIFF length and the chunks. Their bytes have no check sum. If the last image
+  chunk ends in zeros, the decoder must need them: where it succeeds without the last eight, they
+  are not part of the picture. A flat picture therefore costs a second decoding.
 * TIFF (0.05 ms): the end of the block that lies last in the file: deflate ends in a check sum,
-  JPEG in its end marker, LZMA in a mark of its own, WebP as above. Of LZW,
-  PackBits, ZSTD and LERC GDAL refuses what it cannot decode.
+  JPEG in its end marker, LZMA in a mark of its own, WebP as above. For LZW, PackBits, ZSTD and
+  LERC, GDAL refuses what it cannot decode.
 * GIF: Pillow refuses it.
 
-Not to be known: zeros in BMP and in TIFF without compression, where they are black pixels; zeros
-in the internal mask of a TIFF; and some zeros that replace less than the last 70 bytes of a WebP
-picture, or the last few of TIFF's LZW and PackBits, which have no check sum.
+These cannot be detected: zeros in BMP and in TIFF without compression, where they are black
+pixels; zeros in the internal mask of a TIFF; and some zeros that replace less than the last 70
+bytes of a WebP picture, or the last few of TIFF's LZW and PackBits, which have no check sum.
 
-Accepted, because it is legal or harmless: bytes after the end, chunks and boxes that are not known,
-a wrong CRC of a chunk without pixels, a box that goes to the end of the file, boxes with long
-lengths, damage in a second picture that is never read.
+These are accepted, because they are legal or harmless: bytes after the end, unknown chunks and
+boxes, a wrong CRC of a chunk without pixels, a box that extends to the end of the file, boxes with
+long lengths, damage in a second picture that is never read.
 """
 
 import io
@@ -63,10 +63,10 @@ def check_whole(data: bytes) -> None:
     """Check that an image file is not cut, and does not end in zeros that replace its data.
 
     Args:
-        data: The file. What it is, is told by its first bytes; other formats pass.
+        data: The bytes of the file. Its first bytes give the format; other formats pass.
 
     Raises:
-        ValueError: if it is damaged, with what is missing.
+        ValueError: if it is damaged; the text says what is missing.
     """
     if data.startswith(PNG):
         _check_png(data)
@@ -118,7 +118,7 @@ def _check_jpeg(data: bytes) -> None:
 
 
 class Marker(NamedTuple):
-    """A marker of a codestream, and what belongs to it."""
+    """A marker of a codestream and its segment."""
 
     code: int
     body: bytes
@@ -160,7 +160,7 @@ def _jpeg_2000_markers(data: bytes) -> Iterator[Marker]:
         if code == CODESTREAM:
             continue
         if code == TILE_DATA:
-            if not tile_end:  # the last one: its end is not told in advance
+            if not tile_end:  # the last one, of unknown length
                 if bytes(stream[position:]).rfind(CODESTREAM_END.to_bytes(2, 'big')) < 0:
                     raise cut
                 return
@@ -181,10 +181,11 @@ def _jpeg_2000_markers(data: bytes) -> Iterator[Marker]:
 
 
 def jpeg_2000_overhead(data: bytes) -> int:
-    """The bytes that OpenJPEG allocates besides the pixels: for tiles, precincts and code blocks.
+    """Compute the bytes that OpenJPEG allocates for tiles, precincts and code blocks.
 
-    Tiny files can ask for any number of them: a code block of 4 x 4 pixels costs as much as one of
-    64 x 64, and tiles are prepared when the file is opened.
+    They come on top of the pixels. A tiny file can declare any number of them: a code block of
+    4 x 4 pixels costs as much as one of 64 x 64, and OpenJPEG prepares all tiles when it opens the
+    file.
 
     Args:
         data: A file that is whole.
@@ -210,7 +211,7 @@ def jpeg_2000_overhead(data: bytes) -> int:
 
 
 class _JPEG2000Area(NamedTuple):
-    """Width and height of a tile, in pixels, and how many tiles and components there are."""
+    """The size of a tile in pixels, and the numbers of tiles and components."""
 
     width: int
     height: int
@@ -255,7 +256,7 @@ def _check_webp(data: bytes) -> None:
     end = 8 + int.from_bytes(data[4:8], 'little')
     if end > len(data):
         raise ValueError('the WebP is truncated: it is shorter than it says')
-    position, lengths = 12, [4]  # where the lengths stand that the first picture's end is part of
+    position, lengths = 12, [4]  # places of the lengths that count the first picture's end
     while position + 8 <= end:
         kind, length = struct.unpack_from('<4sI', data, position)
         body, following = position + 8, position + 8 + length + length % 2
@@ -275,7 +276,7 @@ def _check_webp(data: bytes) -> None:
 
 
 def _check_webp_tail(data: bytes, end: int, lengths: list[int]) -> None:
-    """Refuse zeros at the end of a bitstream that the decoder does not ask for."""
+    """Refuse zeros at the end of a bitstream that the decoder does not need."""
     if any(data[end - UNNEEDED:end]):
         return
     shorter = bytearray(data[:end - UNNEEDED])
@@ -288,7 +289,7 @@ def _check_webp_tail(data: bytes, end: int, lengths: list[int]) -> None:
     try:
         with Image.open(io.BytesIO(shorter)) as image:
             image.load()
-    except Exception:  # it was needed
+    except Exception:  # the zeros were needed
         return
     raise ValueError('the WebP is damaged: it ends in zeros that are not part of the picture')
 
@@ -297,7 +298,7 @@ def _check_webp_tail(data: bytes, end: int, lengths: list[int]) -> None:
 
 
 def _check_tiff(data: bytes) -> None:
-    """Check the block of the first picture that lies last; what GDAL cannot read is left to it."""
+    """Check the first picture's last block; GDAL refuses the tags that cannot be read here."""
     try:
         tags = _tags_of(data)
         compression = int(tags[COMPRESSION][0])

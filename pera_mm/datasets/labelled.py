@@ -1,44 +1,82 @@
-"""Labelled data sets of the toolboxes, with pre-training's rule for files that cannot be read."""
+"""Labelled data sets of the toolboxes: files that cannot be read are replaced, or refused."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from mmpretrain.datasets import CustomDataset
+from torch.utils.data import get_worker_info
 
 from pera_mm.datasets.unlabeled import MAX_REDRAWS
 from pera_mm.errors import RunError, UserError
 from pera_mm.registry import DATASETS
 
+SHOWN = 5  # items that a sentence spells out; the rest is counted
+
+
+def first_few(items: Sequence[str], separator: str = ', ') -> str:
+    """Join the first five items, and count the others."""
+    rest = [f'and {len(items) - SHOWN} more'] if len(items) > SHOWN else []
+    return separator.join([*items[:SHOWN], *rest])
+
 
 class RedrawUnreadable:
-    """Put before a data set of MMEngine's kind: unreadable files are replaced, and named.
+    """A mix-in before a data set of MMEngine's kind: one policy for files that cannot be read.
 
-    A loading transform of ours (:class:`pera_mm.datasets.transforms.load_rgb.LoadRGB`) appends an
-    unreadable file to the sample's ``skipped``, a list of (path, reason), and returns None. In
-    training another sample is drawn, and ``pera_mm.SkippedImagesHook`` reports the file. In a test
-    it is an error, since a score without it would not be comparable.
+    The loading (:meth:`run_pipeline`; its default is the pipeline, with a transform such as
+    :class:`pera_mm.datasets.transforms.load_rgb.LoadRGB`) appends an unreadable file to the
+    sample's ``skipped``, a list of (path, reason), and returns None. In training another sample is
+    drawn, and ``pera_mm.SkippedImagesHook`` reports the file by the sample's ``worker`` (-1: the
+    main process). In a test the file is an error, since a score without it would not be
+    comparable; all such files of the data set are then counted and named.
     """
 
     def prepare_data(self, idx: int) -> Any:
-        """The sample ``idx``, or in training another one.
+        """Load the sample ``idx``, or in training another one.
 
         Raises:
             ValueError: in a test, if the file cannot be read.
             RuntimeError: if 100 samples drawn one after another cannot be read.
         """
-        skipped: list[tuple[str, str]] = []
         dataset: Any = self
+        skipped: list[tuple[str, str]] = []
         while len(skipped) < MAX_REDRAWS:
-            sample = dataset.pipeline(dataset.get_data_info(idx) | dict(skipped=skipped))
-            if sample is not None:
+            before = len(skipped)
+            sample = self._load(idx, skipped)
+            if sample is not None or len(skipped) == before:  # a crop without objects is None, too
                 return sample
-            path, reason = skipped[-1]
             if dataset.test_mode:
-                raise UserError(f'{path} cannot be read ({reason}); a score without it would not '
-                                'be comparable: repair it.')
+                raise self._error(self._all_unreadable() or skipped)  # or: it can be read again
             idx = dataset._rand_another()
+        path, reason = skipped[-1]
         raise RunError(f'{MAX_REDRAWS} samples drawn one after another could not be read, the '
-                           f'last for {path} ({reason}): check the data.')
+                       f'last for {path} ({reason}): check the data.')
+
+    def run_pipeline(self, sample: dict) -> Any:
+        """Load and transform a sample; None where its file was appended to ``skipped``."""
+        dataset: Any = self
+        return dataset.pipeline(sample)
+
+    def _load(self, idx: int, skipped: list[tuple[str, str]]) -> Any:
+        dataset: Any = self
+        worker = get_worker_info()
+        return self.run_pipeline(dataset.get_data_info(idx) | dict(
+            skipped=skipped, worker=-1 if worker is None else worker.id))
+
+    def _all_unreadable(self) -> list[tuple[str, str]]:
+        """Load every sample; return path and reason of the files that cannot be read."""
+        dataset: Any = self
+        skipped: list[tuple[str, str]] = []
+        for idx in range(len(dataset)):
+            self._load(idx, skipped)
+        return skipped
+
+    def _error(self, unreadable: list[tuple[str, str]]) -> UserError:
+        dataset: Any = self
+        files = first_few([f'{path} ({reason})' for path, reason in unreadable])
+        return UserError(f'{len(unreadable)} of {len(dataset)} test samples cannot be read: '
+                         f'{files}; a score without them would not be comparable: repair these '
+                         'files.')
 
 
 @DATASETS.register_module()
@@ -48,14 +86,18 @@ class LabelledImages(RedrawUnreadable, CustomDataset):
     Either a text file (``ann_file``) with lines ``path class-index``, or a folder per class.
 
     Raises:
-        ValueError: if the list or the folder is missing.
+        ValueError: if the list or the folder is missing; in a test, if a file cannot be read.
     """
 
     def load_data_list(self) -> list[dict]:
-        """As MMPretrain's."""
+        """List the samples as MMPretrain does.
+
+        Raises:
+            ValueError: if the list or the folder is missing.
+        """
         needed = self.ann_file or self.img_prefix
         if not os.path.exists(needed):
             raise UserError(f'There is no {needed}: prepare the data with tools/data/prepare.py, '
-                            'deal a folder of your own with tools/data/make_splits.py, or correct '
+                            'split a folder of your own with tools/data/make_splits.py, or correct '
                             'data_root and ann_file of the dataset.')
         return super().load_data_list()

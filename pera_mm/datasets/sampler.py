@@ -1,4 +1,4 @@
-"""Which image is drawn when, as a pure function of (seed, epoch, position)."""
+"""The order in which images are drawn, a pure function of (seed, epoch, position)."""
 
 from collections.abc import Iterator, Sized
 from typing import NamedTuple
@@ -21,21 +21,21 @@ class Draw(NamedTuple):
 
 @DATA_SAMPLERS.register_module()
 class DrawSampler(Sampler):
-    """Yields :class:`Draw`; no draw depends on the world size, the workers or a resume.
+    """A sampler of :class:`Draw`, independent of the world size, the workers and a resume.
 
-    Rank r takes the positions r, r + W, r + 2W … of the epoch's order, so one step of W ranks
-    draws what one step of a single process with the W-fold batch draws. The epoch is cut to a
-    multiple of W, never padded.
+    Rank r takes the positions r, r + W, r + 2W … of the epoch's order. One step of W ranks thus
+    draws the same images as one step of a single process with the W-fold batch. The epoch is cut
+    to a multiple of W, never padded.
 
     Args:
         dataset: If it has ``epoch_order(generator) -> LongTensor``, that is the order of an
             epoch; otherwise a permutation of its indices.
-        seed: Key of the order and of every draw; None: one random seed for all ranks.
+        seed: The key of the order and of every draw; None: one random seed for all ranks.
         shuffle: False: the indices in ascending order in every epoch.
 
     Attributes:
         start: Samples of this rank to leave out at the beginning of the next pass (resume).
-            The pass sets it back to 0.
+            That pass resets it to 0.
 
     Raises:
         ValueError: if there are fewer images than ranks.
@@ -53,11 +53,11 @@ class DrawSampler(Sampler):
         self.start = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next pass draws."""
+        """Set the epoch that the next pass draws."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Samples per rank and epoch, whatever ``start`` is."""
+        """The number of samples per rank and epoch, independent of ``start``."""
         return len(self.dataset) // self.world_size
 
     def __iter__(self) -> Iterator[Draw]:

@@ -1,8 +1,8 @@
-"""BIT, the bitemporal image transformer (Chen, Qi, Shi 2021), and what feeds it from an adapter.
+"""BIT, the bitemporal image transformer (Chen, Qi, Shi 2021), and its neck for an adapter.
 
-Each date is summed up in a few semantic tokens, an encoder relates the tokens of both dates, a
-decoder writes them back into every pixel, and the change is read from the absolute difference of
-the two refined maps.
+A few semantic tokens summarize each date. An encoder relates the tokens of both dates, and a
+decoder writes them back into every pixel. The change is read from the absolute difference of the
+two refined maps.
 
 Shapes: B pairs, D channels of a backbone, C = 32 channels of BIT, L = 4 tokens of a date,
 h x w pixels of a map at stride 4.
@@ -21,15 +21,15 @@ from pera_mm.registry import MODELS
 
 @MODELS.register_module()
 class PairNeck(BaseModule):
-    """The maps of an adapter, of both dates, as the one map BIT takes.
+    """The join of an adapter's maps of both dates into the one map that BIT takes.
 
-    BIT reads one map of a ResNet with 256 channels; an adapter gives four of D. A 1 x 1
-    convolution of every map to 256 channels, their sum at stride 4, and the head stays as it was.
+    BIT reads one map of a ResNet with 256 channels; an adapter gives four of D. Every map passes a
+    1 x 1 convolution to 256 channels, and they are summed at stride 4. The head stays as it was.
     Bilinear resizing commutes with a 1 x 1 convolution, so this equals one convolution over the
     four maps resized and concatenated, in a sixteenth of its memory for D = 1024.
 
-    The toolboxes' own ``input_transform='resize_concat'`` is no way to do that: both heads cut
-    what it returns in two halves, which would then hold two strides each and not two dates each.
+    The toolboxes' own ``input_transform='resize_concat'`` cannot do that: both heads cut
+    its result in two halves, which would then be two strides each, not one date each.
 
     Args:
         in_channels: D.
@@ -54,7 +54,7 @@ class PairNeck(BaseModule):
 
         Args:
             before: ``[B, D, h, w]`` at rising strides, of the first date.
-            after: The same of the second.
+            after: The same, of the second date.
 
         Returns:
             One map ``[B, 2 * out_channels, h, w]``, the first date's channels first.
@@ -89,7 +89,7 @@ class TokenAttention(nn.Module):
         self.fc_out = nn.Sequential(nn.Linear(embed_dims, channels))
 
     def forward(self, queries: Tensor, sources: Tensor) -> Tensor:
-        """``[B, N, C]`` and ``[B, M, C]`` to ``[B, N, C]``."""
+        """Map ``[B, N, C]`` and ``[B, M, C]`` to ``[B, N, C]``."""
         q, k, v = (
             project(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # [B, heads, N, d]
             for project, x in (
@@ -104,7 +104,7 @@ class _Layer(nn.Module):
     def __init__(self, channels: int, embed_dims: int, num_heads: int) -> None:
         super().__init__()
         self.attn = TokenAttention(channels, embed_dims, num_heads)
-        # Where Open-CD has a dropout, which BIT does not use, the numbering goes on.
+        # The identity keeps the numbering of Open-CD, which has a dropout there; BIT uses none.
         self.ff = nn.Sequential(
             nn.Linear(channels, embed_dims), nn.ReLU(), nn.Identity(),
             nn.Linear(embed_dims, channels))
@@ -112,39 +112,39 @@ class _Layer(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
 
     def _attend(self, queries: Tensor, sources: Tensor) -> Tensor:
-        """To ``sources``, which are normed already."""
+        """Attend to ``sources``, which are normed already."""
         queries = queries + self.attn(self.norm1(queries), sources)
         return queries + self.ff(self.norm2(queries))
 
 
 class EncoderLayer(_Layer):
-    """The tokens of both dates attend to each other."""
+    """A layer in which the tokens of both dates attend to each other."""
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """``[B, 2L, C]`` to the same."""
+        """Map ``[B, 2L, C]`` to the same shape."""
         return self._attend(tokens, self.norm1(tokens))
 
 
 class DecoderLayer(_Layer):
-    """The pixels of a date attend to its tokens."""
+    """A layer in which the pixels of a date attend to its tokens."""
 
     def __init__(self, channels: int, embed_dims: int, num_heads: int) -> None:
         super().__init__(channels, embed_dims, num_heads)
         self.norm1_ = nn.LayerNorm(channels)
 
     def forward(self, pixels: Tensor, tokens: Tensor) -> Tensor:
-        """``[B, h*w, C]`` and ``[B, L, C]`` to ``[B, h*w, C]``."""
+        """Map ``[B, h*w, C]`` and ``[B, L, C]`` to ``[B, h*w, C]``."""
         return self._attend(pixels, self.norm1_(tokens))
 
 
 @MODELS.register_module()
 class BITHead(BaseDecodeHead):
-    """BIT after the paper, with the parameters of Open-CD's head of the same name.
+    """The head of BIT, with the parameters of Open-CD's head of the same name.
 
     Names and shapes are Open-CD's, so one state dict loads strictly into both and gives the same
-    maps. That fixes what the BIT paper leaves open or its authors' code does otherwise: a ReLU
-    on the attention maps of the tokenizer, a bias and no normalisation in the convolutions, 64
-    and not 512 channels in the encoder's attention, and a 1 x 1 convolution as classifier.
+    maps. This decides where the BIT paper is silent or its authors' code differs: a ReLU on the
+    attention maps of the tokenizer, a bias and no normalization in the convolutions, 64 and not
+    512 channels in the encoder's attention, and a 1 x 1 convolution as classifier.
 
     The difference is absolute: exchanging the dates changes the result only through the
     encoder's position embedding, whose first L rows belong to the first date. Exchanged dates
@@ -158,9 +158,9 @@ class BITHead(BaseDecodeHead):
         enc_depth: Encoder layers.
         dec_depth: Decoder layers.
         num_heads: Heads.
-        pre_upsample: Enlarges the neck's map first; BIT works at stride 4 and doubles the stride-8
-            map of its ResNet, so 1 behind an adapter.
-        upsample_size: Enlarges the difference, here from stride 4 to the image.
+        pre_upsample: The factor that enlarges the neck's map first. BIT works at stride 4 and
+            doubles the stride-8 map of its ResNet; behind an adapter it is 1.
+        upsample_size: The factor that enlarges the difference, here from stride 4 to the image.
         **kwargs: As in every MMSegmentation head: ``num_classes``, ``loss_decode`` ...
     """
 
@@ -190,7 +190,7 @@ class BITHead(BaseDecodeHead):
         self.upsample = Upsample(scale_factor=upsample_size, **grow)
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        """Logits of change.
+        """Compute the logits of change.
 
         Args:
             inputs: The neck's map ``[B, 2 * in_channels, h, w]``, the first date first.
@@ -213,7 +213,7 @@ class BITHead(BaseDecodeHead):
         return attention @ maps.flatten(2).transpose(1, 2)
 
     def relate(self, tokens: Tensor) -> Tensor:
-        """The encoder, over the 2L tokens of a pair; ``[2B, L, C]`` to the same."""
+        """Encode the 2L tokens of every pair: ``[2B, L, C]`` to the same shape."""
         both = torch.cat(tokens.chunk(2), dim=1) + self.enc_pos_embedding  # [B, 2L, C]
         for layer in self.encoder:
             both = layer(both)

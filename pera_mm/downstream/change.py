@@ -1,8 +1,8 @@
 """Change detection in MMSegmentation: two dates, one mask, one backbone.
 
 MMSegmentation 1.2.2 has the data set (``LEVIRCDDataset``) but no segmentor for two dates, and
-its loader of pairs wants GDAL. A pair travels as one image of six channels, the first date's RGB
-before the second's, so every geometric transform of the toolbox moves both dates alike.
+its loader of pairs needs GDAL. A pair is one image of six channels, the first date's RGB before
+the second's, so every geometric transform of the toolbox moves both dates alike.
 """
 
 from pathlib import Path
@@ -12,17 +12,17 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine.fileio import list_from_file
 from mmseg.models.segmentors.encoder_decoder import EncoderDecoder
-from PIL import Image
 from torch import Tensor
 
-from pera_mm.datasets.reading import UnreadableImage, read_image, reason_of
+from pera_mm.datasets.masks import read_mask
+from pera_mm.datasets.reading import UnreadableImage, read_image
 from pera_mm.downstream.segmentation import SegmentationDataset, check_equal_sizes
 from pera_mm.errors import UserError
 from pera_mm.registry import DATASETS, MODELS, TRANSFORMS
 
 FILES = dict(img_path='first date', img_path2='second date', seg_map_path='mask')
 UNCHANGED, CHANGED = 0, 255
-SHOWN = 3
+SHOWN = 3  # missing files that a sentence names
 
 
 @MODELS.register_module()
@@ -30,11 +30,11 @@ class SiameseEncoderDecoder(EncoderDecoder):
     """MMSegmentation's segmentor with one backbone for two dates (paper 4.2.3).
 
     The backbone makes two passes with the same weights, as in the paper, and the neck joins the
-    maps of both. Modules have the names of Open-CD's ``SiamEncoderDecoder``, so checkpoints go
-    either way.
+    maps of both. Modules have the names of Open-CD's ``SiamEncoderDecoder``, so either loads the
+    checkpoints of the other.
 
     Args:
-        *args, **kwargs: As in ``EncoderDecoder``; ``neck`` is needed and takes two dates, as
+        *args, **kwargs: As in ``EncoderDecoder``. A ``neck`` is required that takes two dates, as
             :class:`pera_mm.downstream.bit_head.PairNeck` does.
 
     Raises:
@@ -48,7 +48,7 @@ class SiameseEncoderDecoder(EncoderDecoder):
                             "dates: neck=dict(type='pera_mm.PairNeck', in_channels=...).")
 
     def extract_feat(self, inputs: Tensor) -> tuple[Tensor, ...]:
-        """``[B, 6, H, W]``, the first date's channels first, to what the neck makes of both."""
+        """Map ``[B, 6, H, W]``, the first date's channels first, to the maps of the neck."""
         before, after = inputs.split(3, dim=1)
         return self.neck(self.backbone(before), self.backbone(after))
 
@@ -57,7 +57,7 @@ class SiameseEncoderDecoder(EncoderDecoder):
 class ChangePairs(SegmentationDataset):
     """LEVIR-CD's layout: files of one name in ``A`` (before), ``B`` (after) and ``label``.
 
-    Unreadable files are treated as in its parent: skipped in training, an error in a test.
+    Unreadable files are treated as in the parent: replaced in training, an error in a test.
 
     Args:
         data_prefix: the folders, as ``dict(img_path='train/A', img_path2='train/B',
@@ -67,7 +67,7 @@ class ChangePairs(SegmentationDataset):
             not all pairs are wanted.
 
     Raises:
-        ValueError: a folder is missing, there is no pair, or a pair lacks a file.
+        ValueError: if a folder is missing, there is no pair, or a pair lacks a file.
     """
 
     def __init__(self, data_prefix: dict[str, str], **kwargs: Any) -> None:
@@ -75,7 +75,7 @@ class ChangePairs(SegmentationDataset):
                          data_prefix=data_prefix, **kwargs)
 
     def load_data_list(self) -> list[dict]:
-        """Find the pairs and see that each has its three files."""
+        """Find the pairs and check that each has its three files."""
         suffixes = dict(img_path=self.img_suffix, img_path2=self.img_suffix,
                         seg_map_path=self.seg_map_suffix)
         found = {key: _names(Path(self.data_prefix[key]), suffixes[key]) for key in FILES}
@@ -112,8 +112,8 @@ class LoadPair(BaseTransform):
     Needs ``img_path``, ``img_path2``, ``seg_map_path`` and ``seg_fields``. Gives ``img``, uint8
     ``[H, W, 6]``, RGB of the first date, then of the second; ``gt_seg_map``, uint8 ``[H, W]``, 0
     unchanged and 1 changed; and the shapes. The mask's file holds exactly 0 (unchanged) and 255
-    (changed), LEVIR-CD's values: what toolboxes do with a 1 differs, from 'changed' to silently
-    'unchanged', so it is refused.
+    (changed), LEVIR-CD's values. A 1 is refused, since some toolboxes take it for 'changed' and
+    others for 'unchanged'.
 
     A file that cannot be read is appended to ``skipped`` as (path, reason), and there is no
     sample.
@@ -123,10 +123,10 @@ class LoadPair(BaseTransform):
     """
 
     def transform(self, results: dict) -> dict | None:
-        """Read; None where a file is unreadable."""
+        """Read both dates and the mask; None where a file is unreadable."""
         parts = []
         for key, read in (('img_path', read_image), ('img_path2', read_image),
-                          ('seg_map_path', read_mask)):
+                          ('seg_map_path', _read_gray)):
             try:
                 parts.append(read(results[key]))
             except UnreadableImage as error:
@@ -141,26 +141,16 @@ class LoadPair(BaseTransform):
         return results
 
 
-def read_mask(path: str) -> np.ndarray:
-    """A mask as 8-bit gray ``[H, W]``; a file of two colours only (1 bit) as 0 and 255.
-
-    Raises:
-        UnreadableImage: if it cannot be decoded.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert('L'))
-    except (MemoryError, ImportError):  # not the image's fault
-        raise
-    except Exception as error:  # decoders raise anything on broken bytes
-        raise UnreadableImage(reason_of(error)) from error
+def _read_gray(path: str) -> np.ndarray:
+    """The mask in 8-bit gray ``[H, W]``; the values of a 1-bit file become 0 and 255."""
+    return read_mask(path, 'L').values
 
 
 def check_mask(mask: np.ndarray, path: str) -> np.ndarray:
-    """The mask itself, if it holds 0 and 255 only.
+    """Return the mask if it holds 0 and 255 only.
 
     Raises:
-        ValueError: with the other values.
+        ValueError: if it holds others; they are named.
     """
     if ((mask != UNCHANGED) & (mask != CHANGED)).any():
         values = ', '.join(str(value) for value in np.unique(mask) if value not in

@@ -1,4 +1,4 @@
-"""Find files that cannot be trained on before the first step, not in the third hour."""
+"""A check of all files before the first step, so that a wrong one costs seconds, not hours."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from PIL import Image
 
+from pera_mm.datasets.masks import MASKS
 from pera_mm.downstream.segmentation import check_equal_sizes
 from pera_mm.engine.hooks.teacher import inner_model
 from pera_mm.errors import UserError
@@ -22,19 +23,19 @@ PATIENCE = 5  # seconds between two sentences about the progress
 
 @HOOKS.register_module()
 class DataCheckHook(Hook):
-    """Before training: do the files of the train and the validation set fit?
+    """A check, before training, that the files of the train and the validation set fit.
 
-    Reads the headers of all images, second images and masks (0.03 ms a file on a local disk): the
-    files of a sample have one size, which is not smaller than the window cut out of it
-    (``crop_size`` of the pipeline, of the sliding window in validation). Then loads an evenly
-    spaced sample through the pipeline, up to its mask, so that its loader can refuse unknown
+    The headers of all images, second images and masks are read (0.03 ms per file on a local disk).
+    The files of a sample must have one size, which must not be smaller than the window cut out of
+    it (``crop_size`` of the pipeline, of the sliding window in validation). Then evenly spaced
+    samples are loaded through the pipeline, up to the mask, so that its loader can refuse unknown
     labels.
 
     Unreadable files of the train set are counted and named in the log; the data set replaces them.
-    One process looks, all hear the verdict.
+    One process checks, and all get the verdict.
 
     Args:
-        num_loaded: how many samples of a data set are loaded.
+        num_loaded: the number of samples that are loaded of each data set.
 
     Raises:
         ValueError: on all ranks, naming the file, if anything does not fit, or a file of the
@@ -45,7 +46,11 @@ class DataCheckHook(Hook):
         self.num_loaded = num_loaded
 
     def before_train(self, runner: Runner) -> None:
-        """Check both data sets."""
+        """Check both data sets.
+
+        Raises:
+            ValueError: on all ranks, if a file does not fit.
+        """
         verdict: list[str | None] = [None]
         cause = None
         if is_main_process():
@@ -98,7 +103,7 @@ class DataCheckHook(Hook):
 
 
 def _parts(dataset: Any) -> list[Any]:
-    """The data sets with files: those in a ConcatDataset, that in a RepeatDataset, or itself."""
+    """List the data sets in a ConcatDataset or in a RepeatDataset, or the data set itself."""
     return getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', dataset)]
 
 
@@ -107,10 +112,10 @@ def check_sizes(sample: dict, window: Sequence[int] | None) -> dict[str, str]:
 
     Args:
         sample: with the paths, under the keys of FILES that it has.
-        window: height and width of what is cut out of it.
+        window: height and width of the window that is cut out of it; None: none is cut out.
 
     Returns:
-        path and reason of every file that is no readable image.
+        path to reason, of every file that is not a readable image.
 
     Raises:
         ValueError: on a missing file, different sizes, or an image smaller than the window.
@@ -134,19 +139,21 @@ def check_sizes(sample: dict, window: Sequence[int] | None) -> dict[str, str]:
 
 
 def _size(path: str) -> tuple[int, int]:
-    """Width and height, from the header alone."""
+    """Read width and height from the header alone."""
     with open(path, 'rb') as file:
         try:
-            with Image.open(file) as image:
+            with Image.open(file, formats=MASKS) as image:
                 return image.size
         except OSError:
-            from rasterio import open as open_raster  # what Pillow does not know, as deep TIFFs
+            # For formats that Pillow does not read, such as deep TIFFs.
+            from rasterio import open as open_raster
+
             with open_raster(path) as raster:
                 return raster.width, raster.height
 
 
 def _load(sample: dict, transforms: Iterable[Any]) -> dict[str, str]:
-    """Run the pipeline up to the mask; path and reason of an unreadable file."""
+    """Run the pipeline up to the mask; return path and reason of an unreadable file."""
     skipped: list[tuple[str, str]] = []
     results: dict | None = sample | dict(skipped=skipped)
     for transform in transforms:
@@ -157,7 +164,7 @@ def _load(sample: dict, transforms: Iterable[Any]) -> dict[str, str]:
 
 
 def _progress(logger: Any, what: str, indexes: Sequence[int]) -> Iterator[int]:
-    """The indexes, with a sentence now and then if it takes long."""
+    """Yield the indexes; log the progress from time to time."""
     spoke = time.monotonic()
     for done, index in enumerate(indexes):
         if time.monotonic() - spoke > PATIENCE:

@@ -1,7 +1,7 @@
 """Scores of a segmentation or change map under named protocols, from one pass over the test set.
 
-The field compares numbers that were not counted alike: with or without clutter, on whole or on
-eroded borders. Here every number carries the name of how it was counted.
+Published numbers are counted in different ways: with or without clutter, with whole or with eroded
+borders. Here every number carries the name of its protocol.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,15 +20,15 @@ UNLABELLED = 255  # a ground-truth pixel of this value is never counted
 
 
 class Protocol(NamedTuple):
-    """What a score counts.
+    """The pixels and classes that a score counts.
 
     Attributes:
-        average: the class ids whose scores are averaged; none named: all.
-        ignore: ground-truth pixels of these class ids are not counted. What is predicted in their
-            place does not matter; predicting them elsewhere is still wrong.
-        border: ground-truth pixels with another class within this many pixels (a disc, as the
-            eroded references of ISPRS: 3) are not counted. Neither the edge of the image nor
-            unlabelled pixels are a border.
+        average: the class ids whose scores are averaged; empty: all.
+        ignore: ground-truth pixels of these class ids are not counted. The predictions in their
+            place do not matter; their prediction elsewhere is still wrong.
+        border: the radius in pixels of a disc (3 in the eroded references of ISPRS).
+            Ground-truth pixels with another class in this disc are not counted. Neither the edge
+            of the image nor unlabelled pixels are a border.
     """
 
     average: Sequence[int] = ()
@@ -42,13 +42,13 @@ class ConfusionMetric(BaseMetric):
 
     Reports ``<protocol>/mF1``, ``<protocol>/mIoU`` and ``<protocol>/OA``; when exactly one class
     is averaged ``<protocol>/F1``, ``/IoU``, ``/precision`` and ``/recall`` instead. The matrix is
-    summed over all images before any score is taken. A class that occurs neither in the ground
-    truth nor in the prediction has no score and is left out of the mean; one that is only
-    predicted scores 0. OA is the share of right pixels among all that the protocol counts, those
-    of classes outside ``average`` too.
+    summed over all images before any score is computed. A class that occurs neither in the ground
+    truth nor in the prediction has no score and is left out of the mean. A class that is only
+    predicted scores 0. OA is the share of right pixels among all pixels that the protocol counts,
+    also those of classes outside ``average``.
 
     Works on the data samples of MMSegmentation and Open-CD: ``pred_sem_seg`` and ``gt_sem_seg``
-    with ``data`` [1, H, W], 255 in the ground truth never counted.
+    with ``data`` [1, H, W]; 255 in the ground truth is never counted.
 
     Args:
         protocols: name: fields of :class:`Protocol`, like
@@ -56,7 +56,7 @@ class ConfusionMetric(BaseMetric):
 
     Raises:
         ValueError: on a protocol with unknown fields or class ids, and on a sample without ground
-            truth, with an id that is no class, or of another size than the prediction.
+            truth, with an id that is not a class, or of another size than the prediction.
     """
 
     def __init__(self, protocols: Mapping[str, Mapping], collect_device: str = 'cpu') -> None:
@@ -93,7 +93,7 @@ class ConfusionMetric(BaseMetric):
                 raise UserError(f'{where}: {error}') from None
 
     def compute_metrics(self, results: list[NDArray[np.int64]]) -> dict[str, float]:
-        """Score the sum of all matrices; the classes' own scores go to the log."""
+        """Score the sum of all matrices; log the scores of every class."""
         matrices = dict(zip(self.borders, np.sum(results, axis=0)))
         scores: dict[str, float] = {}
         classes: dict[str, dict[str, NDArray]] = {}
@@ -134,13 +134,13 @@ def confusion(truth: NDArray[np.uint8], predicted: NDArray, classes: int) -> NDA
     Args:
         truth: class ids [H, W], 255 where nothing is counted.
         predicted: class ids [H, W].
-        classes: how many there are.
+        classes: the number of classes.
 
     Returns:
         counts [classes, classes].
 
     Raises:
-        ValueError: on different sizes, or an id that is no class.
+        ValueError: on different sizes, or an id that is not a class.
     """
     if truth.shape != predicted.shape:
         raise UserError(f'the ground truth has {_size(truth)} pixels, the prediction '
@@ -155,10 +155,10 @@ def confusion(truth: NDArray[np.uint8], predicted: NDArray, classes: int) -> NDA
 
 
 def erode(truth: NDArray[np.uint8], border: int) -> NDArray[np.uint8]:
-    """Take the labels off all pixels with another class within ``border`` pixels (a disc).
+    """Remove the labels of all pixels with another class within ``border`` pixels (a disc).
 
     Args:
-        truth: class ids [H, W], 255 where not labelled: no class, so no border either.
+        truth: class ids [H, W], 255 where not labelled, which is not a class and has no border.
         border: radius in pixels; 0 changes nothing.
 
     Returns:
@@ -174,10 +174,13 @@ def erode(truth: NDArray[np.uint8], border: int) -> NDArray[np.uint8]:
 
 
 def class_scores(matrix: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-    """F1, IoU, precision and recall of every class in percent, nan where there is none.
+    """Compute F1, IoU, precision and recall of every class.
 
     Args:
         matrix: counts [classes, classes], rows are the true classes.
+
+    Returns:
+        score: percent [classes], nan where a class has no score.
     """
     right, true, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
     with np.errstate(invalid='ignore'):

@@ -1,4 +1,4 @@
-"""What MMSegmentation lacks for the paper's Potsdam and LoveDA, and for a folder of one's own."""
+"""The parts that MMSegmentation lacks for Potsdam, LoveDA, and a folder of one's own."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,13 @@ from PIL import Image
 from torch import nn
 
 from pera_mm.datasets.labelled import RedrawUnreadable
+from pera_mm.datasets.masks import read_mask
 from pera_mm.datasets.reading import UnreadableImage
 from pera_mm.downstream.metrics import UNLABELLED
 from pera_mm.errors import UserError
 from pera_mm.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 
-MASK_MODES = ('1', 'L', 'P', 'I', 'I;16')  # Pillow's, of one number per pixel
+MASK_MODES = ('1', 'L', 'P', 'I', 'I;16')  # Pillow's, of one whole number per pixel
 
 
 @DATASETS.register_module()
@@ -31,20 +32,20 @@ class SegmentationDataset(RedrawUnreadable, BaseSegDataset):
     """A folder of images and a folder of masks with the same names.
 
     As ``mmseg.BaseSegDataset``, with any ``classes`` in ``metainfo``. In training, another sample
-    takes the place of an unreadable one, and the file is named in the sample's ``skipped``, which
-    ``pera_mm.SkippedImagesHook`` reports; in a test it is an error.
+    replaces an unreadable one, and the sample's ``skipped`` names the file, which
+    ``pera_mm.SkippedImagesHook`` reports. In a test it is an error.
 
     Args:
-        metainfo: ``dict(classes=(...))``: their order gives the ids.
-        threshold: a mask holds grey values, and the second class is where they are above this;
+        metainfo: ``dict(classes=(...))``; their order gives the ids.
+        threshold: a mask holds gray values, and pixels above this one are of the second class;
             None: it holds class ids.
         img_suffix: ending of the images' names.
         kwargs: as for ``mmseg.BaseSegDataset``: ``data_root``, ``data_prefix`` (``img_path`` and
             ``seg_map_path``), ``reduce_zero_label`` (0 is not counted, classes begin at 1) ...
 
     Raises:
-        ValueError: no such folder or no image in it, too few classes for a threshold; in a test
-            an unreadable file.
+        ValueError: if the folder is missing or has no image, or a threshold is set for other than
+            two classes; in a test, if a file is unreadable.
     """
 
     def __init__(self, metainfo: dict, threshold: int | None = None, img_suffix: str = '.png',
@@ -57,7 +58,11 @@ class SegmentationDataset(RedrawUnreadable, BaseSegDataset):
         super().__init__(metainfo=metainfo, img_suffix=img_suffix, **kwargs)
 
     def load_data_list(self) -> list[dict]:
-        """The samples; every one knows what its mask may hold."""
+        """List the samples; each has the number of classes and the threshold for its mask.
+
+        Raises:
+            ValueError: if the folder is missing or has no image.
+        """
         folder = self.data_prefix['img_path']
         samples = super().load_data_list() if os.path.isdir(folder) else []
         if not samples:
@@ -75,20 +80,24 @@ class LoadMask(BaseTransform):
 
     Adds ``gt_seg_map`` uint8 [H, W]. With ``reduce_zero_label`` the file's 0 becomes 255 and its
     1, 2 ... become 0, 1 ... An unreadable file is appended to ``skipped`` as (path, reason), and
-    there is no sample. Goes with :class:`SegmentationDataset`, which knows the classes.
+    there is no sample. Use it with :class:`SegmentationDataset`, which knows the classes.
 
     Raises:
-        ValueError: a colour picture, a value that is no class, or another size than the image's.
+        ValueError: if the file is a color picture, has a value that is not a class, or another
+            size than the image.
     """
 
     def transform(self, results: dict) -> dict | None:
         """Read; None where the file is unreadable."""
         path, image = results['seg_map_path'], results['img_path']
         try:
-            values = _read_values(path)
+            values, mode = read_mask(path)
         except UnreadableImage as error:
             results['skipped'].append((path, str(error)))
             return None
+        if mode not in MASK_MODES:
+            raise UserError(f'{path} is a colour picture (mode {mode}), not a mask of class ids: '
+                            'convert it, for Potsdam with tools/data/prepare.py.')
         check_equal_sizes({image: results['ori_shape'][::-1], path: values.shape[::-1]})
         results['gt_seg_map'] = self._classes(values, results)
         results['seg_fields'].append('gt_seg_map')
@@ -111,24 +120,14 @@ class LoadMask(BaseTransform):
         return np.where(mask == UNLABELLED, mask, mask - np.uint8(1)) if first else mask
 
 
-def _read_values(path: str) -> NDArray:
-    """One number per pixel, [H, W]."""
-    try:
-        with Image.open(path) as image:
-            mode, values = image.mode, np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's ways to say broken
-        raise UnreadableImage(f'{type(error).__name__}: {error}') from None
-    if mode not in MASK_MODES:
-        raise UserError(f'{path} is a colour picture (mode {mode}), not a mask of class ids: '
-                        'convert it, for Potsdam with tools/data/prepare.py.')
-    return values
-
-
 def check_equal_sizes(sizes: Mapping[str, Sequence[int]]) -> None:
-    """Raise a ValueError if the files of one sample differ in size.
+    """Check that the files of one sample have one size.
 
     Args:
-        sizes: path: (width, height).
+        sizes: path to (width, height) in pixels.
+
+    Raises:
+        ValueError: if they differ; all files are named.
     """
     if len({tuple(size) for size in sizes.values()}) > 1:
         found = ', '.join(f'{path} is {size[0]} x {size[1]}' for path, size in sizes.items())
@@ -141,9 +140,8 @@ class UPerHead(MMSegUPerHead):
     """MMSegmentation's UPerNet decoder with an output narrower than its inside.
 
     Args:
-        channels: of the pyramid pooling and of the feature pyramid ("hidden").
-        output_channels: of the map that the fused pyramid becomes, from which every pixel is
-            classified.
+        channels: channels of the pyramid pooling and of the feature pyramid ("hidden").
+        output_channels: channels of the fused map, from which every pixel is classified.
         kwargs: as for ``mmseg.UPerHead``.
     """
 
@@ -157,18 +155,18 @@ class UPerHead(MMSegUPerHead):
 
 @METRICS.register_module()
 class LoveDASubmission(BaseMetric):
-    """Write what LoveDA's test server takes: one PNG per image and a flat zip of them.
+    """A writer of the files that LoveDA's test server takes: one PNG per image and a flat zip.
 
     A PNG has the image's name and holds the classes as 0 (background) to 6 (agriculture), the
     mask files' labels minus one. (MMSegmentation's ``IoUMetric`` would write 1 to 7.) The zip lies
-    beside the folder, with its name. Reports ``submission/images``, how many are in it.
+    beside the folder, with its name. Reports ``submission/images``, the number of images in it.
 
     Args:
-        output_dir: folder of the PNGs; what an earlier run left there is overwritten or kept out
-            of the zip.
+        output_dir: folder of the PNGs. Files of an earlier run are overwritten or kept out of
+            the zip.
 
     Raises:
-        ValueError: two images have the same name.
+        ValueError: if two images have the same name.
     """
 
     default_prefix = 'submission'
@@ -190,11 +188,15 @@ class LoveDASubmission(BaseMetric):
             self.results.append(name)
 
     def compute_metrics(self, results: list[str]) -> dict[str, int]:
-        """Zip them."""
+        """Zip the PNGs.
+
+        Raises:
+            ValueError: if two images have the same name.
+        """
         twice = {name for name in results if results.count(name) > 1}
         if twice:
-            raise UserError(f'Two images are called {min(twice)}, the server takes one file of '
-                            'a name: give the test images of one folder only.')
+            raise UserError(f'Two images are called {min(twice)}, and the server takes one file of '
+                            'each name: give the test images of one folder only.')
         archive = self.output_dir.with_name(f'{self.output_dir.name}.zip')
         temporary = archive.with_name(f'{archive.name}.incomplete')
         with ZipFile(temporary, 'w') as file:

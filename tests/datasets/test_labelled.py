@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mmengine.dataset import pseudo_collate
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from pera_mm.registry import DATASETS
 
@@ -50,10 +52,33 @@ def test_an_unreadable_image_is_replaced_and_named_in_training(folder):
     assert all(other == (path, reason) for other in others)  # drawn again by chance
 
 
-def test_an_unreadable_image_is_an_error_in_a_test(folder):
+def test_unreadable_images_are_an_error_in_a_test_that_counts_and_names_them(folder):
     (folder / 'town/1.png').write_bytes(b'no picture')
-    with pytest.raises(ValueError, match=r'town/1.png cannot be read .* repair it'):
+    with pytest.raises(ValueError, match=r'^1 of 2 test samples cannot be read: \S*town/1.png '
+                                         r'\(UnidentifiedImageError: .*\); .* repair these files'):
         build(folder, ann_file='split.txt', test_mode=True)[0]
+    for name in ('town/0', 'town/2', 'town/3', 'field/1', 'field/2'):
+        (folder / f'{name}.png').write_bytes(b'')
+    dataset = build(folder, test_mode=True)
+    assert dataset[0]['data_samples'].img_path.endswith('field/0.png')
+    with pytest.raises(ValueError, match=r'^6 of 8 test samples cannot be read: .*field/1.png .*'
+                                         r'field/2.png .*town/0.png .* and 1 more; ') as error:
+        dataset[5]
+    assert str(error.value).count('.png') == 5
+
+
+def test_a_transform_that_makes_no_sample_is_left_to_the_toolbox(folder):
+    dataset = build(folder, ann_file='split.txt')
+    dataset.pipeline = lambda sample: None
+    assert dataset.prepare_data(0) is None
+
+
+def test_a_sample_knows_its_worker(folder):
+    dataset = build(folder, ann_file='split.txt')
+    dataset.pipeline.transforms[-1].meta_keys = ('worker', )
+    assert dataset[0]['data_samples'].worker == -1
+    loader = DataLoader(dataset, num_workers=2, collate_fn=pseudo_collate)
+    assert [batch['data_samples'][0].worker for batch in loader] == [0, 1]
 
 
 def test_nothing_readable_stops_with_a_sentence(folder):

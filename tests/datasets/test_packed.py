@@ -420,7 +420,7 @@ def test_lmdb_that_cannot_be_used(database, tmp_path):
         LmdbImages(str(tmp_path / 'short'))
     (tmp_path / 'no').mkdir()
     (tmp_path / 'no/data.mdb').write_bytes(b'no LMDB' * 2000)
-    with pytest.raises(ValueError, match='no/data.mdb is no LMDB that can be read'):
+    with pytest.raises(ValueError, match='no/data.mdb is not a readable LMDB'):
         LmdbImages(str(tmp_path / 'no'))
     for keys in ([], [b'cat_001']):
         with lmdb.open(str(tmp_path / 'other')) as environment:

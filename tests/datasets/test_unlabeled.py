@@ -16,9 +16,11 @@ from PIL import Image
 from shards import picture, write_shards
 from torch.utils.data import DataLoader
 
+from pera_mm.datasets.listing import find_images, write_list
 from pera_mm.datasets.packed import TarShards, position_key
 from pera_mm.datasets.sampler import Draw, DrawSampler
-from pera_mm.datasets.unlabeled import UnlabeledImages, find_images, write_list
+from pera_mm.datasets.unlabeled import UnlabeledImages
+from pera_mm.files import WORK_FOLDER_MARKER
 
 
 def make(path, value=0):
@@ -204,7 +206,7 @@ def test_wrong_settings(folder, tmp_path):
 
 
 @pytest.mark.parametrize(('name', 'message'), [
-    ('a.tar.gz', 'is no text list: it has zero bytes; give a folder of images, a list of path'),
+    ('a.tar.gz', 'is not a text list: it has zero bytes; give a folder of images, a list of path'),
     ('folder', r"no image lies below the folder .*, but '.*deep/0.tar': give the folder of the sh"),
     ('shards/{00..12}.tar', r'is a pattern \(looked for in'),
 ])
@@ -220,7 +222,7 @@ def test_what_is_given_in_place_of_shards(tmp_path, name, message):
 
 def test_a_work_folder_of_the_collection_is_not_its_packed_images(folder):
     (folder / 'packed').mkdir()
-    (folder / 'kept.csv').touch()
+    (folder / WORK_FOLDER_MARKER).touch()
     with pytest.raises(ValueError, match="with images that were dropped: give '.*/packed'"):
         UnlabeledImages(str(folder), [])
 
@@ -460,7 +462,7 @@ def test_shards_of_a_mixture_are_read_in_their_order(packed):
 
 def test_shards_and_other_images_in_one_folder(packed):
     make(packed['shards'] / 'more' / 'a.png')
-    with pytest.raises(ValueError, match="shards' holds .tar files and other images: give the"):
+    with pytest.raises(ValueError, match="shards' holds .tar files and other images: move one of"):
         UnlabeledImages(str(packed['shards']), [])
 
 

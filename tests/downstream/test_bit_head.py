@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mmengine.registry import init_default_scope
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -11,8 +12,13 @@ from pera_mm.downstream.bit_head import BITHead, PairNeck
 TOKENS, CHANNELS, HEADS = 3, 8, 2
 
 
+@pytest.fixture(autouse=True)
+def scope() -> None:
+    init_default_scope('mmseg')
+
+
 @pytest.fixture
-def head() -> BITHead:
+def head(scope: None) -> BITHead:
     head = BITHead(in_channels=5, channels=CHANNELS, token_len=TOKENS, embed_dims=6, enc_depth=2,
                    dec_depth=2, num_heads=HEADS, num_classes=2, dropout_ratio=0)
     for parameter in head.parameters():

@@ -2,10 +2,7 @@
 
 import json
 import logging
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,15 +13,16 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, METRICS, MODELS, init_default_scope
+from programs import run
 
-from pera_mm.scenes.folders import OBJECTS, write_scenes
+from pera_mm.scenes.drawing import OBJECTS
+from pera_mm.scenes.folders import write_scenes
 
 pytest.importorskip('mmdet')
 from pera_mm.downstream.detection import (  # noqa: E402
     CLASSES,
     DIORDataset,
     EdgeVOCMetric,
-    read_annotation,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -83,25 +81,6 @@ def dataset(root: Path, **options) -> DIORDataset:
 # -- reading ---------------------------------------------------------------------------------
 
 
-def test_edges_of_boxes_count_from_the_corner_of_the_image(tmp_path):
-    file = tmp_path / 'a.xml'
-    file.write_text(xml(('ship', 1, 1, 2, 1), ('ship', 3, 4, 20, 10),
-                        ('vehicle', '5.0', 2, 6, 9, '<difficult>1</difficult>')))
-    found = read_annotation(str(file))
-    assert (found.width, found.height, found.num_dropped) == (20, 10, 1)  # 2 x 1: no area inside
-    np.testing.assert_array_equal(found.boxes, [[2, 3, 20, 10], [4, 1, 6, 9]])
-    assert found.names == ('ship', 'vehicle') and found.difficult == (False, True)
-
-
-def test_what_sticks_out_is_cut_and_what_is_empty_is_dropped(tmp_path):
-    file = tmp_path / 'a.xml'
-    file.write_text(xml(('ship', 0, -3, 25, 5), ('ship', 9, 2, 4, 5), ('ship', 4, 5, 9, 5),
-                        ('ship', 21, 1, 30, 5)))
-    found = read_annotation(str(file))
-    np.testing.assert_array_equal(found.boxes, [[0, 0, 20, 5]])
-    assert found.num_dropped == 3
-
-
 def test_scenes_are_read_as_they_were_drawn(tmp_path):
     write_scenes(tmp_path, 'detection', 40, size=64)
     data = dataset(tmp_path, splits=['train', 'val'], metainfo=dict(classes=OBJECTS))
@@ -141,7 +120,7 @@ def test_all_unusable_samples_are_named_in_one_sentence(tmp_path):
     assert 'a.xml: its image' in said and 'JPEGImages-trainval/a.jpg is missing' in said
     assert 'b.xml is missing' in said
     assert "c.xml: unknown class 'boat'" in said and 'Expressway-toll-station' in said
-    assert 'd.xml: it is no XML' in said
+    assert 'd.xml: it is not XML' in said
     assert 'e.xml: <annotation> lacks <size/width>' in said
     assert 'mend these files or take their names out of ImageSets/Main' in said
 
@@ -190,19 +169,22 @@ def test_an_unreadable_or_wrongly_sized_image_is_replaced_and_counted(tmp_path):
 
 def test_a_data_set_without_any_readable_image_stops(tmp_path):
     write_dior(tmp_path, xml(size=(21, 10)))
-    with pytest.raises(RuntimeError, match='100 images drawn one after another could not be used'):
+    with pytest.raises(RuntimeError, match='100 samples drawn one after another could not be read'):
         dataset(tmp_path)[0]
 
 
-def test_an_unreadable_test_image_is_scored_as_black(tmp_path, log):
-    write_dior(tmp_path, xml(('ship', 1, 1, 5, 5)), xml())
+def test_unreadable_or_wrongly_sized_test_images_are_an_error_that_counts_and_names_them(tmp_path):
+    write_dior(tmp_path, *[xml(('ship', 1, 1, 5, 5))] * 3)
     (tmp_path / FOLDERS['img'] / 'a.jpg').write_bytes(b'no image')
-    sample = dataset(tmp_path, test_mode=True)[0]
-    assert sample['img_id'] == 'a' and sample['img'].shape == (10, 20, 3)
-    assert sample['img'].max() == 0 and len(sample['instances']) == 1
-    said, = log
-    assert 'cannot be read (UnidentifiedImageError: cannot identify image file) and' in said
-    assert 'is scored as a black image; its objects count as missed' in said
+    assert cv2.imwrite(str(tmp_path / FOLDERS['img'] / 'b.jpg'), np.zeros((20, 20, 3), np.uint8))
+    data = dataset(tmp_path, test_mode=True)
+    assert data[2]['img_id'] == 'c' and data[2]['skipped'] == []
+    with pytest.raises(ValueError) as caught:
+        data[1]
+    said = str(caught.value)
+    assert said.startswith('2 of 3 test samples cannot be read: ')
+    assert 'a.jpg (UnidentifiedImageError: cannot identify image file), ' in said
+    assert 'b.jpg (the image has 20 x 20 pixels, its XML says 20 x 10); a score without' in said
 
 
 # -- pipeline and metric -----------------------------------------------------------------------
@@ -413,13 +395,6 @@ def test_real_configs_build(name, arch, width, side, epochs):
 # -- the whole way -----------------------------------------------------------------------------
 
 
-def run(*command: str, cwd: Path) -> str:
-    done = subprocess.run([sys.executable, *command], cwd=cwd, capture_output=True, text=True,
-                          timeout=280, env=dict(os.environ, OMP_NUM_THREADS='1'))
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout + done.stderr
-
-
 @pytest.mark.slow
 def test_the_twin_trains_resumes_and_tests(tmp_path):
     data = tmp_path / 'scenes'
@@ -433,13 +408,12 @@ def test_the_twin_trains_resumes_and_tests(tmp_path):
     work = ['--work-dir', str(tmp_path / 'work')]
     mim = ['-m', 'mim', 'train', 'mmdet', config, *work]
     train_options = [*options, 'custom_hooks.1.max_share=0.5']  # one in about sixteen
-    said = run(*mim, *train_options, 'train_cfg.max_epochs=1', cwd=ROOT)
+    said = run(*mim, *train_options, 'train_cfg.max_epochs=1').output
     assert '1 of ' in said and '00001.jpg' in said and 'could not be read and were replaced' in said
     assert (tmp_path / 'work/epoch_1.pth').exists()
-    said = run(*mim, '--resume', *train_options, 'train_cfg.max_epochs=2', cwd=ROOT)
+    said = run(*mim, '--resume', *train_options, 'train_cfg.max_epochs=2').output
     assert 'resumed epoch: 1' in said and 'Epoch(val) [2]' in said
-    said = run('tools/test.py', config, str(tmp_path / 'work/epoch_2.pth'), *work, *options,
-               cwd=ROOT)
+    said = run('tools/test.py', config, tmp_path / 'work/epoch_2.pth', *work, *options).output
     assert 'pascal_voc/mAP' in said
     scores = [json.loads(file.read_text()) for file in (tmp_path / 'work').glob('*/*.json')]
     assert any('pascal_voc/mAP' in score for score in scores)
