@@ -25,7 +25,7 @@ endif
 
 help:
 	@echo 'make demo       draw scenes, pre-train a small PerA on them, report (minutes, no GPU needed)'
-	@echo 'make test       the test suite; ARGS="-k mask -x" goes to pytest'
+	@echo 'make test       the test suite on two cores; ARGS="-k mask -x" goes to pytest, ARGS="-n 0" is one process'
 	@echo 'make test-slow  the slow tests only'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make doctor     what is installed here and what can run'
@@ -43,8 +43,9 @@ env: $(ENVIRONMENT)
 demo: $(ENVIRONMENT)
 	$(RUN) tools/demo.py $(ARGS)
 
+# On two cores; a file stays on one of them, so that its fixtures are made once.
 test: $(ENVIRONMENT)
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(ENVIRONMENT)
 	$(RUN) -m pytest -m slow $(ARGS)

@@ -1,6 +1,8 @@
 """Every config builds, its pipeline fits its model, and its header says how to run it."""
 
 import ast
+import copy
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +30,14 @@ DOWNSTREAM = [path for path in LEAVES
               if path not in PRETRAINING and path.parent.name != 'collect']
 
 
+read = functools.cache(Config.fromfile)
+
+
 def load(path: Path) -> Config:
-    """A config, its scope made the default; Open-CD is not on the package index."""
+    """A copy of a config, its scope made the default; Open-CD is not on the package index."""
     if 'opencd' in path.parts:
         pytest.importorskip('opencd', reason='Open-CD is not installed')
-    cfg = Config.fromfile(path)
+    cfg = copy.deepcopy(read(path))
     init_default_scope(cfg.default_scope)
     return cfg
 
@@ -96,7 +101,7 @@ def test_header_names_the_command_and_the_file_itself(path):
     ('ablations/table13_s30-l10-t60', [235, 79, 470], [11, 3, 22]),
 ])  # fmt: skip
 def test_patch_counts_are_the_references(name, expected_global, expected_local):
-    groups = pack(Config.fromfile(CONFIGS / 'pera' / f'{name}.py'))
+    groups = pack(load(CONFIGS / 'pera' / f'{name}.py'))
     assert counts(groups['global']) == expected_global
     assert counts(groups['local']) == expected_local
 
@@ -106,13 +111,13 @@ def test_patch_counts_are_the_references(name, expected_global, expected_local):
     ('pera_vitg_rsrsd', (0.02, 0.03, 30), (0.998, 1.0)),
 ])
 def test_teacher_schedules_are_the_references(name, temperatures, momentum):
-    cfg = Config.fromfile(CONFIGS / 'pera' / f'{name}.py').default_hooks.schedule
+    cfg = load(CONFIGS / 'pera' / f'{name}.py').default_hooks.schedule
     assert tuple(cfg.teacher_temp.values()) == temperatures
     assert tuple(cfg.momentum.values()) == momentum
 
 
 def test_the_paper_text_weighs_losses_as_equations_4_8_and_9_say():
-    model = Config.fromfile(CONFIGS / 'pera/pera_vitb_tov-100k_paper-text.py').model
+    model = load(CONFIGS / 'pera/pera_vitb_tov-100k_paper-text.py').model
     error = torch.randn(6, 768, generator=torch.Generator().manual_seed(0))
     pixel = MODELS.build(model.pixel)(error, torch.zeros_like(error))
     torch.testing.assert_close(pixel, 0.1 * error.square().mean())
@@ -280,7 +285,7 @@ def test_options_that_docs_name_are_keys_of_each_downstream_config(path):
 ])
 def test_downstream_settings_are_the_papers(name, batch, epochs, lr, decay, drop_path, size):
     """Section 4.2; the weight decay for LEVIR-CD is not given."""
-    cfg = Config.fromfile(CONFIGS / f'{name}.py')
+    cfg = load(CONFIGS / f'{name}.py')
     optimizer = cfg.optim_wrapper.optimizer
     vit = cfg.model.backbone.get('vit', cfg.model.backbone)
     assert (cfg.train_dataloader.batch_size, cfg.train_cfg.max_epochs) == (batch, epochs)

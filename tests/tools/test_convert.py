@@ -3,12 +3,12 @@
 import hashlib
 import json
 import shutil
-import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
 import torch
 from safetensors import safe_open
@@ -384,10 +384,9 @@ def test_the_command_refuses_a_pickle_that_runs_code(tmp_path):
             return print, ('run',)
 
     torch.save(dict(model=Hostile()), tmp_path / 'bad.params')
-    command = [sys.executable, 'tools/weights/convert.py', tmp_path / 'bad.params',
-               tmp_path / 'out.pth', '--to', 'pera_mm']
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 1 and result.stdout == ''
+    result = programs.run('tools/weights/convert.py', tmp_path / 'bad.params',
+                          tmp_path / 'out.pth', '--to', 'pera_mm', code=1)
+    assert result.stdout == ''
     assert result.stderr.startswith('convert: ') and 'builtins.print' in result.stderr
     assert len(result.stderr.splitlines()) == 1
 

@@ -1,15 +1,13 @@
 """The doctor: what can run here, said in sentences and by the exit code."""
 
 import importlib.util
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from programs import Done, run
 
 import pera_mm
 
@@ -28,20 +26,17 @@ def doctor() -> ModuleType:
     return load(DOCTOR)
 
 
-def run_with(stubs: dict[str, str], folder: Path) -> subprocess.CompletedProcess:
+def run_with(stubs: dict[str, str], folder: Path, code: int) -> Done:
     """Run the doctor where some packages are replaced by broken ones."""
-    for name, code in stubs.items():
+    for name, source in stubs.items():
         (folder / name).mkdir()
-        (folder / name / '__init__.py').write_text(code)
-    env = os.environ | dict(PYTHONPATH=str(folder), COLUMNS='200')
-    return subprocess.run(
-        [sys.executable, DOCTOR], env=env, capture_output=True, text=True, timeout=300
-    )
+        (folder / name / '__init__.py').write_text(source)
+    return run(DOCTOR, code=code, PYTHONPATH=str(folder), COLUMNS='200')
 
 
 def test_a_broken_mmengine_is_named_with_what_to_do(tmp_path: Path):
-    result = run_with(dict(mmengine="raise ImportError('wheel for another Python')"), tmp_path)
-    assert result.returncode == 1, result.stdout + result.stderr
+    result = run_with(dict(mmengine="raise ImportError('wheel for another Python')"), tmp_path,
+                      code=1)
     sentence = r'^BROKEN: mmengine is installed but cannot be imported \(ImportError: wheel for '
     assert re.search(sentence + r'another Python\): install it anew.*make env', result.stdout, re.M)
     sentence = r'^BROKEN: pera_mm \(and \d more, .*\) cannot be imported for the same reason as'
@@ -53,15 +48,13 @@ def test_a_broken_mmengine_is_named_with_what_to_do(tmp_path: Path):
 
 
 def test_without_rich_there_is_still_a_sentence(tmp_path: Path):
-    result = run_with(dict(rich="raise ImportError('no rich')"), tmp_path)
-    assert result.returncode == 1
+    result = run_with(dict(rich="raise ImportError('no rich')"), tmp_path, code=1)
     assert 'rich is not installed' in result.stderr and 'make env' in result.stderr
 
 
 @pytest.mark.slow
 def test_here_pre_training_can_run_and_a_broken_optional_package_is_a_note(tmp_path: Path):
-    result = run_with(dict(opencd="raise RuntimeError('half installed')"), tmp_path)
-    assert result.returncode == 0, result.stdout + result.stderr
+    result = run_with(dict(opencd="raise RuntimeError('half installed')"), tmp_path, code=0)
     assert 'Pre-training with our configs can run here.' in result.stdout
     assert 'note: opencd is installed but cannot be imported (RuntimeError' in result.stdout
     configs = DOCTOR.parents[1] / 'configs'

@@ -10,10 +10,13 @@ import torch
 from mmengine.config import Config
 
 sys.path.insert(0, str(Path(__file__).parents[2] / 'tools/benchmarks'))
+import downstream  # noqa: E402
 import resources  # noqa: E402
-from resources import Variant  # noqa: E402
+import steps  # noqa: E402
+from steps import Variant  # noqa: E402
 
-SMALL = Path(__file__).parents[2] / 'configs/small'
+CONFIGS = Path(__file__).parents[2] / 'configs'
+SMALL = CONFIGS / 'small'
 FIELDS = {
     'config', 'dtype', 'compile', 'gflops', 'failed', 'seconds', 'step_seconds',
     'images_per_second', 'epoch_minutes', 'peak_memory_gb', 'relative_speed', 'relative_memory'}
@@ -28,7 +31,7 @@ def args(**changes) -> Namespace:
 def here(monkeypatch):
     """In this process: the seconds that another one needs to import torch are tested once."""
     monkeypatch.setattr(resources, 'alone', lambda run, variant, args: run(variant, args))
-    monkeypatch.setattr(resources, 'keep_freed_memory', lambda: None)
+    monkeypatch.setattr(steps, 'keep_freed_memory', lambda: None)
 
 
 def run(monkeypatch, capsys, *arguments) -> tuple[str, int]:
@@ -44,7 +47,7 @@ def run(monkeypatch, capsys, *arguments) -> tuple[str, int]:
 
 def test_the_count_of_mae_is_that_of_the_formula():
     """MAE draws no rows, so that its arithmetic is known exactly."""
-    counted = resources.count(Variant(SMALL / 'mae.py', 'fp32', False), args())
+    counted = steps.count(Variant(SMALL / 'mae.py', 'fp32', False), args())
 
     def layers(tokens: int, width: int, depth: int) -> int:
         return depth * (24 * width**2 * tokens + 4 * tokens**2 * width)
@@ -60,11 +63,11 @@ def test_the_count_of_mae_is_that_of_the_formula():
 
 @pytest.mark.parametrize('config', ['pera', 'dino', 'dinov2', 'mae', 'mocov3'])
 def test_a_step_moves_what_a_training_step_moves(config):
-    cfg = resources.load(Variant(SMALL / f'{config}.py', 'fp32', False), args())
-    model = resources.build(cfg, 'cpu')
-    wrapper = resources.build_optim_wrapper(model, cfg.optim_wrapper)
+    cfg = steps.load(Variant(SMALL / f'{config}.py', 'fp32', False), args())
+    model = steps.build(cfg, 'cpu')
+    wrapper = steps.build_optim_wrapper(model, cfg.optim_wrapper)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    resources.train_step(model, resources.make_batch(cfg, 2, 128), wrapper)
+    steps.train_step(model, steps.make_batch(cfg, 2, 128), wrapper)
     moved = {key.split('.')[0] for key, value in model.state_dict().items()
              if not torch.equal(value, before[key])}
     expected = dict(mae={'backbone', 'neck'},
@@ -93,13 +96,13 @@ def test_all_figures_of_two_precisions(here, monkeypatch, capsys, tmp_path):
 
 
 def test_bf16_on_a_cpu_computes_in_bf16(here):
-    cfg = resources.load(Variant(SMALL / 'mae.py', 'bf16', False), args())
-    model = resources.build(cfg, 'cpu')
+    cfg = steps.load(Variant(SMALL / 'mae.py', 'bf16', False), args())
+    model = steps.build(cfg, 'cpu')
     seen = []
     model.backbone.layers[0].attn.qkv.register_forward_hook(
         lambda module, inputs, output: seen.append(output.dtype))
-    resources.train_step(model, resources.make_batch(cfg, 2, 128),
-                         resources.build_optim_wrapper(model, cfg.optim_wrapper))
+    steps.train_step(model, steps.make_batch(cfg, 2, 128),
+                         steps.build_optim_wrapper(model, cfg.optim_wrapper))
     assert seen == [torch.bfloat16]
 
 
@@ -123,6 +126,50 @@ def test_no_steps_count_only(here, monkeypatch, capsys):
     assert float(cells[7]) > float(cells[6]) > 0
 
 
+# -- fine-tunings ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('config, dims, depth', [('aid_tr20_pera_vitb', 768, 12),
+                                                 ('aid_tr20_pera', 1024, 40)])
+def test_counts_of_the_vit_are_those_of_the_formula(config, dims, depth):
+    counted = steps.count(Variant(CONFIGS / f'{config}.py', 'fp32', False), args(image_size=512))
+    parameters, gflops = counted['parameters_by_part'], counted['gflops_by_part']
+    tokens = 1025
+    layer = 24 * dims**2 * tokens + 4 * tokens**2 * dims  # linear layers; attention
+    assert gflops['vit'] == pytest.approx(depth * layer / 1e9, rel=.01)
+    assert parameters['vit'] == pytest.approx(
+        (depth * 12 * dims**2 + 1.8e6 * dims / 1024) / 1e6, rel=.01)
+    assert gflops['adapter'] == parameters['adapter'] == 0
+
+
+@pytest.mark.slow
+def test_a_detector_is_counted_and_measured(here, monkeypatch, capsys, tmp_path):
+    pytest.importorskip('mmdet')
+    text, code = run(monkeypatch, capsys, CONFIGS / 'dior_faster_rcnn_pera_vitb.py',
+                     '--image-size', 64, '--steps', 1, '--repeats', 1, '--json',
+                     tmp_path / 'r.json')
+    row, = json.loads((tmp_path / 'r.json').read_text())['rows']
+    assert code == 0 and row['failed'] is None
+    by_part = row['gflops']['parameters_by_part']
+    assert min(by_part['adapter'], by_part['head']) > 10
+    assert row['forward_seconds'] > 0 and row['forward_memory_gb'] > 0
+    assert row['step_seconds']['min'] > 0
+    assert row['peak_memory_gb'] > row['forward_memory_gb']  # a training step takes more
+    line = [line.strip('| ').split(' | ') for line in text.splitlines()][-1]
+    assert len(line) == 8 and line[3] == '64 px' and float(line[6]) > 0 and float(line[7]) > 0
+    assert torch.is_grad_enabled()
+
+
+def test_every_config_is_a_pretraining_or_a_finetuning():
+    """Which of the two counts it is decided by the images that a config reads."""
+    for folder, expected in (('small', False), ('pera', False), ('baselines', False), ('', True)):
+        for path in (CONFIGS / folder).glob('*.py'):
+            assert downstream.is_downstream(Config.fromfile(path)) == expected, path
+
+
+# -- processes -------------------------------------------------------------------------------------
+
+
 def die(variant: Variant, args: Namespace) -> None:
     """As when the system kills a process for its memory."""
     import os
@@ -132,7 +179,7 @@ def die(variant: Variant, args: Namespace) -> None:
 @pytest.mark.slow
 def test_a_process_of_its_own_measures_and_its_death_is_an_error():
     variant = Variant(SMALL / 'mae.py', 'fp32', False)
-    measured = resources.alone(resources.measure, variant, args())
+    measured = resources.alone(steps.measure, variant, args())
     assert len(measured['seconds']) == 1 and 0 < measured['peak_memory_gb'] < 2
     with pytest.raises(Exception, match='terminated abruptly'):
         resources.alone(die, variant, args())

@@ -1,8 +1,10 @@
-"""What a pre-training costs: the paper's Table 10 for any methods, in one run.
+"""What a training costs: the paper's Table 10 for any configs, in one run.
 
     python tools/benchmarks/resources.py configs/pera/pera_vits_rsrsd.py --parts
     python tools/benchmarks/resources.py CONFIG CONFIG ... --dtype fp32 bf16 --batch-size 4
     python tools/benchmarks/resources.py CONFIG ... --steps 0        # GFLOPs alone
+
+    python tools/benchmarks/resources.py --steps 0 configs/potsdam_upernet_pera{,_vitb}.py
 
 Whole training steps on one random batch that went through the config's own pipeline: colour views,
 forward passes, losses, backward, optimizer, teacher update; no data loading, no logging. Every
@@ -12,63 +14,38 @@ images at that speed. GFLOPs are torch's count of matrix products, convolutions 
 per multiply-add. Memory is what the run added to its process, weights and optimizer included (on
 CUDA: what torch allocated at most). Ratios are to the first line of the same dtype and compile.
 A measurement that fails is a line with the reason; the exit code is 1 then.
+
+A fine-tuning reads noise with labels, of --image-size. A second table has its parameters and the
+GFLOPs of one forward pass by ViT / adapter / head, without the sampling of deformable attention and
+RoIAlign, and what a prediction of the batch costs.
 """
 
 import argparse
 import json
 import multiprocessing
 import statistics
-import time
-import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from heads import used_gb
-from mmengine.config import Config, DictAction
-from mmengine.dataset import Compose, default_collate
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.optim import build_optim_wrapper
-from mmengine.registry import init_default_scope
+from mmengine.config import DictAction
 from rich.progress import Progress
-from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from steps import AMP, PARTS, Variant, count, measure
 
-import pera_mm  # noqa: F401  activates the bridges
 from pera_mm.errors import RunError
-from pera_mm.launch import errors_in_one_sentence, keep_freed_memory, merge_options, set_precision
-from pera_mm.registry import MODELS
+from pera_mm.launch import errors_in_one_sentence
 
 EPOCH = 100_000  # images
-AMP = {'fp32': 'off', 'bf16': 'bf16'}
-WARMUP = {False: 1, True: 12}  # steps; torch.compile gives up on changing shapes after eight
-# The parts of a step: (what has the method: model or optimizer wrapper; its name).
-PARTS = {
-    'colour views': ('model', 'data_preprocessor'), 'teacher': ('model', 'teach'),
-    'student': ('model', 'study'), 'losses': ('model', 'losses'),
-    'backward': ('optim_wrapper', 'backward'), 'optimizer': ('optim_wrapper', 'step'),
-    'teacher update': ('model', 'advance'),
-}
-
-
-class Variant(NamedTuple):
-    """One line of the table."""
-
-    config: Path
-    dtype: str
-    compile: bool
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('configs', nargs='+', type=Path, metavar='CONFIG')
+    parser.add_argument('configs', nargs='+', type=Path, metavar='CONFIG',
+                        help='of pre-trainings or fine-tunings')
     parser.add_argument('--batch-size', type=int, default=4)
     parser.add_argument('--image-size', type=int, default=512, help='side of the images, px')
     parser.add_argument('--steps', type=int, default=3, help='timed ones; 0: count GFLOPs only')
@@ -82,135 +59,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--markdown', type=Path, help='write the table here')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
     return parser.parse_args()
-
-
-# -- in a process of its own -----------------------------------------------------------------------
-
-
-def load(variant: Variant, args: argparse.Namespace) -> Config:
-    warnings.simplefilter('ignore')
-    MMLogger.get_instance('resources', log_level='ERROR')
-    MessageHub.get_current_instance().update_info('max_iters', 1000)  # MoCo v3's momentum asks
-    cfg = Config.fromfile(variant.config)
-    merge_options(cfg, args.cfg_options)
-    set_precision(cfg, AMP[variant.dtype])
-    init_default_scope(cfg.default_scope)
-    torch.backends.cudnn.benchmark = cfg.get('env_cfg', {}).get('cudnn_benchmark', False)
-    torch.manual_seed(0)
-    return cfg
-
-
-def make_batch(cfg: Config, batch_size: int, image_size: int) -> dict:
-    """Random images through the worker's pipeline, collated."""
-    pipeline = Compose(cfg.train_dataloader.dataset.pipeline)
-    rng = np.random.default_rng(0)
-    samples = [
-        pipeline(dict(img=rng.integers(0, 256, (image_size, image_size, 3), dtype=np.uint8),
-                      img_path='random', sample_idx=i, rng=rng, skipped=[]))
-        for i in range(batch_size)
-    ]
-    return default_collate(samples)
-
-
-def build(cfg: Config, device: str) -> nn.Module:
-    with torch.device(device):
-        model = MODELS.build(cfg.model)
-    model.init_weights()
-    if hasattr(model, 'advance'):
-        model.teacher_temp, model.momentum = 0.05, 0.996  # what ScheduleHook sets
-    return model.to(device).train()
-
-
-def train_step(model: nn.Module, batch: dict, optim_wrapper: Any) -> None:
-    """What an iteration of the training loop computes, the teacher's hook included."""
-    model.train_step(batch, optim_wrapper)
-    if hasattr(model, 'advance'):  # MMPretrain's models update their teacher in the loss
-        model.accumulate()
-        model.advance()
-
-
-def count(variant: Variant, args: argparse.Namespace) -> dict[str, float]:
-    """GFLOPs per image of the forward passes, and of forward and backward together."""
-    cfg = load(variant, args)
-    model = build(cfg, args.device)
-    data = model.data_preprocessor(make_batch(cfg, args.batch_size, args.image_size), True)
-    # The counter knows the operators of plain attention on every device.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        loss, _ = model.parse_losses(model(**data, mode='loss'))
-        forward = counter.get_total_flops()
-        loss.backward()
-        both = counter.get_total_flops()
-    return dict(forward=forward / args.batch_size / 1e9,
-                forward_backward=both / args.batch_size / 1e9)
-
-
-def measure(variant: Variant, args: argparse.Namespace) -> dict:
-    """Seconds of every step, peak memory in GB and, if asked for, the parts' shares."""
-    cfg = load(variant, args)
-    if args.device == 'cpu':
-        keep_freed_memory()  # as training does
-    batch = make_batch(cfg, args.batch_size, args.image_size)
-    before = used_gb(args.device, most=False)
-    model = build(cfg, args.device)
-    optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-    if variant.compile:
-        model.train_step = torch.compile(model.train_step)  # as MMEngine does
-    clock = Clock(args.device)
-    for _ in range(WARMUP[variant.compile]):
-        train_step(model, batch, optim_wrapper)
-    seconds = []
-    for _ in range(args.steps):
-        start = clock.now()
-        train_step(model, batch, optim_wrapper)
-        seconds.append(clock.now() - start)
-    measured = dict(seconds=seconds, peak_memory_gb=used_gb(args.device, most=True) - before)
-    if args.parts and not variant.compile:
-        measured['parts'] = shares(model, batch, optim_wrapper, args.steps, clock)
-    return measured
-
-
-class Clock:
-    """Wall time, synchronised with the device."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.spent: dict[str, float] = defaultdict(float)
-
-    def now(self) -> float:
-        if self.device.startswith('cuda'):
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def timed(self, name: str, run: Callable) -> Callable:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            start = self.now()
-            try:
-                return run(*args, **kwargs)
-            finally:
-                self.spent[name] += self.now() - start
-
-        return call
-
-
-def shares(model: nn.Module, batch: dict, optim_wrapper: Any, steps: int,
-           clock: Clock) -> dict[str, float]:
-    """The share of each part that the model has; forward passes without a name are the rest."""
-    owners = dict(model=model, optim_wrapper=optim_wrapper)
-    for name, (owner, method) in PARTS.items():
-        place, attribute = owners[owner], method
-        if isinstance(getattr(place, method, None), nn.Module):
-            place, attribute = getattr(place, method), 'forward'
-        if hasattr(place, attribute):
-            setattr(place, attribute, clock.timed(name, getattr(place, attribute)))
-    start = clock.now()
-    for _ in range(steps):
-        train_step(model, batch, optim_wrapper)
-    whole = clock.now() - start
-    found = {name: clock.spent[name] / whole for name in PARTS if name in clock.spent}
-    return found | dict(rest=1 - sum(found.values()))
-
-
-# -- here ------------------------------------------------------------------------------------------
 
 
 def alone(run: Callable, variant: Variant, args: argparse.Namespace) -> Any:
@@ -286,6 +134,11 @@ def summarise(row: dict, batch_size: int) -> None:
                                max=batch_size / min(seconds)),
         epoch_minutes=EPOCH / batch_size * median / 60,
         peak_memory_gb=statistics.median(turn['peak_memory_gb'] for turn in turns))
+    if 'forward_seconds' in turns[0]:
+        row.update(
+            forward_seconds=statistics.median(
+                value for turn in turns for value in turn['forward_seconds']),
+            forward_memory_gb=statistics.median(turn['forward_memory_gb'] for turn in turns))
     if 'parts' in turns[0]:
         row['parts'] = {part: statistics.median(turn['parts'][part] for turn in turns)
                         for part in turns[0]['parts']}
@@ -316,23 +169,49 @@ def table(result: dict) -> str:
         else:
             cells += figures(row)
         lines.append('| ' + ' | '.join(cells) + ' |')
-    with_parts = [row for row in rows if 'parts' in row]
-    if with_parts:
-        parts = [part for part in (*PARTS, 'rest') if any(part in row['parts']
-                                                          for row in with_parts)]
-        lines += ['', '| share of a step | ' + ' | '.join(parts) + ' |',
-                  '|' + '---|' * (len(parts) + 1)]
-        for row in with_parts:
-            cells = [f'{row["parts"][part]:.1%}' if part in row['parts'] else '–'
-                     for part in parts]
-            lines.append(f'| {names[row["config"]]}, {row["dtype"]} | ' + ' | '.join(cells) + ' |')
+    lines += shares_table(rows, names) + downstream_table(rows, names)
     where = f'{result["device"]}, torch {result["torch"]}, batch {result["batch_size"]}'
     return '\n'.join([f'{where}, images of {result["image_size"]} px', '', *lines, ''])
 
 
+def shares_table(rows: list[dict], names: dict[str, str]) -> list[str]:
+    """The share of each part of a step, of the rows that have them."""
+    rows = [row for row in rows if 'parts' in row]
+    if not rows:
+        return []
+    parts = [part for part in (*PARTS, 'rest') if any(part in row['parts'] for row in rows)]
+    lines = ['', '| share of a step | ' + ' | '.join(parts) + ' |', '|' + '---|' * (len(parts) + 1)]
+    for row in rows:
+        cells = [f'{row["parts"][part]:.1%}' if part in row['parts'] else '–' for part in parts]
+        lines.append(f'| {names[row["config"]]}, {row["dtype"]} | ' + ' | '.join(cells) + ' |')
+    return lines
+
+
+def downstream_table(rows: list[dict], names: dict[str, str]) -> list[str]:
+    """Parameters and arithmetic by part, and the cost of a prediction, of the fine-tunings."""
+    rows = [row for row in rows if row['gflops'] and 'gflops_by_part' in row['gflops']]
+    if not rows:
+        return []
+    head = ['config', 'dtype', '', 'input', 'parameters, M: ViT / adapter / head',
+            'GFLOPs: ViT / adapter / head', 'prediction, s', 'prediction, GB']
+    lines = ['', '| ' + ' | '.join(head) + ' |', '|' + '---|' * len(head)]
+    for row in rows:
+        counted = row['gflops']
+        pair = 'a pair of ' if counted['dates'] == 2 else ''
+        by_part = [' / '.join(f'{value:.1f}' for value in counted[key].values())
+                   for key in ('parameters_by_part', 'gflops_by_part')]
+        measured = [f'{row["forward_seconds"]:.2f}', f'{row["forward_memory_gb"]:.1f}'] \
+            if 'forward_seconds' in row else ['', '']
+        cells = [names[row['config']], row['dtype'], row['compile'],
+                 f'{pair}{counted["side"]} px', *by_part, *measured]
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    return lines
+
+
 def figures(row: dict) -> list[str]:
     gflops = row['gflops'] or dict(forward=float('nan'), forward_backward=float('nan'))
-    counted = [f'{gflops["forward"]:.1f}', f'{gflops["forward_backward"]:.1f}']
+    counted = ['' if gflops[key] is None else f'{gflops[key]:.1f}'
+               for key in ('forward', 'forward_backward')]
     if 'step_seconds' not in row:
         return ['', '', *counted, '', '', '']
     speed = row['images_per_second']

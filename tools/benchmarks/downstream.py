@@ -1,0 +1,123 @@
+"""What resources.py does apart for a fine-tuning: labels in the batch, and costs by part.
+
+Parameters and the GFLOPs of one forward pass are counted on the meta device. The sampling of
+deformable attention and of RoIAlign is not in the GFLOPs.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.structures import InstanceData, PixelData
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from pera_mm.errors import UserError
+from pera_mm.registry import MODELS
+
+BOXES = 10  # per image; DIOR has eight
+COLOURS = 3
+
+
+def is_downstream(cfg: Config) -> bool:
+    return 'pera_mm.UnlabeledImages' not in str(cfg.train_dataloader.dataset)
+
+
+def dates(cfg: Config) -> int:
+    """The images that the config's model reads as one input."""
+    return len(cfg.model.data_preprocessor.mean) // COLOURS
+
+
+def prepare(cfg: Config, side: int) -> None:
+    """Let the ViT start at random, with position embeddings for inputs of ``side`` pixels."""
+    vit_config(cfg).update(img_size=side, init_cfg=None)
+
+
+def vit_config(cfg: Config) -> Any:
+    return cfg.model.backbone.get('vit', cfg.model.backbone)
+
+
+# -- counted ---------------------------------------------------------------------------------------
+
+
+def count(cfg: Config) -> dict[str, Any]:
+    """GFLOPs of one forward pass; parameters in millions and GFLOPs of ViT, adapter and head."""
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model).eval()
+    side, number = vit_config(cfg).img_size, dates(cfg)
+    image = torch.empty(1, COLOURS, side, side, device='meta')
+    images = torch.cat([image] * number, dim=1)
+    backbone = model.backbone
+    vit = getattr(backbone, 'vit', backbone)
+    parameters = [millions(vit), millions(backbone), millions(model)]
+    flops = [number * gflops(lambda: vit(image)), number * gflops(lambda: backbone(image)),
+             gflops(lambda: forward(model, images))]
+    return dict(forward=flops[-1], forward_backward=None, dates=number, side=side,
+                parameters_by_part=by_part(*parameters), gflops_by_part=by_part(*flops))
+
+
+def by_part(vit: float, backbone: float, model: float) -> dict[str, float]:
+    return dict(vit=vit, adapter=backbone - vit, head=model - backbone)
+
+
+def millions(module: nn.Module) -> float:
+    return sum(parameter.numel() for parameter in module.parameters()) / 1e6
+
+
+def gflops(run: Callable[[], Any]) -> float:
+    # The counter knows the operators of plain attention on every device.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() / 1e9
+
+
+def forward(model: nn.Module, images: Tensor) -> None:
+    """Everything that computes in a forward pass, without choices that depend on the pixels."""
+    if not hasattr(model, 'roi_head'):
+        model(images, mode='tensor')
+        return
+    model.rpn_head(model.extract_feat(images))
+    extractor, proposals = model.roi_head.bbox_roi_extractor, model.test_cfg.rpn.max_per_img
+    size = extractor.roi_layers[0].output_size
+    model.roi_head.bbox_head(images.new_empty(proposals, extractor.out_channels, *size))
+
+
+# -- measured --------------------------------------------------------------------------------------
+
+
+def make_batch(cfg: Config, batch_size: int) -> dict:
+    """Noise with labels, as the data loader would give it to the model."""
+    side = vit_config(cfg).img_size
+    shape = (side, side)
+    meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, scale_factor=(1., 1.))
+    samples = [labelled_sample(cfg, meta) for _ in range(batch_size)]
+    pixels = torch.randint(0, 256, (batch_size, COLOURS * dates(cfg), *shape), dtype=torch.uint8)
+    inputs = pixels if cfg.default_scope == 'mmpretrain' else list(pixels)
+    return dict(inputs=inputs, data_samples=samples)
+
+
+def labelled_sample(cfg: Config, meta: dict) -> Any:
+    """A data sample of the config's toolbox with a random label."""
+    side = meta['img_shape'][0]
+    sample: Any
+    if cfg.default_scope == 'mmpretrain':
+        from mmpretrain.structures import DataSample
+        sample = DataSample(metainfo=meta).set_gt_label(0)
+    elif cfg.default_scope == 'mmseg':
+        from mmseg.structures import SegDataSample
+        sample = SegDataSample(metainfo=meta)
+        sample.gt_sem_seg = PixelData(
+            data=torch.randint(0, cfg.model.decode_head.num_classes, (1, side, side)))
+    elif cfg.default_scope == 'mmdet':
+        from mmdet.structures import DetDataSample
+        sample = DetDataSample(metainfo=meta)
+        corners = torch.rand(BOXES, 2) * side * 0.8
+        sample.gt_instances = InstanceData(
+            bboxes=torch.cat([corners, corners + side * 0.1], dim=1),
+            labels=torch.randint(0, cfg.model.roi_head.bbox_head.num_classes, (BOXES, )))
+    else:
+        raise UserError(f'No labels can be made for models of {cfg.default_scope}: give configs '
+                        'of mmpretrain, mmseg or mmdet, or count only with --steps 0.')
+    return sample
