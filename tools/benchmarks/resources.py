@@ -22,6 +22,7 @@ RoIAlign, and what a prediction of the batch costs.
 
 import argparse
 import json
+import math
 import multiprocessing
 import statistics
 from collections.abc import Callable, Iterator
@@ -152,7 +153,9 @@ def add_ratios(rows: list[dict]) -> None:
         if 'step_seconds' in row and 'step_seconds' in base:
             row['relative_speed'] = (
                 row['images_per_second']['median'] / base['images_per_second']['median'])
-            row['relative_memory'] = row['peak_memory_gb'] / base['peak_memory_gb']
+            # The kernel counts pages late: a tiny model may be seen to need none.
+            row['relative_memory'] = (row['peak_memory_gb'] / base['peak_memory_gb']
+                                      if base['peak_memory_gb'] else math.nan)
 
 
 def table(result: dict) -> str:
