@@ -728,7 +728,7 @@ def with_convert(path: Path) -> Any:
         runpy.run_path(str(REPOSITORY / 'tools/weights/convert.py'), run_name='__main__')
     except SystemExit as end:
         if isinstance(end.code, str):
-            raise ValueError(end.code) from None
+            raise UserError(end.code) from None
     finally:
         (path.parent / 'out.pth').unlink(missing_ok=True)
     return {}
