@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
-from pera_mm.errors import UserError
+from pera_mm.errors import UserError, printable
 
 ZIP, TAR = '.zip', '.tar'
 # The standard library cannot read rar and 7z. It reads a compressed tar from the beginning again
@@ -30,6 +30,9 @@ _BROKEN = (OSError, EOFError, RuntimeError, NotImplementedError, UnicodeDecodeEr
 
 # Raised by zipfile and tarfile for invalid names and sizes.
 _MISREAD = (IndexError, ValueError, OverflowError, MemoryError)
+
+LONGEST_NAME = 240  # bytes; most file systems allow 255, and unfinished files have longer ones
+SHOWN = 80  # characters of a name in a message
 
 
 class BadFile(Exception):
@@ -136,11 +139,25 @@ def pick(entries: list[Entry], pattern: str,
             continue
         stem, suffix = os.path.splitext(target(match))
         name = stem + suffix.lower()
+        _check_name(name)
         other = chosen.setdefault(name, entry)
         if other is not entry and not _same(other, entry):
             raise UserError(f'{other.path} and {entry.path} differ, but both would become {name}: '
                             'move one of them out of the source.')
     return chosen
+
+
+def _check_name(name: str) -> None:
+    """Raise UserError unless files and lists can have this name."""
+    try:
+        too_long = any(len(part.encode()) > LONGEST_NAME for part in name.split('/'))
+        if not too_long and '\0' not in name:
+            return
+        fault = 'is too long' if too_long else 'holds a zero byte'
+    except UnicodeEncodeError:
+        fault = 'is not UTF-8'
+    raise UserError(f'the name {printable(name[:SHOWN])!r} {fault}: rename the file in the '
+                    'source, or get the official one.')
 
 
 def _same(one: Entry, other: Entry) -> bool:

@@ -5,7 +5,8 @@ import zipfile
 import pytest
 from official_archives import pack, picture, snapshot, unpack
 
-from pera_mm.prepare.archives import BadFile, list_source, pick
+from pera_mm.errors import UserError
+from pera_mm.prepare.archives import BadFile, Entry, list_source, pick
 from pera_mm.prepare.jobs import copy, run_jobs
 
 FILES = {'Images/beach/beach00.tif': b'one', 'Images/river/river00.tif': b'two'}
@@ -208,3 +209,12 @@ def test_names_and_sizes_that_make_no_sense_are_named(tmp_path):
         list_source(tmp_path)
     for name in ('nameless.zip is not a whole zip', 'large.tar is not a whole tar'):
         assert name in str(failure.value)
+
+
+@pytest.mark.parametrize(('name', 'fault'), [
+    ('x' * 4000, 'is too long'), ('x\0y', 'holds a zero byte'), ('x\udcff', 'is not UTF-8')])
+def test_a_name_that_no_file_can_have_is_refused(name, fault):
+    entry = Entry(f'folder/{name}.jpg', 1, bytes)
+    with pytest.raises(UserError, match=f'{fault}: rename the file') as error:
+        pick([entry], r'(.*)[.]jpg$', lambda match: f'{match[1]}.jpg')
+    assert str(error.value).isprintable() and len(str(error.value)) < 300
