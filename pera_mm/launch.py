@@ -6,7 +6,6 @@ import errno
 import os
 import re
 import shutil
-import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -340,13 +339,3 @@ def _about_shared_memory() -> str:
             f'images, is too small ({room.total / 2**20:.0f} MB, {room.free / 2**20:.0f} MB free): '
             'enlarge it (docker run --shm-size 16g, or --ipc=host), or set '
             'train_dataloader.num_workers=0.')
-
-
-@contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """Within, SIGTERM raises KeyboardInterrupt as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -94,6 +94,16 @@ def stopped_in_one_line() -> Iterator[None]:
         signals.restore()
 
 
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Within, SIGTERM raises KeyboardInterrupt as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class GuardedWorker:
     """A ``worker_init_fn``: a data-loader worker that only its parent can interrupt.
 

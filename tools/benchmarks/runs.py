@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pera_mm.files import write_whole
-from pera_mm.launch import sigterm_as_interrupt
+from pera_mm.stopping import sigterm_as_interrupt
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL = 0.5  # seconds between two looks at the processes

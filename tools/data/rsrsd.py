@@ -36,8 +36,8 @@ from pera_mm.launch import (
     merge_options,
     option,
     read_config,
-    sigterm_as_interrupt,
 )
+from pera_mm.stopping import sigterm_as_interrupt
 
 try:
     import pandas as pd
