@@ -5,7 +5,7 @@ Hardware: batch 16 in all: on N GPUs set train_dataloader.batch_size to 16 / N.
 Command:  mim train mmpretrain configs/aid_tr20_pera.py
 """
 
-_base_ = ['_base_/finetune.py', '_base_/models/classifier_pera.py', '_base_/data/aid.py']
+_base_ = ['_base_/finetune.py', '_base_/models/classifier_pera.py', '_base_/datasets/aid.py']
 
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=200, val_interval=10)
 optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-4, weight_decay=5e-6))

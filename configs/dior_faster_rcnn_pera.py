@@ -12,7 +12,7 @@ Command:  mim train mmdet configs/dior_faster_rcnn_pera.py
 _base_ = [
     '_base_/finetune.py',
     '_base_/models/faster_rcnn_pera.py',
-    '_base_/data/dior.py',
+    '_base_/datasets/dior.py',
 ]
 
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=100, val_interval=10)

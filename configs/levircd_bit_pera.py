@@ -10,7 +10,7 @@ Hardware: batch 8 in all: on N GPUs set train_dataloader.batch_size to 8 / N.
 Command:  mim train mmseg configs/levircd_bit_pera.py
 """
 
-_base_ = ['_base_/finetune.py', '_base_/models/bit_pera.py', '_base_/data/levircd.py']
+_base_ = ['_base_/finetune.py', '_base_/models/bit_pera.py', '_base_/datasets/levircd.py']
 
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=500, val_interval=10)
 optim_wrapper = dict(

@@ -10,7 +10,7 @@ Hardware: batch 8 in all: on N GPUs set train_dataloader.batch_size to 8 / N.
 Command:  mim train mmseg configs/potsdam_upernet_pera.py
 """
 
-_base_ = ['_base_/finetune.py', '_base_/models/upernet_pera.py', '_base_/data/potsdam.py']
+_base_ = ['_base_/finetune.py', '_base_/models/upernet_pera.py', '_base_/datasets/potsdam.py']
 
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=200, val_interval=20)
 optim_wrapper = dict(

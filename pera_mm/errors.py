@@ -1,11 +1,11 @@
-"""What users read when something is wrong."""
+"""The errors that users read."""
 
 import os
 import re
 
 
 class UserError(ValueError):
-    """What a user can mend; its text is one sentence: what is wrong, where, what to do.
+    """An error that a user can correct; its text is one sentence: what is wrong, where, what to do.
 
     :func:`~pera_mm.launch.errors_in_one_sentence` prints it without a traceback. An error of any
     other class is a bug somewhere and keeps its traceback.
@@ -13,19 +13,19 @@ class UserError(ValueError):
 
 
 class RunError(UserError, RuntimeError):
-    """A run that cannot continue because of its data or its settings."""
+    """An error of a run that cannot continue because of its data or its settings."""
 
 
 class FileError(UserError, OSError):
-    """A file that cannot be read or written."""
+    """An error of a file that cannot be read or written."""
 
 
 class MissingFileError(UserError, FileNotFoundError):
-    """A file that is not there."""
+    """An error of a file that does not exist."""
 
 
 def printable(text: str | os.PathLike) -> str:
-    r"""The text with ``\xNN`` for every byte that is not UTF-8 and every control character.
+    r"""Return the text with ``\xNN`` for every byte that is not UTF-8 and every control character.
 
     Python keeps bytes of a name that are not UTF-8 as surrogates, which no stream can write: a log
     handler drops the whole message.

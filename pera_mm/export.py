@@ -1,7 +1,7 @@
-"""Writing weights for others: a slim backbone, timm, Hugging Face, and the authors' layout.
+"""The writers of weights for others: a slim backbone, timm, Hugging Face, the authors' layout.
 
-A writer takes the path it is given; :func:`whole` gives it a hidden one beside the target, so that
-a file is there when it is complete and checked, or not at all.
+:func:`whole` gives a writer a hidden path beside the target, so that the target exists only when it
+is complete and checked.
 """
 
 import hashlib
@@ -32,28 +32,30 @@ from pera_mm.weights.names import (
 )
 
 # RGB mean and standard deviation in 0-1 units. Every PerA config of the authors has ImageNet's; the
-# same author's PerASCD feeds the released weights with the others (pera_reference.md §6.3).
-NORMALISATIONS = dict(
+# same author's PerASCD uses the others with the released weights (pera_reference.md §6.3).
+NORMALIZATIONS = dict(
     imagenet=((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     perascd=((0.3585, 0.3741, 0.3155), (0.1483, 0.1283, 0.1198)),
 )
-LAYER_NORM_EPS = 1e-6  # of every PerA network; no state dict says it
+LAYER_NORM_EPS = 1e-6  # of every PerA network; not in a state dict
+READABLE = 0o644  # permissions: all read, the owner writes
+READ_BYTES = 2**24  # of a file at a time
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A ViT under our names, with what its tensors do not say.
+    """A ViT under our names, with all that its tensors do not say.
 
     Attributes:
         state: the 12 x depth + 6 tensors, float32.
         heads: of its attention.
-        normalisation: a name among :data:`NORMALISATIONS`.
+        normalization: a name among :data:`NORMALIZATIONS`.
         source: where it comes from: ``source``, ``source_sha256``, ``network``.
     """
 
     state: dict[str, Tensor]
     heads: int
-    normalisation: str
+    normalization: str
     source: dict[str, str]
 
     @property
@@ -63,33 +65,33 @@ class Backbone:
 
     @property
     def name(self) -> str:
-        """Its name among the archs of :class:`PerAViT`, or 'custom'."""
+        """The name among the archs of :class:`PerAViT`, or 'custom'."""
         return next((name for name, arch in PerAViT.arch_zoo.items() if arch == self.arch),
                     'custom')
 
     @property
     def patch_size(self) -> int:
-        """Side of a patch, pixels."""
+        """The side of a patch, pixels."""
         return self.state['patch_embed.projection.weight'].shape[-1]
 
     @property
     def img_size(self) -> int:
-        """Side of the images whose position embedding is stored, pixels."""
+        """The side of the images whose position embedding is stored, pixels."""
         return isqrt(self.state['pos_embed'].shape[1] - 1) * self.patch_size
 
     def metadata(self) -> dict[str, str]:
-        """All that is known of it; texts, as safetensors asks for."""
-        mean, std = NORMALISATIONS[self.normalisation]
+        """Return all that is known of it, as strings, which safetensors requires."""
+        mean, std = NORMALIZATIONS[self.normalization]
         arch = {key: str(value) for key, value in self.arch.items()}
         return dict(
             format='pt', pera_mm=pera_mm.__version__, arch=self.name, **arch,
             patch_size=str(self.patch_size), img_size=str(self.img_size),
-            layer_norm_eps=str(LAYER_NORM_EPS), normalisation=self.normalisation,
+            layer_norm_eps=str(LAYER_NORM_EPS), normalization=self.normalization,
             mean=json.dumps(mean), std=json.dumps(std), **self.source)
 
 
 def shape_of(state: Mapping[str, Tensor]) -> dict[str, int]:
-    """Width, depth and hidden width of a backbone under our names.
+    """Return width, depth and hidden width of a backbone under our names.
 
     Raises:
         ValueError: if its stored grid or its patches are not square.
@@ -105,7 +107,7 @@ def shape_of(state: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def known_heads(state: Mapping[str, Tensor]) -> int | None:
-    """The number of heads of a ViT of this width and depth, if :class:`PerAViT` names one."""
+    """Return the heads of a ViT of this width and depth, if :class:`PerAViT` has one."""
     shape = shape_of(state)
     heads = {arch['num_heads'] for arch in PerAViT.arch_zoo.values()
              if {**shape, 'num_heads': arch['num_heads']} == arch}
@@ -113,22 +115,22 @@ def known_heads(state: Mapping[str, Tensor]) -> int | None:
 
 
 def sha256(path: Path) -> str:
-    """The hash of a file, read in pieces."""
+    """Compute the hash of a file, read in pieces."""
     digest = hashlib.sha256()
     with path.open('rb') as file:
-        while piece := file.read(2**24):
+        while piece := file.read(READ_BYTES):
             digest.update(piece)
     return digest.hexdigest()
 
 
-# Whole or not there ------------------------------------------------------------------------------
+# Complete or absent ------------------------------------------------------------------------------
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A hidden path to write a file or folder to, which becomes ``path`` if all went well.
+    """Give a hidden path to write a file or folder to, which becomes ``path`` if all goes well.
 
-    Otherwise, and whatever was raised, nothing is left, and what was at ``path`` stays.
+    After any exception, nothing of it is left, and what was at ``path`` stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part, old = (path.with_name(f'.{path.name}.{end}') for end in ('part', 'old'))
@@ -156,8 +158,8 @@ def _remove(path: Path) -> None:
 
 
 def write_backbone(backbone: Backbone, path: Path) -> None:
-    """A safetensors file under our names; :meth:`Backbone.metadata` is in its header."""
-    _save(backbone.state, path, backbone)
+    """Write a safetensors file under our names, with :meth:`Backbone.metadata` in its header."""
+    _save_tensors(backbone.state, path, backbone)
 
 
 USAGE = dict(
@@ -181,7 +183,7 @@ features = vit(**pixels).last_hidden_state[:, 0]  # [cls], [1, {embed_dims}]
 
 
 def model_card(backbone: Backbone, kind: str, name: str) -> str:
-    """What a README beside the file says.
+    """Return the text of the README beside the file.
 
     Args:
         backbone: what was written.
@@ -203,18 +205,18 @@ classifier.
 |---|---|
 {rows}
 
-Images are RGB, scaled to 0-1, then normalised by `mean` and `std`. `normalisation` is the name of
+Images are RGB, scaled to 0-1, then normalized by `mean` and `std`. `normalization` is the name of
 these two in pera_mm: docs/weights.md says which to choose.
 
 {usage}
 
-The licence is that of the source file.
+The license is that of the source file.
 """
 
 
 def write_timm(backbone: Backbone, folder: Path) -> None:
-    """A folder for ``timm.create_model('local-dir:FOLDER', pretrained=True)``."""
-    mean, std = NORMALISATIONS[backbone.normalisation]
+    """Write a folder for ``timm.create_model('local-dir:FOLDER', pretrained=True)``."""
+    mean, std = NORMALIZATIONS[backbone.normalization]
     arch, size = backbone.arch, backbone.img_size
     config = dict(
         architecture='vit_base_patch16_224',  # timm's plain ViT; model_args makes it this one
@@ -234,8 +236,8 @@ def write_timm(backbone: Backbone, folder: Path) -> None:
 
 
 def write_hf(backbone: Backbone, folder: Path) -> None:
-    """A folder for ``transformers.ViTModel.from_pretrained(FOLDER, add_pooling_layer=False)``."""
-    mean, std = NORMALISATIONS[backbone.normalisation]
+    """Write a folder for ``ViTModel.from_pretrained(FOLDER, add_pooling_layer=False)``."""
+    mean, std = NORMALIZATIONS[backbone.normalization]
     arch, size = backbone.arch, backbone.img_size
     config = dict(
         architectures=['ViTModel'],
@@ -268,39 +270,39 @@ def write_hf(backbone: Backbone, folder: Path) -> None:
 def _write_folder(folder: Path, backbone: Backbone, state: Mapping[str, Tensor],
                   configs: Mapping[str, dict]) -> None:
     folder.mkdir()
-    _save(state, folder / 'model.safetensors', backbone)
+    _save_tensors(state, folder / 'model.safetensors', backbone)
     for name, config in configs.items():
         (folder / name).write_text(json.dumps(config, indent=2) + '\n')
 
 
-def _save(state: Mapping[str, Tensor], path: Path, backbone: Backbone) -> None:
-    """Safetensors refuses tensors that share memory, as the thirds of a fused weight do."""
+def _save_tensors(state: Mapping[str, Tensor], path: Path, backbone: Backbone) -> None:
+    """Save tensors; copies those that share memory (a fused weight), which safetensors refuses."""
     alone = {key: value.clone(memory_format=torch.contiguous_format)
              if value.untyped_storage().nbytes() > value.nbytes else value.contiguous()
              for key, value in state.items()}
     save_file(alone, path, backbone.metadata())
-    path.chmod(0o644)  # safetensors leaves it to the owner alone
+    path.chmod(READABLE)  # safetensors makes it readable for the owner only
 
 
 def write_pera(weights: Mapping[str, Tensor], path: Path, meta: Mapping[str, Any]) -> None:
-    """A whole model as MMEngine writes and loads it.
+    """Write a whole model in the layout of MMEngine.
 
     Args:
         weights: the model under our names.
         path: the file.
-        meta: what else is known: ``epoch`` (finished ones), ``source``, …
+        meta: all else that is known: ``epoch`` (finished ones), ``source``, …
     """
     torch.save(dict(state_dict=dict(weights),
                     meta=dict(meta, pera_mm_version=pera_mm.__version__)), path)
 
 
 def write_reference(weights: Mapping[str, Tensor], path: Path, epoch: int) -> None:
-    """A training file in the authors' layout (pera_reference.md §6.1), which their code resumes.
+    """Write a training file in the authors' layout (pera_reference.md §6.1), to resume there.
 
-    Its optimizer and gradient scaler are those before the first step, because ours are not theirs.
+    Optimizer and gradient scaler have the state before the first step, because ours differ.
 
     Args:
-        weights: the model under our names; the centre is left out, as they do.
+        weights: the model under our names; the center is left out, as in their files.
         path: the file.
         epoch: the last finished epoch, from 0.
     """
@@ -318,7 +320,7 @@ def write_reference(weights: Mapping[str, Tensor], path: Path, epoch: int) -> No
 
 @torch.no_grad()
 def features(backbone: Backbone, images: Tensor) -> Tensor:
-    """All tokens after the final norm, [cls] first: ``[B, 1 + N, D]`` of ``[B, 3, S, S]``."""
+    """Compute all tokens ``[B, 1 + N, D]`` of ``[B, 3, S, S]`` after the final norm."""
     with torch.device('meta'):
         vit = PerAViT(backbone.arch, backbone.img_size, backbone.patch_size, out_type='raw')
     vit.load_state_dict(backbone.state, assign=True)
@@ -328,7 +330,7 @@ def features(backbone: Backbone, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def timm_features(folder: Path, images: Tensor) -> Tensor:
-    """As :func:`features`, by timm."""
+    """Compute :func:`features` with timm."""
     import timm
 
     vit = timm.create_model(f'local-dir:{folder}', pretrained=True)
@@ -337,7 +339,7 @@ def timm_features(folder: Path, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def hf_features(folder: Path, images: Tensor) -> Tensor:
-    """As :func:`features`, by transformers."""
+    """Compute :func:`features` with transformers."""
     from transformers import ViTModel
     from transformers.utils import logging
 
@@ -349,13 +351,13 @@ def hf_features(folder: Path, images: Tensor) -> Tensor:
     return vit.eval()(images).last_hidden_state
 
 
-def difference(backbone: Backbone, kind: str, path: Path) -> float | None:
-    """How far the features of what was written are from the backbone's, on a random image.
+def feature_difference(backbone: Backbone, kind: str, path: Path) -> float | None:
+    """Compare the features of what was written with the backbone's, on a random image.
 
     Args:
         backbone: what was written.
         kind: 'timm', 'hf', or anything else for a file that :func:`load_checkpoint` reads.
-        path: where.
+        path: of what was written.
 
     Returns:
         The largest difference over the features' root mean square, or None if the library that
@@ -373,5 +375,5 @@ def difference(backbone: Backbone, kind: str, path: Path) -> float | None:
         found = hf_features(path, images)
     else:
         state = teacher_backbone(load_checkpoint(path))
-        found = features(Backbone(state, backbone.heads, backbone.normalisation, {}), images)
+        found = features(Backbone(state, backbone.heads, backbone.normalization, {}), images)
     return float((found - expected).abs().max() / expected.square().mean().sqrt())

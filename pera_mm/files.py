@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and folders that one process works in."""
+"""Files written whole or not at all, and folders that one process works in."""
 
 import fcntl
 import json
@@ -7,32 +7,33 @@ import socket
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TextIO
+from weakref import WeakValueDictionary
 
 from pera_mm.errors import UserError
 
-LEFTOVER = 5.  # s; what a killed process may still take to end
-ENOUGH = 65_536  # bytes; the first log lines fit
+MAX_WAIT = 5.  # s; a killed process may take this long to end
+PROBE_BYTES = 65_536  # the first log lines fit
 WORK_FOLDER_MARKER = '.rsrsd'  # an empty file in a work folder of tools/data/rsrsd.py
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file such that a kill leaves the old one or the new one, never a half one.
+    """Write a file such that a kill leaves the old or the new one, whole.
 
-    What a kill leaves besides is a hidden ``.part`` file, which the next try replaces.
+    A kill may also leave a hidden ``.part`` file, which the next try replaces.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name}.part')
     try:
         part.write_bytes(data)
         os.replace(part, path)
-    except OSError:  # a full disk has better use for its bytes
+    except OSError:  # the disk may be full
         part.unlink(missing_ok=True)
         raise
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder if it is missing, and see that files can be written there.
+    """Make the folder if it is missing, and check that files can be written there.
 
     Raises:
         ValueError: if not, with the reason.
@@ -40,7 +41,7 @@ def check_writable(folder: Path) -> None:
     probe = folder / f'.writable-{os.getpid()}'
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(bytes(ENOUGH))
+        probe.write_bytes(bytes(PROBE_BYTES))
     except OSError as error:
         reason = 'a file has its name or that of a folder above' if isinstance(
             error, (FileExistsError, NotADirectoryError)) else error.strerror
@@ -54,47 +55,39 @@ def check_writable(folder: Path) -> None:
 class Claim:
     """A folder that this process alone works in, until :meth:`release` or its end.
 
-    The system drops the lock with the process, also after ``kill -9``. It is a POSIX record lock:
-    forked children (data-loader workers) do not share it and cannot outlive it, and the same
-    process may claim a folder again. Without effect on a file system that has no locks.
+    The lock is a POSIX record lock. The system drops it with the process, also after ``kill -9``.
+    Forked children (data-loader workers) do not have it. A file system without locks has none.
+
+    The process may claim a folder again; only the release of its first claim counts. (A second
+    descriptor of the file would drop the lock when it is closed.)
+
+    Not filelock: it uses flock, which a forked child keeps after ``kill -9`` of its parent (tried).
 
     Args:
-        folder: made if it is missing; ``.lock`` in it says who works there.
+        folder: It is made if it is missing; ``.lock`` in it says who works there.
 
     Raises:
         ValueError: if the folder cannot be written to, or if another process works there and
             still does after a few seconds, which a killed run may need to end.
     """
 
-    def __init__(self, folder: Path) -> None:
-        check_writable(folder)
-        self._file = open(folder / '.lock', 'a+', encoding='utf-8')
-        deadline = time.monotonic() + LEFTOVER
-        while not self._locked():
-            if time.monotonic() > deadline:
-                self._file.seek(0)
-                holder = ' '.join(self._file.read().split())
-                self._file.close()
-                raise UserError(f'another run is at work in {folder} ({holder or "unknown"}): '
-                                'wait for its end or give another --work-dir.')
-            time.sleep(0.1)
-        self._file.truncate(0)
-        self._file.write(f'process {os.getpid()} on {socket.gethostname()} since '
-                         f'{time.strftime("%Y-%m-%d %H:%M:%S")}\n')
-        self._file.flush()
+    _holders: ClassVar[WeakValueDictionary[tuple[int, str], 'Claim']] = WeakValueDictionary()
 
-    def _locked(self) -> bool:
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: POSIX leaves the choice
-            return False
-        except OSError:  # a file system without locks
-            pass
-        return True
+    def __init__(self, folder: Path) -> None:
+        self._file: TextIO | None = None
+        self._key = os.getpid(), os.path.realpath(folder)
+        if self._key in self._holders:
+            return
+        check_writable(folder)
+        self._file = _locked_file(folder)
+        self._holders[self._key] = self
 
     def release(self) -> None:
         """Let others work in the folder."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+            self._holders.pop(self._key, None)
+            self._file = None
 
     def __enter__(self) -> 'Claim':
         return self
@@ -103,25 +96,77 @@ class Claim:
         self.release()
 
 
-def sign_folder(folder: Path, name: str, recipe: dict[str, Any]) -> None:
-    """Sign a new or empty folder with the recipe of its files, or find the same signature there.
-
-    Args:
-        name: The signature's file name; the recipe lies there as JSON.
+def _locked_file(folder: Path) -> TextIO:
+    """Lock ``.lock`` in a folder, and write there who holds it.
 
     Raises:
-        UserError: If the folder holds other files, or was signed with another recipe.
+        UserError: if another process holds it for longer than ``MAX_WAIT``.
     """
-    signature, text = folder / name, json.dumps(recipe)
-    if not signature.exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f'{folder} is not an empty folder: choose another one.')
-        write_whole(signature, text.encode())
-        return
+    file = open(folder / '.lock', 'a+', encoding='utf-8')
+    deadline = time.monotonic() + MAX_WAIT
+    while not _lock(file):
+        if time.monotonic() > deadline:
+            file.seek(0)
+            holder = ' '.join(file.read().split())
+            file.close()
+            raise UserError(f'another run is at work in {folder} ({holder or "unknown"}): '
+                            'wait for its end or give another --work-dir.')
+        time.sleep(0.1)
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {socket.gethostname()} since '
+               f'{time.strftime("%Y-%m-%d %H:%M:%S")}\n')
+    file.flush()
+    return file
+
+
+def _lock(file: TextIO) -> bool:
+    """Whether the file could be locked."""
     try:
-        found = json.loads(signature.read_text())
-    except ValueError:
-        found = 'something unreadable'
-    if found != json.loads(text):
-        raise UserError(f'{folder} was begun with {found}, not with {recipe}: choose another '
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: POSIX leaves the choice
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
+
+
+def sign_folder(folder: Path, name: str, recipe: dict[str, Any], advice: str) -> None:
+    """Write the recipe of the folder's files into the folder, after :func:`check_signature`."""
+    check_signature(folder, name, recipe, advice)
+    signature, data = folder / name, json.dumps(recipe).encode()
+    if not signature.exists() or signature.read_bytes() != data:
+        write_whole(signature, data)
+
+
+def check_signature(folder: Path, name: str, recipe: dict[str, Any], advice: str) -> None:
+    """Check that a folder is new or empty, or that its files have this recipe.
+
+    A signature alone, and what a kill left of one (``.part``), are not files.
+
+    Args:
+        folder: The folder; it may be missing.
+        name: The file of its signature, which holds a recipe as JSON.
+        recipe: What its files depend on.
+        advice: What to do if the folder was signed with another recipe.
+
+    Raises:
+        UserError: if the folder has files without a signature or with another one.
+    """
+    paths = folder.iterdir() if folder.is_dir() else ()
+    held = {path.name for path in paths if not path.name.endswith('.part')}
+    if folder.exists() and not folder.is_dir() or held and name not in held:
+        raise UserError(f'{folder} is not an empty folder: move its files away, or choose another '
                         'folder.')
+    if held <= {name}:
+        return
+    wanted = json.loads(json.dumps(recipe))
+    try:
+        found = dict(json.loads((folder / name).read_text()))
+    except (ValueError, TypeError):
+        raise UserError(f'{folder} cannot be continued, because its {name} cannot be read: '
+                        f'{advice}.') from None
+    differing = [key for key in wanted | found if wanted.get(key) != found.get(key)]
+    if differing:
+        before, now = (', '.join(f'{key}={some.get(key)!r}' for key in differing)
+                       for some in (found, wanted))
+        raise UserError(f'{folder} was begun with {before}, not with {now}: {advice}.')

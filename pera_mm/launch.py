@@ -1,4 +1,4 @@
-"""What tools/train.py and tools/test.py share: from a command line to a runner."""
+"""The way from a command line to a runner, shared by tools/train.py and tools/test.py."""
 
 import argparse
 import ctypes
@@ -21,19 +21,21 @@ from mmengine.registry import RUNNERS
 
 from pera_mm.errors import UserError
 from pera_mm.files import Claim, check_writable
-from pera_mm.stopping import end_with_launcher, first_rank
+from pera_mm.stopping import end_with_launcher, is_first_rank
 
 SHARED_MEMORY = '/dev/shm'
-# What torch says when a worker finds no room there, whichever of the two comes first.
+# The messages of torch when a worker finds no room there.
 NO_SHARED_MEMORY = re.compile(
     r'killed by signal: Bus error|</torch_\d|unable to \w+( \w+)? shared memory')
 LOST_RANK = re.compile(r'gloo.*(closed|reset) by peer|gloo.*(Broken pipe|Read error|Write error)|'
                        r'remote process exited', re.DOTALL)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
+NEVER_TRIM = 2**31 - 1  # bytes, the largest threshold
+TOP_PAD = 2**26  # bytes that the heap grows at a time
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """The arguments of every command that builds a runner: CONFIG and its usual options."""
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """Make the parser of a command that builds a runner: CONFIG and the usual options."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', metavar='CONFIG', help='config file')
     parser.add_argument(
@@ -41,10 +43,10 @@ def parser(description: str) -> argparse.ArgumentParser:
         help='where logs and checkpoints go (default: work_dir of the config, else '
              'work_dirs/<name of the config>)')
     parser.add_argument(
-        '--cfg-options', metavar='KEY=VALUE', nargs='+', type=option, action=DictAction,
+        '--cfg-options', metavar='KEY=VALUE', nargs='+', type=key_and_value, action=DictAction,
         default={},
         help='change keys of the config, like optim_wrapper.optimizer.lr=1e-4; '
-             'a key the config does not have yet is written +key=value')
+             'write +key=value for a key that the config does not have yet')
     parser.add_argument(
         '--launcher', choices=['none', 'pytorch', 'slurm'], default='none',
         help='how the processes were started; dist_train.sh and slurm_train.sh set it')
@@ -53,22 +55,22 @@ def parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def option(text: str) -> str:
-    """The type of ``--cfg-options``: argparse says what is wrong with one."""
+def key_and_value(text: str) -> str:
+    """Check one item of ``--cfg-options``; argparse prints what is wrong with it."""
     if '=' not in text:
         raise argparse.ArgumentTypeError(f'expected KEY=VALUE, got {text!r}')
     return text
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """The config of a command line, ready for :func:`build_runner`.
+    """Load the config of a command line, ready for :func:`build_runner`.
 
     Args:
-        args: what :func:`parser` parsed.
+        args: from the parser of :func:`make_parser`.
 
     Raises:
-        ValueError: if there is no such file, it needs a package that is not here, or an option
-            names a key the config does not have.
+        ValueError: if the file does not exist, it needs a package that is not installed, or an
+            option names a key that the config does not have.
     """
     cfg = read_config(args.config)
     if cfg.get('default_scope') == 'mmpretrain':
@@ -82,10 +84,10 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def read_config(path: str) -> Config:
-    """The config in a file.
+    """Read the config in a file.
 
     Raises:
-        ValueError: if there is no such file, or it needs a package that is not here.
+        ValueError: if the file does not exist, or it needs a package that is not installed.
     """
     if not Path(path).is_file():
         raise UserError(f'No config at {path}{_similar_config(path)}.')
@@ -109,14 +111,14 @@ def _similar_config(path: str) -> str:
 
 
 def _collate_as_mmpretrain(cfg: Config) -> None:
-    """MMPretrain's configs leave out the collate function because its train.py adds it."""
+    """Add the collate function, which MMPretrain's configs leave to its train.py."""
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         if cfg.get(name):
             cfg[name].setdefault('collate_fn', dict(type='default_collate'))
 
 
 def merge_options(cfg: Config, options: dict[str, Any]) -> None:
-    """Write ``--cfg-options`` into ``cfg``; a key that is not there must be written ``+key``.
+    """Write ``--cfg-options`` into ``cfg``; a key that is not in it must be written ``+key``.
 
     Raises:
         ValueError: on an unknown key, with the most similar known one.
@@ -132,7 +134,7 @@ def merge_options(cfg: Config, options: dict[str, Any]) -> None:
 
 
 def _keys(node: Any, prefix: str = '') -> Iterator[str]:
-    """All dotted keys below ``node``; the items of a list are numbered, as MMEngine does."""
+    """Yield all dotted keys below ``node``; items of a list are numbered, as in MMEngine."""
     items = node.items() if isinstance(node, dict) else \
         enumerate(node) if isinstance(node, (list, tuple)) else ()
     for key, child in items:
@@ -141,15 +143,15 @@ def _keys(node: Any, prefix: str = '') -> Iterator[str]:
 
 
 def set_precision(cfg: Config, amp: str) -> None:
-    """Let ``--amp`` overrule the precision of the config's ``optim_wrapper``.
+    """Replace the precision of the config's ``optim_wrapper`` by that of ``--amp``.
 
     Args:
         cfg: changed in place.
         amp: ``'bf16'``, ``'fp16'`` or ``'off'``.
 
     Raises:
-        ValueError: if the wrapper takes its precision from elsewhere, or fp16 has no GPU or
-            meets a sharding strategy.
+        ValueError: if the wrapper takes its precision from elsewhere, or for fp16 without a GPU
+            or with a sharding strategy.
     """
     wrapper = cfg.optim_wrapper
     kind = wrapper.get('type', 'OptimWrapper')
@@ -158,7 +160,7 @@ def set_precision(cfg: Config, amp: str) -> None:
     strategy = (cfg.get('strategy') or {}).get('type', '')
     if amp == 'fp16' and strategy.endswith(('ShardedStrategy', 'FSDPStrategy')):
         raise UserError(f'--amp fp16 does not work with {strategy}, whose ranks would scale and '
-                        'clip their gradients apart: use bf16.')
+                        'clip their gradients differently: use bf16.')
     if amp == 'fp16' and not torch.cuda.is_available():
         raise UserError('--amp fp16 needs a GPU, and PyTorch sees none here: use bf16 or off.')
     wrapper.pop('loss_scale', None)
@@ -215,12 +217,12 @@ def train(cfg: Config) -> None:
     """
     # Before the runner writes anything there; AtomicCheckpointHook claims it where there is no
     # such command (mim train).
-    with Claim(Path(cfg.work_dir)) if first_rank() else nullcontext():
+    with Claim(Path(cfg.work_dir)) if is_first_rank() else nullcontext():
         build_runner(cfg).train()
 
 
 def build_runner(cfg: Config) -> Any:
-    """MMEngine's Runner, or the one that ``cfg.runner_type`` names (FlexibleRunner).
+    """Build MMEngine's Runner, or the one that ``cfg.runner_type`` names (FlexibleRunner).
 
     Raises:
         ValueError: if the processes were not started as ``cfg.launcher`` says, there are more
@@ -237,7 +239,7 @@ def build_runner(cfg: Config) -> Any:
             _distribute_on_cpu(cfg)
     if get_device() == 'cpu':
         keep_freed_memory()
-    if first_rank():
+    if is_first_rank():
         check_writable(Path(cfg.work_dir))
     return RUNNERS.build(cfg)
 
@@ -245,13 +247,13 @@ def build_runner(cfg: Config) -> Any:
 def keep_freed_memory() -> None:
     """Let the C library keep what tensors free instead of returning it to the system.
 
-    By default every large tensor is fresh memory that the system clears page by page: 7 % of a
-    training step on a CPU (docs/measurements.md). Only glibc has these settings.
+    By default every large tensor is new memory that the system clears page by page. This takes 7 %
+    of a training step on a CPU (docs/measurements.md). Only glibc has these settings.
     """
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
     if mallopt is not None:
-        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1),
-                                 (M_TOP_PAD, 2**26)):
+        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, NEVER_TRIM),
+                                 (M_TOP_PAD, TOP_PAD)):
             mallopt(parameter, value)
 
 
@@ -264,10 +266,10 @@ def _check_gpus(launcher: str) -> None:
 
 
 def _distribute_on_cpu(cfg: Config) -> None:
-    """Gloo in place of NCCL, DDP without device ids, plain BN: on a machine without GPU."""
-    # MMEngine selects a CUDA device whatever the backend is; here there is none to select.
+    """Set Gloo instead of NCCL, DDP without device ids, and plain BN, for a machine without GPU."""
+    # MMEngine selects a CUDA device whatever the backend is; here there is none.
     torch.cuda.set_device = lambda device: None
-    # PyTorch's synchronised BN refuses CPU tensors.
+    # PyTorch's synchronized BN refuses CPU tensors.
     changes: dict[str, Any] = {'env_cfg.dist_cfg.backend': 'gloo', 'sync_bn': None}
     strategy = cfg.get('strategy')
     where = 'strategy.model_wrapper' if strategy else 'model_wrapper_cfg'
@@ -282,14 +284,14 @@ def _distribute_on_cpu(cfg: Config) -> None:
 
 @contextmanager
 def errors_in_one_sentence(name: str = 'Error') -> Iterator[None]:
-    """End with exit code 1 and one sentence where a user or the system can mend the cause.
+    """End with exit code 1 and one sentence if a user can remove the cause.
 
-    These are a :class:`~pera_mm.errors.UserError`, what the system refuses (a full disk, a folder
-    in place of a file), shared memory that is too small, and the end of another rank. Any other
-    exception is a bug somewhere and keeps its traceback.
+    Such errors are a :class:`~pera_mm.errors.UserError`, what the system refuses (a full disk, a
+    folder in place of a file), shared memory that is too small, and the end of another rank. Any
+    other exception is a bug somewhere and keeps its traceback.
 
     Args:
-        name: what the sentence begins with; commands that train nothing give their own.
+        name: the start of the sentence; commands that do not train give their own.
     """
     for stream in (sys.stdout, sys.stderr):  # a file's name may be any bytes
         if hasattr(stream, 'reconfigure'):
@@ -304,7 +306,7 @@ def errors_in_one_sentence(name: str = 'Error') -> Iterator[None]:
 
 def _sentence_of(error: Exception) -> str | None:
     if isinstance(error, UserError):
-        # Out of a data-loader worker it comes with the worker's traceback in front of it.
+        # From a data-loader worker it comes after the worker's traceback.
         return str(error).rpartition(f'{type(error).__name__}: ')[2].strip()
     where = traceback.extract_tb(error.__traceback__)[-1].filename
     if NO_SHARED_MEMORY.search(str(error)) or (
@@ -312,13 +314,13 @@ def _sentence_of(error: Exception) -> str | None:
             and getattr(error, 'errno', None) == errno.ENOSPC):
         return _about_shared_memory()
     if LOST_RANK.search(str(error)):
-        return ('another rank has ended or was killed, so this one cannot continue; after mending '
-                'the cause, continue with --resume.')
+        return ('another rank has ended or was killed, so this one cannot continue; remove the '
+                'cause and continue with --resume.')
     return _about_system(error) if isinstance(error, OSError) else None
 
 
 def _about_system(error: OSError) -> str | None:
-    """What the system refused: the file, and what to do about it; None if it names no file."""
+    """Describe what the system refused and what to do; None if the error names no file."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return 'the disk is full; nothing finished is lost: free some space, and the same ' \
                'command continues.'

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from pera_mm.errors import UserError
 
+SUM_TOLERANCE = 1e-6  # of the shares, whose sum is 1
+
 
 class PatchCounts(NamedTuple):
-    """How many of the N patches of a crop belong to each part."""
+    """The number of the N patches of a crop in each part."""
 
     student: int
     learnable: int
@@ -30,12 +32,12 @@ class PatchSplit(NamedTuple):
     masked: Tensor
 
     def counts(self) -> PatchCounts:
-        """How many patches each part has."""
+        """Return the number of patches of each part."""
         return PatchCounts(*(part.shape[-1] for part in self[:3]))
 
 
 def patch_grid(height: int, width: int, patch_size: int) -> tuple[int, int]:
-    """Rows and columns of patches in a ``height`` x ``width`` crop (pixels).
+    """Return the rows and columns of patches in a ``height`` x ``width`` crop (pixels).
 
     Raises:
         ValueError: if a side is not a positive multiple of ``patch_size``.
@@ -51,7 +53,7 @@ def patch_grid(height: int, width: int, patch_size: int) -> tuple[int, int]:
 
 def split_counts(num_patches: int, student: float, learnable: float,
                  teacher: float) -> PatchCounts:
-    """Exact patch counts for the three ratios, rounded as the reference does (pera.py L75).
+    """Compute the exact patch counts for three ratios, rounded as in the reference (pera.py L75).
 
     Args:
         num_patches: N.
@@ -64,7 +66,7 @@ def split_counts(num_patches: int, student: float, learnable: float,
     """
     shares = dict(student=student, learnable=learnable, teacher=teacher)
     listed = ', '.join(f'{name} {share:g}' for name, share in shares.items())
-    if min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
+    if min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > SUM_TOLERANCE:
         raise UserError(f'the mask ratios must be >= 0 and sum to 1, got {listed} '
                         f'(sum {sum(shares.values()):g}).')
     student_and_learnable = int(round(num_patches * (1 - teacher)))
@@ -79,11 +81,10 @@ def split_counts(num_patches: int, student: float, learnable: float,
 
 
 def split_patches(num_crops: int, counts: PatchCounts, generator: torch.Generator) -> PatchSplit:
-    """Split every crop's patches in three: one permutation, sliced (eq. 3: U = s + l + t).
+    """Split the patches of every crop in three: one permutation, sliced (eq. 3: U = s + l + t).
 
     Returns:
-        Indices ``[num_crops, k]`` per part, no block mask. No patch has two parts and none is left
-        out.
+        Indices ``[num_crops, k]`` per part, no block mask. Every patch is in exactly one part.
     """
     noise = torch.rand(num_crops, sum(counts), generator=generator)
     parts = noise.argsort(dim=1).split(list(counts), dim=1)
@@ -91,7 +92,7 @@ def split_patches(num_crops: int, counts: PatchCounts, generator: torch.Generato
 
 
 def whole_crop(num_crops: int, num_patches: int) -> PatchSplit:
-    """The split without a disjoint mask (Table 11): both networks see every patch."""
+    """Return the split without a disjoint mask (Table 11): both networks see every patch."""
     everything = torch.arange(num_patches).expand(num_crops, -1).contiguous()
     return PatchSplit(everything, everything[:, :0], everything, _no_mask(num_crops))
 
@@ -118,19 +119,19 @@ def gather_patches(images: Tensor, indices: Tensor, patch_size: int) -> Tensor:
 
 
 def flatten_patches(patches: Tensor) -> Tensor:
-    """``[R, k, C, p, p]`` to ``[R, k, p*p*C]`` in (row, column, channel) order, channel fastest."""
+    """Flatten ``[R, k, C, p, p]`` to ``[R, k, p*p*C]``, (row, column, channel), channel fastest."""
     return patches.permute(0, 1, 3, 4, 2).flatten(2)
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """``[R, C, H, W]`` to ``[R, N, p*p*C]`` in (row, column, channel) order."""
+    """Cut ``[R, C, H, W]`` into ``[R, N, p*p*C]`` in (row, column, channel) order."""
     h, w = patch_grid(*images.shape[-2:], patch_size)
     cells = images.unflatten(3, (w, patch_size)).unflatten(2, (h, patch_size))
     return cells.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
 def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
-    """The inverse of :func:`patchify`: ``[R, N, p*p*C]`` to ``[R, C, H, W]``."""
+    """Invert :func:`patchify`: ``[R, N, p*p*C]`` to ``[R, C, H, W]``."""
     h, w = grid
     cells = patches.unflatten(2, (patch_size, patch_size, -1)).unflatten(1, (h, w))
     return cells.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)

@@ -1,8 +1,7 @@
 """The registries of pera_mm: children of MMEngine's, scope ``pera_mm``.
 
-A config names our bricks ``type='pera_mm.PerA'``, from any toolbox. The modules under
-``locations`` are imported the first time a name is looked up, so importing ``pera_mm``
-stays cheap.
+A config names our modules like ``type='pera_mm.PerA'``, from any toolbox. The first look-up of a
+name imports the modules under ``locations``, so ``import pera_mm`` is fast.
 """
 
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS

@@ -1,9 +1,9 @@
-"""Seeds that are the same on every machine."""
+"""The seeds that are the same on every machine."""
 
 import hashlib
 
 
 def hash_seed(*keys: int) -> int:
-    """A 63-bit seed that depends on all keys; the same on every machine and Python."""
+    """Return a 63-bit seed that depends on all keys; the same on every machine and Python."""
     text = ','.join(str(key) for key in keys).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), 'little') >> 1

@@ -1,4 +1,4 @@
-"""What travels from the worker to the model: one structure per crop size.
+"""The data that travel from the worker to the model: one structure per crop size.
 
 Shapes: B images, V views (1 when student and teacher share geometry, else 2), n crops of this
 size per image, S crop side in pixels, k patches of one part, N patches of a crop.
@@ -25,7 +25,7 @@ class CropGroup(NamedTuple):
 
 
 class CropViews(NamedTuple):
-    """The crops of one size as the model sees them: two colour views, normalised."""
+    """The crops of one size as the model sees them: two color views, normalized."""
 
     student_view: Tensor  # float [n, B, 3, S, S]
     teacher_view: Tensor  # float [n, B, 3, S, S]

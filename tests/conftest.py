@@ -1,5 +1,7 @@
 """The small PerA that most tests share, and where the real sample data lies."""
 
+import gc
+import multiprocessing
 import os
 import re
 import signal
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.registry import DefaultScope
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 ROOT = Path(__file__).parent.parent
 SHARED_DATA = ROOT.parent / 'shared' / 'data'
@@ -42,6 +45,23 @@ def as_in_a_new_process() -> Iterator[None]:
     yield
     for number, answer in before.items():
         signal.signal(number, answer)
+
+
+@pytest.fixture(autouse=True)
+def no_workers_left() -> Iterator[None]:
+    """End the data-loader workers of a test's runs.
+
+    Left to the garbage collector, which closes their queues first, they take 5 s each to end.
+    """
+    yield
+    if multiprocessing.active_children():
+        end_workers()
+
+
+def end_workers() -> None:
+    for each in gc.get_objects():
+        if type(each) is _MultiProcessingDataLoaderIter:
+            each._shutdown_workers()
 
 
 @pytest.fixture(autouse=True)

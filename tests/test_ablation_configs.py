@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.dataset import Compose
 
+from pera_mm.datasets.unlabeled import compose
 from pera_mm.registry import MODELS
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
@@ -17,7 +17,7 @@ PERA = {'paper': CONFIGS / 'pera/ablations', 'small': CONFIGS / 'small'}
 def crops_of(cfg: Config) -> dict:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (512, 512, 3), dtype=np.uint8)
-    return Compose(cfg.train_dataloader.dataset.pipeline)(dict(
+    return compose(cfg.train_dataloader.dataset.pipeline)(dict(
         img=image, rng=rng, img_path='random', sample_idx=0, skipped=[]))['inputs']
 
 
@@ -50,10 +50,9 @@ def test_nothing_else_changes():
             for cfg in (pera, changed):
                 for key in ('predictor', 'pixel'):
                     cfg['model'].pop(key)
-                for pipeline in (cfg['train_pipeline'],
-                                 cfg['train_dataloader']['dataset']['pipeline']):
-                    pipeline[0].pop('aligned', None)
-                    pipeline[1].pop('disjoint', None)
+                pipeline = cfg['train_dataloader']['dataset']['pipeline']
+                pipeline['crops'].pop('aligned', None)
+                pipeline['mask'].pop('disjoint', None)
             assert pera == changed, (size, row)
 
 
@@ -81,5 +80,6 @@ def test_small_configs_share_budget_optimizer_and_schedule():
         assert cfg.train_dataloader.batch_size == 32
         assert cfg.train_dataloader.dataset.source == 'data/rsscn7'
     for name in ('dino', 'dinov2'):
-        assert cfgs[name].train_pipeline[0] == cfgs['pera'].train_pipeline[0]
+        assert (cfgs[name].train_dataloader.dataset.pipeline.crops
+                == cfgs['pera'].train_dataloader.dataset.pipeline.crops)
         assert cfgs[name].default_hooks.schedule.momentum == dict(start=.98, end=1.)

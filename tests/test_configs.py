@@ -18,6 +18,7 @@ from mmengine.registry import VISUALIZERS, init_default_scope
 from torch import nn
 
 import pera_mm  # noqa: F401  activates the bridges
+from pera_mm.datasets.unlabeled import compose
 from pera_mm.launch import merge_options
 from pera_mm.models.selfsup.self_distillation import SelfDistillation
 from pera_mm.registry import HOOKS, MODELS
@@ -35,7 +36,7 @@ read = functools.cache(Config.fromfile)
 
 def load(path: Path) -> Config:
     """A copy of a config, its scope made the default; Open-CD is not on the package index."""
-    if 'opencd' in path.parts:
+    if 'opencd' in path.relative_to(CONFIGS).as_posix():
         pytest.importorskip('opencd', reason='Open-CD is not installed')
     cfg = copy.deepcopy(read(path))
     init_default_scope(cfg.default_scope)
@@ -45,7 +46,7 @@ def load(path: Path) -> Config:
 def pack(cfg: Config) -> dict:
     """A random 512-px image through the config's pipeline."""
     rng = np.random.default_rng(0)
-    pipeline = Compose(cfg.train_dataloader.dataset.pipeline)
+    pipeline = compose(cfg.train_dataloader.dataset.pipeline)
     return pipeline(dict(img=rng.integers(0, 256, (512, 512, 3), dtype=np.uint8), rng=rng,
                          img_path='random', sample_idx=0, skipped=[]))['inputs']
 
@@ -144,7 +145,7 @@ def recipe(cfg: Config) -> dict:
 
 
 def crop_sizes(cfg: Config) -> list[tuple]:
-    crops = cfg.train_dataloader.dataset.pipeline[0]
+    crops = cfg.train_dataloader.dataset.pipeline.crops
     return [tuple(group.values()) for group in (crops.global_crops, crops.local_crops)
             if group.number]
 
@@ -181,7 +182,7 @@ def test_mae_is_the_sources(name, eps, norm_pix):
     assert model.head.norm_pix == norm_pix and model.backbone.mask_ratio == 0.75
     assert model.neck.decoder_pos_embed.shape == (1, 32 * 32 + 1, 512)
     assert cfg.optim_wrapper.optimizer.betas == (0.9, 0.95)
-    crops = cfg.train_pipeline[0]
+    crops = cfg.train_dataloader.dataset.pipeline.crops
     assert (crops.interpolation, crops.vertical_flip) == ('bicubic', 0)
 
 
@@ -276,7 +277,7 @@ def test_options_that_docs_name_are_keys_of_each_downstream_config(path):
 
 @pytest.mark.parametrize('name, batch, epochs, lr, decay, drop_path, size', [
     ('aid_tr20_pera', 16, 200, 1e-4, 5e-6, 0.3, 512),
-    ('ucm_tr50_pera', 16, 200, 5e-5, 1e-4, 0.3, 512),
+    ('classification/ucm_tr50_pera', 16, 200, 5e-5, 1e-4, 0.3, 512),
     ('ucm_tr80_pera', 16, 200, 5e-5, 1e-4, 0.3, 512),
     ('potsdam_upernet_pera', 8, 200, 1e-4, 1e-4, 0.1, 512),
     ('loveda_upernet_pera', 8, 200, 5e-5, 1e-4, 0.1, 512),

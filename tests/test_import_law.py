@@ -87,18 +87,18 @@ def test_every_import_keeps_the_law():
 @pytest.mark.parametrize(('importer', 'statement', 'law'), [
     ('pera_mm.patches', 'import mmengine', 'leaves'),
     ('pera_mm.evaluation.knn', 'from pera_mm.registry import MODELS', 'leaves'),
-    ('pera_mm.datasets.unlabeled', 'from pera_mm.models.colour import recolour_', 'datasets know'),
+    ('pera_mm.datasets.unlabeled', 'from pera_mm.models.color import recolor_', 'datasets know'),
     ('pera_mm.collect.common.tables', 'from pera_mm.launch import merge_options', 'collect knows'),
     ('pera_mm.datasets.unlabeled', 'import pera_mm.collect.common.tables', 'nothing of pera_mm'),
-    ('pera_mm.models.colour', 'import pera_mm.engine.schedules', 'models know'),
-    ('pera_mm.models.colour', 'from pera_mm import datasets', 'models know'),
+    ('pera_mm.models.color', 'import pera_mm.engine.schedules', 'models know'),
+    ('pera_mm.models.color', 'from pera_mm import datasets', 'models know'),
     ('pera_mm.engine.loops', 'from pera_mm.models.selfsup.pera import PerA', 'engine sees'),
-    ('pera_mm.models.colour', 'def f():\n    from mmcv import ops', 'only downstream'),
-    ('pera_mm.models.colour', 'import mmseg.models', 'only downstream'),
+    ('pera_mm.models.color', 'def f():\n    from mmcv import ops', 'only downstream'),
+    ('pera_mm.models.color', 'import mmseg.models', 'only downstream'),
     ('pera_mm.models.backbones.deform_attn', 'import mmseg.models', 'only downstream'),
-    ('pera_mm.models.colour', 'from torch import *', 'never'),
-    ('pera_mm.models.colour', 'from .heads import PixelHead', 'never'),
-    ('pera_mm.models.colour', 'from pera_mm.models.heads import PixelHead', 'defining file'),
+    ('pera_mm.models.color', 'from torch import *', 'never'),
+    ('pera_mm.models.color', 'from .heads import PixelHead', 'never'),
+    ('pera_mm.models.color', 'from pera_mm.models.heads import PixelHead', 'defining file'),
 ])
 def test_a_broken_law_is_named(importer, statement, law):
     assert [law in broken_law(found) for found in imports(statement, importer)] == [True]
@@ -107,7 +107,7 @@ def test_a_broken_law_is_named(importer, statement, law):
 @pytest.mark.parametrize(('importer', 'statement'), [
     ('pera_mm.downstream.bit', 'import mmseg.models'),
     ('pera_mm.bridges.ops', 'import mmcv.ops'),
-    ('pera_mm.models.colour', 'from pera_mm.models.heads.pixel_head import PixelHead'),
+    ('pera_mm.models.color', 'from pera_mm.models.heads.pixel_head import PixelHead'),
     ('pera_mm.engine.hooks.health', 'from pera_mm.evaluation import collapse'),
     ('pera_mm.engine.hooks.schedule', 'from pera_mm.engine import schedules'),
     ('pera_mm.__init__', 'from pera_mm.bridges import ops'),

@@ -7,14 +7,14 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from pera_mm.collect.sample.strata import split
+from pera_mm.collect.pack.step import typed
 from pera_mm.errors import UserError
 from pera_mm.launch import (
     build_runner,
     errors_in_one_sentence,
     load_config,
+    make_parser,
     merge_options,
-    parser,
     require_test_loop,
     set_checkpoint,
     set_precision,
@@ -66,20 +66,20 @@ def test_plus_adds_a_key(cfg):
 
 def test_load_config_reads_the_command_line(config_file):
     option = 'train_dataloader.batch_size=4'
-    cfg = load_config(parser('').parse_args([str(config_file), '--cfg-options', option]))
+    cfg = load_config(make_parser('').parse_args([str(config_file), '--cfg-options', option]))
     assert cfg.train_dataloader.batch_size == 4
     assert cfg.work_dir == 'work_dirs/pera_tiny'
     assert cfg.launcher == 'none'
 
 
 def test_mmpretrain_configs_collate_as_in_mmpretrain(config_file):
-    cfg = load_config(parser('').parse_args([str(config_file)]))
+    cfg = load_config(make_parser('').parse_args([str(config_file)]))
     assert cfg.train_dataloader.collate_fn.type == 'default_collate'
     assert cfg.test_dataloader.collate_fn.type == 'pseudo_collate', 'what the config says stays'
 
 
 def test_missing_config_names_a_similar_one(config_file):
-    args = parser('').parse_args([str(config_file.with_name('pera_tyni.py'))])
+    args = make_parser('').parse_args([str(config_file.with_name('pera_tyni.py'))])
     with pytest.raises(ValueError, match='No config at .*tyni.py; did you mean .*pera_tiny.py'):
         load_config(args)
 
@@ -87,12 +87,12 @@ def test_missing_config_names_a_similar_one(config_file):
 def test_a_package_that_a_config_needs_is_named(config_file):
     config_file.write_text("custom_imports = dict(imports=['no_such_toolbox.models'])\n")
     with pytest.raises(ValueError, match='pera_tiny.py needs no_such_toolbox, which is not'):
-        load_config(parser('').parse_args([str(config_file)]))
+        load_config(make_parser('').parse_args([str(config_file)]))
 
 
 def test_option_without_value_is_a_usage_error(config_file, capsys):
     with pytest.raises(SystemExit):
-        parser('').parse_args([str(config_file), '--cfg-options', 'lr'])
+        make_parser('').parse_args([str(config_file), '--cfg-options', 'lr'])
     assert "expected KEY=VALUE, got 'lr'" in capsys.readouterr().err
 
 
@@ -226,5 +226,5 @@ def test_a_bug_keeps_its_traceback():
         raise ValueError('not ours')
     with pytest.raises(ValueError, match='could not convert') as bug, \
             errors_in_one_sentence('rsrsd'):
-        split(5, ['many'])  # NumPy's own error, in the code that collects
+        typed(dict(lon='many'))  # Python's own error, in the code that collects
     assert not isinstance(bug.value, UserError)

@@ -1,4 +1,4 @@
-"""All of pera_mm in minutes on two cores: draw scenes, pre-train PerA, probe the teacher.
+"""A demo of pera_mm in minutes on two cores: draw scenes, pre-train PerA, probe the teacher.
 
     make demo
 """
@@ -42,7 +42,7 @@ from pera_mm.scenes.plans.land_uses import LAND_USES  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / 'configs/pera/pera_tiny_scenes.py'
 UNLABELED, LABELLED, SIZE = 3200, 1200, 128  # drawn images, and their side in pixels
-SHOWN_SEED = 10**6  # of scenes in the report, which are in neither folder
+SHOWN_SEED = 10**6  # of the scenes in the report, which are in neither folder
 
 console = Console()
 
@@ -55,7 +55,7 @@ def main() -> None:
     with errors_in_one_sentence():
         draw_scenes()
         model = pretrain(args.work_dir, args.seed)
-        console.print(compare(args.work_dir))
+        console.print(probe_table(args.work_dir))
         report = draw_report(args.work_dir, model, shown_images(model))
     console.print(f'Losses, probe, reconstructions and attention: [bold]{report}[/]\n'
                   f'Log and checkpoints: {args.work_dir}\n'
@@ -65,13 +65,13 @@ def main() -> None:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'),
-                        help='a demo that is there is replaced')
+                        help='an earlier demo there is replaced')
     parser.add_argument('--seed', type=int, default=10)
     return parser.parse_args()
 
 
 def draw_scenes() -> None:
-    """Fill data/scenes; what an earlier start has drawn stays."""
+    """Fill data/scenes; scenes of an earlier start stay."""
     with progress() as bars:
         for kind, count in (('unlabeled', UNLABELED), ('classification', LABELLED)):
             write_scenes(Path('data/scenes') / kind, kind, count, SIZE,
@@ -79,8 +79,8 @@ def draw_scenes() -> None:
 
 
 def pretrain(work_dir: Path, seed: int) -> torch.nn.Module:
-    """Run the config; returns the trained model."""
-    clear(work_dir)
+    """Run the config and return the trained model."""
+    remove_earlier_demo(work_dir)
     cfg = Config.fromfile(CONFIG)
     cfg.work_dir = str(work_dir)
     cfg.randomness.seed = seed
@@ -90,8 +90,8 @@ def pretrain(work_dir: Path, seed: int) -> torch.nn.Module:
         return runner.train()
 
 
-def clear(work_dir: Path) -> None:
-    """Remove an earlier demo; never anything else."""
+def remove_earlier_demo(work_dir: Path) -> None:
+    """Remove an earlier demo, and never anything else."""
     if work_dir.exists() and any(work_dir.iterdir()):
         if not (work_dir / CONFIG.name).exists():  # MMEngine leaves a copy of the config
             raise SystemExit(f'{work_dir} holds something other than a demo; choose another '
@@ -100,7 +100,7 @@ def clear(work_dir: Path) -> None:
 
 
 def build_quietly(cfg: Config) -> Runner:
-    """A runner whose log goes to its file; the terminal keeps the progress bar, and errors."""
+    """Build a runner whose log goes to its file; the terminal shows progress and errors."""
     with redirect_stdout(io.StringIO()):  # MMEngine prints machine and config while it builds
         runner = Runner.from_cfg(cfg)
     for handler in runner.logger.handlers:
@@ -111,7 +111,7 @@ def build_quietly(cfg: Config) -> Runner:
 
 
 class ProgressHook(Hook):
-    """A bar over all iterations, with the remaining time and the losses."""
+    """A progress bar over all iterations, with the remaining time and the losses."""
 
     def __init__(self, bars: Progress) -> None:
         self.bars = bars
@@ -132,8 +132,8 @@ def progress() -> Progress:
                     console=console)
 
 
-def compare(work_dir: Path) -> Table:
-    """The probe's first and last values side by side."""
+def probe_table(work_dir: Path) -> Table:
+    """Make a table of the probe's first and last values."""
     scalars = read_scalars(work_dir)
     table = Table(title=f'Accuracy on {LABELLED // 2} unseen scenes, {len(LAND_USES)} land uses')
     for column in ('', 'random teacher', 'trained teacher', 'gain'):
@@ -145,7 +145,7 @@ def compare(work_dir: Path) -> Table:
 
 
 def shown_images(model: torch.nn.Module) -> torch.Tensor:
-    """Scenes that neither training nor probe has seen: uint8 ``[B, S, S, 3]``."""
+    """Draw scenes that neither training nor probe has seen: uint8 ``[B, S, S, 3]``."""
     size = model.student.backbone.img_size[0]
     scenes = [draw_scene(name, SHOWN_SEED, size).image for name in LAND_USES[::2]]
     return torch.stack([torch.from_numpy(scene) for scene in scenes])

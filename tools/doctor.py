@@ -1,4 +1,4 @@
-"""What can run here: packages, operators, devices, each of our configs, and what to do about it.
+"""Check what can run here: packages, operators, devices and each config, and say what to do.
 
     python tools/doctor.py
 
@@ -18,9 +18,9 @@ try:
     from rich.console import Console
     from rich.table import Table
 except ImportError:
-    sys.exit('rich is not installed, nor probably the rest: run "make env", or "pip install -e .".')
+    sys.exit('rich is not installed, and probably much else: run "make env" or "pip install -e .".')
 
-ENVIRONMENT = 'run "make env", or "pip install -e .[all]" in an environment of your own'
+ENVIRONMENT = 'run "make env", or "pip install -e .[all]" in your own environment'
 
 
 class Package(NamedTuple):
@@ -30,13 +30,13 @@ class Package(NamedTuple):
     required: bool
     purpose: str
     remedy: str = ENVIRONMENT
-    part: str = ''  # a submodule that a half-broken installation fails at
+    part: str = ''  # a submodule that fails in a half-broken installation
 
 
-# In an order in which importing works: pera_mm bridges what mmcv.ops and the toolboxes import.
+# In the order of import: pera_mm supplies what mmcv.ops and the toolboxes import.
 PACKAGES = (
     Package('torch', True, 'everything'),
-    Package('torchvision', True, 'colour, nms, RoIAlign'),
+    Package('torchvision', True, 'color, nms, RoIAlign'),
     Package('numpy', True, 'everything'),
     Package('cv2', True, 'reading and cropping images'),
     Package('PIL', True, 'reading images'),
@@ -65,19 +65,19 @@ PACKAGES = (
         'only for those: pip install deepspeed==0.17.6',
     ),
 )
-# Parts of a config that need a package which pre-training does not.
+# Parts of a config and the package that they need in addition.
 NEEDED_BY = {
     'TensorboardVisBackend': 'tensorboard',
     'pera_mm.ProbeHook': 'sklearn',
     'DeepSpeedStrategy': 'deepspeed',
 }
-SHARED_MEMORY = 2**30  # bytes; less is a container's default, and not a choice
+SHARED_MEMORY = 2**30  # bytes; less is a container's default, not a choice
 DOWNSTREAM = {'mmseg', 'mmdet', 'opencd', 'deepspeed'}
 NOT_HERE = ' (not here)'  # behind a path in the table
 
 
 class Finding(NamedTuple):
-    """One thing looked at: fine, or what is wrong with it and what to do."""
+    """The result of one check: no problem, or what is wrong and what to do."""
 
     name: str
     detail: str
@@ -93,11 +93,11 @@ class Finding(NamedTuple):
 
 
 def check_package(package: Package, causes: dict[str, str]) -> Finding:
-    """Import a package; tell apart what is missing from what is there and broken.
+    """Import a package; distinguish a missing one from a broken one.
 
     Args:
         package: What to import.
-        causes: Error → the package that raised it first; an error that returns is not repeated.
+        causes: Error → the package that raised it first; a repeated error is printed once.
     """
     name = package.name
     try:
@@ -124,7 +124,7 @@ def check_package(package: Package, causes: dict[str, str]) -> Finding:
 
 
 def check_operators() -> Finding:
-    """Who supplies mmcv's compiled operators."""
+    """Check which package supplies mmcv's compiled operators."""
     from pera_mm.bridges import ops
 
     details = dict(
@@ -136,7 +136,7 @@ def check_operators() -> Finding:
 
 
 def check_device() -> Finding:
-    """The GPUs, and whether torch can use those that the machine has."""
+    """Check whether torch can use the GPUs of this machine."""
     import torch
 
     if torch.cuda.is_available():
@@ -152,7 +152,7 @@ def check_device() -> Finding:
 
 
 def check_shared_memory(folder: Path = Path('/dev/shm')) -> Finding:
-    """The room through which data-loader workers pass their images; Docker gives 64 MB."""
+    """Check the memory through which data-loader workers pass images; Docker gives 64 MB."""
     if not folder.is_dir():
         return Finding('shared memory', f'no {folder}')
     size = shutil.disk_usage(folder).total
@@ -162,26 +162,26 @@ def check_shared_memory(folder: Path = Path('/dev/shm')) -> Finding:
     return Finding('shared memory', f'{size / 2**30:.1f} GB', problem)
 
 
-def parts(cfg: Any) -> Iterator[dict]:
-    """Every dict within a config, itself included."""
+def dicts_in(cfg: Any) -> Iterator[dict]:
+    """Yield every dict within a config, including the config."""
     if isinstance(cfg, dict):
         yield cfg
     for item in cfg.values() if isinstance(cfg, dict) else cfg:
         if isinstance(item, (dict, list, tuple)):
-            yield from parts(item)
+            yield from dicts_in(item)
 
 
 def needed_packages(cfg: Any) -> set[str]:
-    """The packages of :data:`PACKAGES` that a config names, by scope or by part."""
-    types = [str(part.get('type', '')) for part in parts(cfg._cfg_dict.to_dict())]
+    """Find the packages of :data:`PACKAGES` that a config names, by scope or by part."""
+    types = [str(part.get('type', '')) for part in dicts_in(cfg._cfg_dict.to_dict())]
     scopes = {name.partition('.')[0] for name in types if '.' in name}
     scopes.add(cfg.get('default_scope') or 'mmengine')
     named = {NEEDED_BY[name] for name in types if name in NEEDED_BY}
     return named | scopes & {package.name for package in PACKAGES}
 
 
-def unresolved(cfg: Any) -> list[str]:
-    """The types ``pera_mm.X`` of a config that none of our registries has."""
+def unknown_types(cfg: Any) -> list[str]:
+    """List the types ``pera_mm.X`` of a config that none of our registries has."""
     from mmengine.registry import Registry
     from mmengine.utils import get_object_from_string
 
@@ -192,26 +192,26 @@ def unresolved(cfg: Any) -> list[str]:
     for one in registries:
         one.import_from_location()
     known = {f'pera_mm.{name}' for one in registries for name in one.module_dict}
-    types = {str(part.get('type', '')) for part in parts(cfg._cfg_dict.to_dict())}
+    types = {str(part.get('type', '')) for part in dicts_in(cfg._cfg_dict.to_dict())}
     ours = {name for name in types if name.startswith('pera_mm.')} - known
     return sorted(name for name in ours if get_object_from_string(name) is None)  # full paths
 
 
-def data_of(cfg: Any) -> str:
-    """The folders and lists that training reads, and whether they are here."""
+def data_paths(cfg: Any) -> str:
+    """List the folders and lists that training reads, and mark those that are not here."""
     dataloader = cfg.get('train_dataloader') or {}
     keys = ('source', 'data_root', 'path')
-    found = [part.get(key) for part in parts(dict(dataloader)) for key in keys]
+    found = [part.get(key) for part in dicts_in(dict(dataloader)) for key in keys]
     paths = sorted({path for path in found if isinstance(path, str) and path})
     return ', '.join(f'{path}{"" if Path(path).exists() else NOT_HERE}' for path in paths)
 
 
 def check_config(path: Path, name: str, broken: set[str]) -> Finding:
-    """Load a config, and look for everything it names.
+    """Load a config, and look for everything that it names.
 
     Args:
         path: The config file.
-        name: What to call it.
+        name: The name in the table.
         broken: The packages that cannot be imported here.
     """
     from mmengine.config import Config
@@ -226,12 +226,12 @@ def check_config(path: Path, name: str, broken: set[str]) -> Finding:
             packages = ', '.join(sorted(needed & broken))
             return Finding(name, '', f'{name} needs {packages}, see above.', required)
         import_modules_from_strings(**cfg.get('custom_imports', {'imports': []}))
-        missing = unresolved(cfg)
+        missing = unknown_types(cfg)
     except Exception as error:  # a config is a program: it may raise anything
         reason = next(iter(str(error).splitlines()), '')
         problem = (
             f'{name} cannot be loaded ({type(error).__name__}: {reason}): correct it, or restore '
-            'it by git or by installing pera_mm anew.'
+            'it with git or by a new installation of pera_mm.'
         )
         return Finding(name, '', problem, required)
     problem = ''
@@ -241,7 +241,7 @@ def check_config(path: Path, name: str, broken: set[str]) -> Finding:
             'import its module in custom_imports, or install the version of pera_mm that the '
             'config belongs to.'
         )
-    data = data_of(cfg)
+    data = data_paths(cfg)
     if not problem and NOT_HERE in data:
         problem = (
             f'{name} finds no images: put or link them where it looks '
@@ -253,7 +253,7 @@ def check_config(path: Path, name: str, broken: set[str]) -> Finding:
 
 
 def config_folder() -> Path | None:
-    """``configs/`` beside ``tools/``, in the repository as in the package; else the package's."""
+    """Find ``configs/`` beside ``tools/`` (repository and package alike), else in the package."""
     beside = Path(__file__).resolve().parent.parent / 'configs'
     if beside.is_dir():
         return beside
@@ -264,14 +264,14 @@ def config_folder() -> Path | None:
 
 
 def check_configs(broken: set[str]) -> list[Finding]:
-    """Every config of ours; to have none is a problem, too."""
+    """Check every config of pera_mm; none at all is also a problem."""
     if {'mmengine', 'pera_mm'} & broken:
         return [Finding('configs', '', 'No config can be loaded, see above.', True)]
     folder = config_folder()
     files = [] if folder is None else sorted(folder.rglob('*.py'))
     files = [file for file in files if folder and '_base_' not in file.relative_to(folder).parts]
     if folder is None or not files:
-        problem = 'There are no configs: run from the repository, or install pera_mm anew.'
+        problem = 'There are no configs: run from the repository, or reinstall pera_mm.'
         return [Finding('configs', '', problem, True)]
     return [check_config(file, str(file.relative_to(folder)), broken) for file in files]
 
@@ -286,8 +286,8 @@ def show(console: Console, title: str, last_column: str, findings: list[Finding]
     console.print(table)
 
 
-def problems(findings: list[Finding]) -> list[str]:
-    """One sentence per problem, what is BROKEN first; the same one of many configs once."""
+def problem_sentences(findings: list[Finding]) -> list[str]:
+    """Write a sentence per problem, BROKEN ones first; a problem of many configs once."""
     named: dict[tuple[bool, str], list[str]] = {}
     for finding in findings:
         if finding.problem:
@@ -302,8 +302,8 @@ def problems(findings: list[Finding]) -> list[str]:
 
 
 def main() -> int:
-    """Look at everything, print it, and say by the exit code whether pre-training can run."""
-    warnings.filterwarnings('ignore')  # other packages' deprecations are not what is asked
+    """Check everything, print it, and return 0 if pre-training can run, else 1."""
+    warnings.filterwarnings('ignore')  # deprecations in other packages
     console = Console(highlight=False)
     console.print(f'Python {platform.python_version()}, {platform.platform()}, {sys.executable}')
     causes: dict[str, str] = {}
@@ -319,7 +319,7 @@ def main() -> int:
     show(console, 'Configs', 'data', configs)
 
     findings = packages + configs
-    for sentence in problems(findings):
+    for sentence in problem_sentences(findings):
         console.print(sentence, markup=False, soft_wrap=True)
     failed = any(finding.problem and finding.required for finding in findings)
     console.print(

@@ -1,9 +1,9 @@
-"""torchrun that ends with one sentence, and with the exit code of its ranks.
+"""A torchrun that ends with one sentence, and with the exit code of its ranks.
 
-Arguments are those of torch.distributed.run; tools/torchrun.sh calls it.
+Its arguments are those of torch.distributed.run; tools/torchrun.sh calls it.
 
-SIGINT and SIGTERM are passed on to the ranks, which then have ten minutes to end their step and to
-write a checkpoint. When a rank fails, the others would wait for it in vain: they end at once.
+It passes SIGINT and SIGTERM on to the ranks, which then have ten minutes to end their step and to
+write a checkpoint. When a rank fails, the others end at once, because they would wait in vain.
 """
 
 import logging
@@ -15,23 +15,23 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing import PContext, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-PATIENCE = 600  # s
-FATAL = signal.SIGUSR1  # nobody answers it, so that it ends a rank that waits for another
+STOP_TIMEOUT = 600  # s, for ranks to end after a signal
+FATAL = signal.SIGUSR1  # no rank handles it, so it ends a rank that waits for another
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes of ranks that a signal stopped
 
 _close = PContext.close
 
 
-def close(ranks: PContext, death_sig: signal.Signals | None = None, timeout: int = 5) -> None:
-    """End the ranks, without ``death_sig`` because one of them failed; in place of torch's."""
+def close_ranks(ranks: PContext, death_sig: signal.Signals | None = None, timeout: int = 5) -> None:
+    """End the ranks in place of torch; without ``death_sig`` one of them failed."""
     if death_sig is None:
         _close(ranks, FATAL, timeout)
     else:
-        _close(ranks, death_sig, PATIENCE)
+        _close(ranks, death_sig, STOP_TIMEOUT)
 
 
-def ending(failures: dict[int, Any]) -> tuple[str, int]:
-    """What to say of failed ranks, and the exit code; a rank with an exit code has spoken itself.
+def final_message(failures: dict[int, Any]) -> tuple[str, int]:
+    """Return a message on failed ranks and the exit code; no message if a rank printed its own.
 
     Args:
         failures: rank → torch's ``ProcessFailure``, negative exit codes for signals.
@@ -50,15 +50,15 @@ def ending(failures: dict[int, Any]) -> tuple[str, int]:
 
 
 def main() -> int:
-    """Run torchrun; its exit code."""
-    PContext.close = close
-    logging.disable(logging.ERROR)  # torch's account of the same
+    """Run torchrun and return its exit code."""
+    PContext.close = close_ranks
+    logging.disable(logging.ERROR)  # torch's report of the same failure
     try:
         run.main()
     except SignalException as stop:
         return 128 + stop.sigval
     except ChildFailedError as error:
-        sentence, code = ending(error.failures)
+        sentence, code = final_message(error.failures)
         if sentence:
             print(sentence, file=sys.stderr)
         return code

@@ -5,16 +5,16 @@ Several GPUs:       tools/dist_train.sh CONFIG GPUS
 Slurm:              tools/slurm_train.sh PARTITION JOB_NAME CONFIG
 
 Ctrl-C and SIGTERM stop a run after its step, with a checkpoint to continue from (--resume) and exit
-code 130 or 143; a second one stops it at once.
+code 130 or 143. A second signal stops it at once.
 """
 
 import argparse
 
-import pera_mm  # noqa: F401  before any toolbox: it supplies the operators mmcv.ops asks for
+import pera_mm  # noqa: F401  before any toolbox: it supplies the operators of mmcv.ops
 from pera_mm.launch import (
     errors_in_one_sentence,
     load_config,
-    parser,
+    make_parser,
     set_checkpoint,
     set_precision,
     train,
@@ -23,8 +23,8 @@ from pera_mm.stopping import stopped_in_one_line
 
 
 def parse_args() -> argparse.Namespace:
-    """The command line of training."""
-    command = parser('Train from a config.')
+    """Parse the command line of training."""
+    command = make_parser('Train from a config.')
     command.add_argument(
         '--resume', metavar='CKPT', nargs='?', const='auto',
         help='continue from CKPT, or without CKPT from the latest checkpoint in the work '
@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Train."""
+    """Train from the command line."""
     args = parse_args()
     cfg = load_config(args)
     if args.amp:

@@ -8,26 +8,18 @@ Command:  tools/dist_train.sh configs/baselines/dino_vitb_tov-100k.py 1
 """
 
 _base_ = [
-    '../_base_/models/dino_vit-b.py', '../_base_/data/rsrsd-5m.py',
+    '../_base_/models/dino_vit-b.py', '../_base_/datasets/tov-100k.py',
     '../_base_/schedules/pera_200e.py', '../_base_/runtime.py'
 ]
 
-train_pipeline = _base_.train_pipeline
-train_pipeline[0].update(
-    global_crops=dict(number=2, size=448, scale=(0.4, 1.0)),
-    local_crops=dict(number=8, size=96, scale=(0.05, 0.4)))
-train_pipeline[1].update(disjoint=False)
-train_dataloader = dict(
-    batch_size=16, dataset=dict(source='data/tov-rs-100k.txt', pipeline=train_pipeline))
+train_dataloader = dict(dataset=dict(pipeline=dict(mask=dict(disjoint=False))))
 
 # One parameter group: biases and norms decay too. The learning rate does not go with the batch.
-optim_wrapper = dict(
-    optimizer=dict(lr=5e-4, eps=2e-5, weight_decay=0.04), clip_grad=dict(max_norm=3.0))
+optim_wrapper = dict(optimizer=dict(lr=5e-4))
 param_scheduler = _base_.param_scheduler
 param_scheduler[0].update(end=10)  # 10 epochs of warm-up, then a half cosine to 1e-6
 param_scheduler[1].update(begin=10)
 param_scheduler[2].update(eta_min=0.4)  # of the weight decay
-train_cfg = dict(max_epochs=200)
 default_hooks = dict(
     schedule=dict(
         teacher_temp=dict(start=0.04, end=0.04, warmup_epochs=0),

@@ -9,19 +9,18 @@ Target:   none published.
 Command:  tools/dist_train.sh configs/baselines/dino_vitb_tov-100k_original.py 1
 """
 
-_base_ = ['dino_vitb_tov-100k.py', '../_base_/dino_colours.py']
+_base_ = ['dino_vitb_tov-100k.py', '../_base_/dino_colors.py']
 model = dict(
-    data_preprocessor=dict(student=dict(_delete_=True, **_base_.dino_colours)),
+    data_preprocessor=dict(student=dict(_delete_=True, **_base_.dino_colors)),
     backbone=dict(qkv_bias=True, norm_cfg=dict(eps=1e-6)))
 
-train_pipeline = _base_.train_pipeline
-train_pipeline[0].update(
-    global_crops=dict(number=2, size=448, scale=(0.25, 1.0)),
-    local_crops=dict(number=10, size=96, scale=(0.05, 0.25)),
+crops = dict(
+    global_crops=dict(scale=(0.25, 1.0)),
+    local_crops=dict(number=10, scale=(0.05, 0.25)),
     ratio=(3 / 4, 4 / 3),
     vertical_flip=0.0,
     interpolation='bicubic')
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(dataset=dict(pipeline=dict(crops=crops)))
 
 optim_wrapper = dict(
     optimizer=dict(lr=7.5e-4 * 16 / 256, eps=1e-8),

@@ -10,21 +10,20 @@ Target:   none published.
 Command:  tools/dist_train.sh configs/baselines/dinov2_vitb_tov-100k_original.py 1
 """
 
-_base_ = ['dinov2_vitb_tov-100k.py', '../_base_/dino_colours.py']
+_base_ = ['dinov2_vitb_tov-100k.py', '../_base_/dino_colors.py']
 model = dict(
-    data_preprocessor=dict(student=dict(_delete_=True, **_base_.dino_colours)),
+    data_preprocessor=dict(student=dict(_delete_=True, **_base_.dino_colors)),
     backbone=dict(layer_scale_init_value=1e-5),
     patch_projector=None,  # patches share the projector of [cls]
     koleo_on='features')  # [cls] before the projector
 
-train_pipeline = _base_.train_pipeline
-train_pipeline[0].update(
-    global_crops=dict(number=2, size=448, scale=(0.32, 1.0)),
-    local_crops=dict(number=8, size=96, scale=(0.05, 0.32)),
+crops = dict(
+    global_crops=dict(scale=(0.32, 1.0)),
+    local_crops=dict(scale=(0.05, 0.32)),
     ratio=(3 / 4, 4 / 3),
     vertical_flip=0.0,
     interpolation='bicubic')
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(dataset=dict(pipeline=dict(crops=crops)))
 
 optim_wrapper = dict(
     constructor='pera_mm.LayerDecayConstructor',

@@ -8,7 +8,7 @@ Command:  tools/dist_train.sh configs/baselines/mae_vitb_tov-100k.py 1
 """
 
 _base_ = [
-    '../_base_/models/mae_vit-b.py', '../_base_/data/rsrsd-5m.py',
+    '../_base_/models/mae_vit-b.py', '../_base_/datasets/tov-100k.py',
     '../_base_/schedules/pera_200e.py', '../_base_/runtime_common.py'
 ]
 norm_cfg = dict(type='LN', eps=1e-5)
@@ -17,21 +17,16 @@ model = dict(
     neck=dict(norm_cfg=norm_cfg),
     head=dict(norm_pix=False))
 
-train_pipeline = _base_.train_pipeline
-train_pipeline[0].update(
-    global_crops=dict(number=1, size=512, scale=(0.4, 1.0)),
+crops = dict(
+    global_crops=dict(number=1, size=512),
     local_crops=dict(number=0),
     ratio=(3 / 4, 4 / 3),
     vertical_flip=0.0,
     interpolation='bicubic')
-train_pipeline[1].update(disjoint=False)
 train_dataloader = dict(
-    batch_size=16, dataset=dict(source='data/tov-rs-100k.txt', pipeline=train_pipeline))
+    dataset=dict(pipeline=dict(crops=crops, mask=dict(disjoint=False))))
 
 # One parameter group: biases and norms decay too.
-optim_wrapper = dict(
-    optimizer=dict(lr=1e-3, betas=(0.9, 0.95), eps=2e-5, weight_decay=0.04),
-    clip_grad=None)
+optim_wrapper = dict(optimizer=dict(betas=(0.9, 0.95)), clip_grad=None)
 param_scheduler = _base_.param_scheduler  # 20 epochs of warm-up, then a half cosine to 1e-6
 param_scheduler[2].update(eta_min=0.05)  # of the weight decay
-train_cfg = dict(max_epochs=200)

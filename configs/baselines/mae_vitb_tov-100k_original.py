@@ -14,9 +14,8 @@ model = dict(
     neck=dict(norm_cfg=dict(eps=1e-6)),
     head=dict(norm_pix=True))
 
-train_pipeline = _base_.train_pipeline
-train_pipeline[0].update(global_crops=dict(number=1, size=512, scale=(0.2, 1.0)))
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+crops = dict(global_crops=dict(scale=(0.2, 1.0)))
+train_dataloader = dict(dataset=dict(pipeline=dict(crops=crops)))
 
 optim_wrapper = dict(
     optimizer=dict(lr=1.5e-4 * 16 / 256, eps=1e-8, weight_decay=0.05),

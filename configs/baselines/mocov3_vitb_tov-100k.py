@@ -8,22 +8,20 @@ Command:  tools/dist_train.sh configs/baselines/mocov3_vitb_tov-100k.py 1
 """
 
 _base_ = [
-    '../_base_/models/mocov3_vit-b.py', '../_base_/data/rsrsd-5m.py',
+    '../_base_/models/mocov3_vit-b.py', '../_base_/datasets/tov-100k.py',
     '../_base_/schedules/pera_200e.py', '../_base_/runtime_common.py'
 ]
 model = dict(
     backbone=dict(stop_grad_conv1=False),
     head=dict(temperature=1.0, loss=dict(loss_weight=2 * 1.0)))
 
-train_pipeline = _base_.train_pipeline
-train_pipeline[0].update(
-    global_crops=dict(number=2, size=512, scale=(0.08, 1.0)),
+crops = dict(
+    global_crops=dict(size=512, scale=(0.08, 1.0)),
     local_crops=dict(number=0),
     ratio=(3 / 4, 4 / 3),
     vertical_flip=0.0)
-train_pipeline[1].update(disjoint=False)
 train_dataloader = dict(
-    batch_size=16, dataset=dict(source='data/tov-rs-100k.txt', pipeline=train_pipeline))
+    dataset=dict(pipeline=dict(crops=crops, mask=dict(disjoint=False))))
 
 plain = dict(decay_mult=0.0, lars_exclude=True)  # biases and norms: no decay, no trust ratio
 optim_wrapper = dict(
@@ -36,4 +34,3 @@ param_scheduler[0].update(end=10)
 param_scheduler[1].update(begin=10)  # to 1e-6
 # The ratio, and not eta_min, which would give the biases and norms a decay, too.
 param_scheduler[2].update(eta_min=None, eta_min_ratio=1e-6 / 0.04)
-train_cfg = dict(max_epochs=200)

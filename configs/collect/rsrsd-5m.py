@@ -44,11 +44,11 @@ fetch = dict(
 
 filter = dict(
     blank=2.,  # drop below this standard deviation of the pixels, 0-255
-    no_data=0.2,  # above this share of exact black, white and one more colour
+    no_data=0.2,  # above this share of exact black, white and one more color
     placeholders=None,  # a folder of pictures to drop, whole ones; of tiles: fetch.source
     placeholder_copies=10,  # the same picture at so many places
     near_duplicate=4,  # bits of 64; None: exact duplicates only
-    cloud=0.8,  # above this share of bright grey pixels
+    cloud=0.8,  # above this share of bright gray pixels
     white_classes=['cloud', 'ice', 'desert'],  # exempt from it
     workers=2)
 

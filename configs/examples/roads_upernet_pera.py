@@ -1,12 +1,12 @@
 """Roads: a data set of one's own, in one file (docs/adding_a_dataset.md).
 
-25 aerial images of 400 px in images/, grey masks of the same names in groundtruth/, road where a
+25 aerial images of 400 px in images/, gray masks of the same names in groundtruth/, road where a
 mask is above 127. ViT-B; the last five images are for validation.
 
 Command:  mim train mmseg configs/examples/roads_upernet_pera.py
 """
 
-_base_ = '../potsdam_upernet_pera_vitb.py'
+_base_ = '../segmentation/potsdam_upernet_pera_vitb.py'
 roads = dict(data_root='data/roads', metainfo=dict(classes=('other', 'road')), threshold=127,
              data_prefix=dict(img_path='images', seg_map_path='groundtruth'),
              reduce_zero_label=False)

@@ -7,6 +7,6 @@ Command:  tools/dist_train.sh configs/pera/pera_vitb_rsrsd.py 8
 """
 
 _base_ = [
-    '../_base_/models/pera_vit-b.py', '../_base_/data/rsrsd-5m.py',
+    '../_base_/models/pera_vit-b.py', '../_base_/datasets/rsrsd-5m.py',
     '../_base_/schedules/pera_200e.py', '../_base_/runtime.py'
 ]

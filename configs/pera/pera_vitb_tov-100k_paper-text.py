@@ -9,8 +9,7 @@ Command:  tools/dist_train.sh configs/pera/pera_vitb_tov-100k_paper-text.py 8
 """
 
 _base_ = 'pera_vitb_tov-100k.py'
-train_pipeline = _base_.train_pipeline
-train_pipeline[1].update(student=0.3, learnable=0.2, teacher=0.5)
-train_dataloader = dict(batch_size=24, dataset=dict(pipeline=train_pipeline))
+mask = dict(student=0.3, learnable=0.2, teacher=0.5)
+train_dataloader = dict(batch_size=24, dataset=dict(pipeline=dict(mask=mask)))
 # The loss sums the 16 * 16 * 3 values of a patch and adds the two global crops.
 model = dict(pixel=dict(loss_weight=0.1 / 768), koleo=dict(loss_weight=0.01 / 2))

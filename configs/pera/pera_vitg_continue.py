@@ -2,10 +2,10 @@
 
 Source:   ours; the authors published no such run. The teacher continues where the release stands
           (epoch 42 of 200: temperature .03, momentum .998), the learning rate is a fifth of the
-          peak, with a short warm-up because optimizer and centre start anew.
+          peak, with a short warm-up because optimizer and center start anew.
 Weights:  load_from: the authors' raw file as downloaded, or one of tools/weights/convert.py
           (docs/weights.md). A whole model restores student, teacher, heads and mask token (and the
-          centre, which the authors' file does not have); a backbone restores the backbones alone.
+          center, which the authors' file does not have); a backbone restores the backbones alone.
           The start of the log says which. --resume continues this run and reads no weights anew.
 Target:   none; compare by a probe of your own scenes before and after.
 Hardware: as pera_vitg_rsrsd.py. For fewer images or GPUs keep the 192 images a step by

@@ -1,19 +1,18 @@
 """PerA, ViT-G/16-1024, on the images of the paper's formal pre-training: RSRSD-5m with others.
 
 Source:   section 3.1: TOV-RS and Million-AID were added "to obtain more comprehensive
-          representations in higher resolution". Shares are not published; here every image has
-          its turn once an epoch. Everything else as pera_vitg_rsrsd.py.
+          representations in higher resolution": 6,775,848 images. Shares are not published; here
+          an epoch has every image once. With weight=2, weight=1, weight=1 in the three dicts, e.g.,
+          they are the shares of an epoch that is as long. All else as pera_vitg_rsrsd.py.
 Target:   as pera_vitg_rsrsd.py.
 Hardware: as pera_vitg_rsrsd.py.
 Command:  tools/dist_train.sh configs/pera/pera_vitg_rsrsd_tov_million-aid.py 8
 """
 
-_base_ = [
-    '../_base_/models/pera_vit-b.py', '../_base_/data/rsrsd-5m_tov_million-aid.py',
-    '../_base_/schedules/pera_200e.py', '../_base_/runtime.py'
-]
-model = dict(backbone=dict(arch='pera-g', with_cp=True))
-default_hooks = dict(
-    schedule=dict(
-        teacher_temp=dict(start=0.02, end=0.03, warmup_epochs=30),
-        momentum=dict(start=0.998, end=1.0)))
+_base_ = 'pera_vitg_rsrsd.py'
+train_dataloader = dict(
+    dataset=dict(source=[
+        dict(path='data/rsrsd-5m', index_file='data/rsrsd-5m.txt'),
+        dict(path='data/tov-rs', index_file='data/tov-rs.txt'),
+        dict(path='data/million-aid', index_file='data/million-aid.txt'),
+    ]))

@@ -7,23 +7,26 @@ Hardware: one CPU core, minutes.
 Command:  python tools/train.py configs/small/mae.py
 """
 
-_base_ = ['../_base_/models/mae_vit-b.py', '../_base_/small.py', '../_base_/runtime_common.py']
+_base_ = [
+    '../_base_/models/mae_vit-b.py', '../_base_/datasets/rsscn7.py',
+    '../_base_/schedules/small_8e.py', '../_base_/runtime_common.py'
+]
+# PerAViT's 'demo', which MMPretrain's class does not know
+arch = dict(embed_dims=128, num_layers=4, num_heads=2, feedforward_channels=512)
 model = dict(
-    backbone=dict(arch=dict(_delete_=True, **_base_.small_arch), img_size=128),
+    backbone=dict(arch=dict(_delete_=True, **arch), img_size=128),
     neck=dict(
         num_patches=8 * 8, embed_dim=128, decoder_embed_dim=64, decoder_depth=2,
         decoder_num_heads=4))
 
-train_pipeline = _base_.train_pipeline
-train_pipeline[0].update(
-    global_crops=dict(number=1, size=128, scale=(0.4, 1.0)),
+crops = dict(
+    global_crops=dict(number=1, size=128),
     local_crops=dict(number=0),
     ratio=(3 / 4, 4 / 3),
     vertical_flip=0.0,
     interpolation='bicubic')
-train_pipeline[1].update(disjoint=False)
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
-
+train_dataloader = dict(
+    dataset=dict(pipeline=dict(crops=crops, mask=dict(disjoint=False))))
 default_hooks = dict(
     checkpoint=dict(interval=86, max_keep_ckpts=1),  # two epochs; and at the end
     logger=dict(interval=10))

@@ -8,9 +8,7 @@ Hardware: one CPU core, minutes.
 Command:  python tools/train.py configs/small/pera.py
 """
 
-_base_ = ['../_base_/models/pera_vit-b.py', '../_base_/small.py', '../_base_/small_teacher.py']
-model = dict(
-    backbone=dict(
-        arch=dict(_delete_=True, **_base_.small_arch), img_size=112, drop_path_rate=0.1),
-    projector=dict(num_prototypes=2048, **_base_.small_head),
-    predictor=_base_.small_head)
+_base_ = [
+    '../_base_/models/pera_demo.py', '../_base_/datasets/rsscn7.py',
+    '../_base_/schedules/small_8e.py', '../_base_/small_teacher.py'
+]

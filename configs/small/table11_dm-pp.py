@@ -8,6 +8,4 @@ Command:  python tools/train.py configs/small/table11_dm-pp.py
 """
 
 _base_ = 'pera.py'
-train_pipeline = _base_.train_pipeline
-train_pipeline[0].update(aligned=False)
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(dataset=dict(pipeline=dict(crops=dict(aligned=False))))

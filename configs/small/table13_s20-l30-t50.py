@@ -5,6 +5,5 @@ Command:  python tools/train.py configs/small/table13_s20-l30-t50.py
 """
 
 _base_ = 'pera.py'
-train_pipeline = _base_.train_pipeline
-train_pipeline[1].update(student=0.2, learnable=0.3, teacher=0.5)
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+mask = dict(student=0.2, learnable=0.3, teacher=0.5)
+train_dataloader = dict(dataset=dict(pipeline=dict(mask=mask)))

@@ -5,6 +5,5 @@ Command:  python tools/train.py configs/small/table13_s30-l10-t60.py
 """
 
 _base_ = 'pera.py'
-train_pipeline = _base_.train_pipeline
-train_pipeline[1].update(student=0.3, learnable=0.1, teacher=0.6)
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+mask = dict(student=0.3, learnable=0.1, teacher=0.6)
+train_dataloader = dict(dataset=dict(pipeline=dict(mask=mask)))

@@ -1,1 +1,1 @@
-"""What is changed in other packages so that they run here."""
+"""The changes to other packages that let them run here."""

@@ -1,9 +1,9 @@
-"""MMPretrain beside a transformers that is too new for its multimodal models.
+"""A correction of MMPretrain for a transformers that is too new for its multimodal models.
 
 MMPretrain 1.2 imports its multimodal models (BLIP, LLaVA, …) whenever pycocotools and transformers
->= 4.28 are installed. From transformers 4.52 on these imports fail, and with them every
-``import mmpretrain.models``. :func:`activate` makes MMPretrain take the way it has for machines
-without transformers: such a model then raises an ImportError when it is built, not before.
+>= 4.28 are installed. From transformers 4.52 on, these imports fail, and with them every
+``import mmpretrain.models``. :func:`activate` makes MMPretrain behave as it does without
+transformers: such a model raises an ImportError when it is built, not before.
 """
 
 import sys
@@ -15,24 +15,24 @@ from types import ModuleType
 
 from mmengine.utils import digit_version
 
-DEPENDENCY = 'mmpretrain.utils.dependency'  # where MMPretrain notes what is installed
+DEPENDENCY = 'mmpretrain.utils.dependency'  # here MMPretrain notes what is installed
 BREAKS_SINCE = '4.52'  # tried: 4.40.2, 4.49.0, 4.50.0, 4.51.3 work; 4.52.4, 4.53.3, 4.57.1 do not
 
 
 class MultimodalBridge(SourceFileLoader):
-    """Loads :data:`DEPENDENCY`, then corrects what it says of multimodal models."""
+    """A loader of :data:`DEPENDENCY` that corrects what it says about multimodal models."""
 
     @classmethod
     def find_spec(cls, fullname: str, path: Sequence[str] | None = None,
                   target: ModuleType | None = None) -> ModuleSpec | None:
-        """Answer for :data:`DEPENDENCY` only."""
+        """Find :data:`DEPENDENCY` only."""
         spec = PathFinder.find_spec(fullname, path) if fullname == DEPENDENCY else None
         if spec is None or spec.origin is None:
             return None
         return spec_from_file_location(fullname, spec.origin, loader=cls(fullname, spec.origin))
 
     def exec_module(self, module: ModuleType) -> None:
-        """Load it and correct it."""
+        """Load the module and correct it."""
         super().exec_module(module)
         _correct(module)
 
@@ -40,7 +40,7 @@ class MultimodalBridge(SourceFileLoader):
 def activate() -> None:
     """Correct MMPretrain now or when it is imported; a second call changes nothing.
 
-    Too late only where ``mmpretrain.models`` was imported before ``pera_mm``.
+    It has no effect if ``mmpretrain.models`` was imported before ``pera_mm``.
     """
     if DEPENDENCY in sys.modules:
         _correct(sys.modules[DEPENDENCY])

@@ -1,10 +1,10 @@
-"""The compiled operators of mmcv, over torchvision's, where no compiled mmcv is installed.
+"""Replacements of mmcv's compiled operators, for machines without a compiled mmcv.
 
-``mmcv-lite`` ships every Python file of ``mmcv.ops`` but not the binary ``mmcv._ext`` behind
-them. :func:`activate` appends a finder to ``sys.meta_path`` that supplies this module; being
-the last one, it is asked only when no real binary exists: a compiled mmcv always wins. The
-calling conventions are those of mmcv 2.1's Python wrappers (out-parameters). Every operator
-that is not here exists too, and raises one sentence when it is called, not when it is imported.
+``mmcv-lite`` has every Python file of ``mmcv.ops``, but not the binary ``mmcv._ext`` behind them.
+:func:`activate` appends a finder to ``sys.meta_path`` that supplies this module from torch and
+torchvision. It is the last finder, so a compiled mmcv takes precedence. The signatures are those
+that mmcv 2.1's Python wrappers call (with outputs as arguments). Every other operator exists, too,
+and raises an error of one sentence when it is called, not when it is imported.
 """
 
 import importlib.util
@@ -19,27 +19,27 @@ import torch
 from torch import Tensor
 
 EXTENSION = 'mmcv._ext'
-COMPILED = (
+INSTALL_COMPILED = (
     "install a compiled mmcv: 'pip uninstall -y mmcv-lite', then 'mim install mmcv==2.1.0' "
     '(wheels exist for some torch/CUDA pairs only, otherwise it compiles for about 20 minutes)'
 )
 
 
 class OpsBridge(MetaPathFinder, Loader):
-    """Finds and fills ``mmcv._ext``."""
+    """A finder and loader of ``mmcv._ext``."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Answer for ``mmcv._ext`` only."""
+        """Find ``mmcv._ext`` only."""
         if fullname != EXTENSION:
             return None
         return ModuleSpec(fullname, self, origin='pera_mm.bridges.ops')
 
     def exec_module(self, module: ModuleType) -> None:
-        """Give the new module the operators, and an answer for every other name."""
+        """Add the operators to the new module, and an error for every other one."""
         vars(module).update({operator.__name__: operator for operator in _OPERATORS})
-        vars(module)['__getattr__'] = _missing  # PEP 562: asked for every other name
+        vars(module)['__getattr__'] = _missing  # PEP 562: called for every other name
 
 
 def activate() -> None:
@@ -49,7 +49,7 @@ def activate() -> None:
 
 
 def provider() -> str:
-    """Who supplies mmcv's operators: ``'compiled'``, ``'bridged'`` or ``'nobody'``."""
+    """Find what supplies mmcv's operators: ``'compiled'``, ``'bridged'`` or ``'nobody'``."""
     spec = importlib.util.find_spec(EXTENSION) if importlib.util.find_spec('mmcv') else None
     if spec is None:
         return 'nobody'
@@ -57,23 +57,27 @@ def provider() -> str:
 
 
 def _missing(name: str) -> Callable[..., NoReturn]:
-    if name.startswith('_'):  # Python's own questions, such as __path__
+    if name.startswith('_'):  # Python's own attributes, such as __path__
         raise AttributeError(f'module {EXTENSION!r} has no attribute {name!r}')
 
     def operator(*args: Any, **kwargs: Any) -> NoReturn:
-        raise NotImplementedError(f"mmcv's operator {name} has no stand-in in pera_mm: {COMPILED}.")
+        raise NotImplementedError(f"mmcv's operator {name} has no stand-in in pera_mm: "
+                                  f'{INSTALL_COMPILED}.')
 
     return operator
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Indices of the boxes kept, best score first.
+    """Find the boxes to keep, best score first.
 
     Args:
         boxes: float [N, 4] as x1, y1, x2, y2.
         scores: float [N].
         iou_threshold: A box that overlaps a better one by more than this is dropped.
         offset: 0 or 1; a side is ``x2 - x1 + offset`` long.
+
+    Returns:
+        int64 [K]: indices of the boxes kept.
     """
     from torchvision.ops import nms as torchvision_nms
 
@@ -92,7 +96,7 @@ def softnms(
     method: int,
     offset: int,
 ) -> Tensor:
-    """Soft-NMS (Bodla et al. 2017): overlapping boxes lose score instead of their place.
+    """Lower the scores of overlapping boxes, as Soft-NMS does (Bodla et al. 2017).
 
     Args:
         boxes: float [N, 4] as x1, y1, x2, y2.
@@ -140,7 +144,7 @@ def roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """RoIAlign (He et al. 2017) by averaging.
+    """Pool regions by averaging (RoIAlign, He et al. 2017).
 
     Args:
         input: float [B, C, H, W].
@@ -184,7 +188,7 @@ def roi_align_backward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """The gradient of :func:`roi_align_forward`, written to ``grad_input`` [B, C, H, W]."""
+    """Write the gradient of :func:`roi_align_forward` to ``grad_input`` [B, C, H, W]."""
     _averages_only(pool_mode)
     gradient = _torchvision()._roi_align_backward(
         _at_least_float(grad_output),
@@ -207,7 +211,7 @@ def ms_deform_attn_forward(
     attention_weights: Tensor,
     im2col_step: int,
 ) -> Tensor:
-    """Deformable attention by mmcv's own PyTorch function, which mmcv keeps to CPU.
+    """Compute deformable attention by mmcv's PyTorch function, which mmcv uses on CPUs only.
 
     Args:
         value: float [B, keys, heads, D].
@@ -239,7 +243,7 @@ def ms_deform_attn_backward(
     grad_attn_weight: Tensor,
     im2col_step: int,
 ) -> None:
-    """The gradients of :func:`ms_deform_attn_forward`, written to the three ``grad_*`` tensors."""
+    """Write the gradients of :func:`ms_deform_attn_forward` to the three ``grad_*`` tensors."""
     inputs = [x.detach().requires_grad_() for x in (value, sampling_locations, attention_weights)]
     with torch.enable_grad():
         output = ms_deform_attn_forward(
@@ -251,12 +255,12 @@ def ms_deform_attn_backward(
 
 
 def get_compiler_version() -> str:
-    """What MMEngine prints as mmcv's compiler among the environment."""
+    """Return what MMEngine's log of the environment shows as mmcv's compiler."""
     return 'none (operators bridged by pera_mm)'
 
 
 def get_compiling_cuda_version() -> str:
-    """What MMEngine prints as mmcv's CUDA among the environment."""
+    """Return what MMEngine's log of the environment shows as mmcv's CUDA."""
     return 'none (operators bridged by pera_mm)'
 
 
@@ -264,17 +268,17 @@ def _averages_only(pool_mode: int) -> None:
     if pool_mode != 1:
         raise NotImplementedError(
             f"RoIAlign with pool_mode='max' has no stand-in in pera_mm, as torchvision only "
-            f"averages: use pool_mode='avg', or {COMPILED}."
+            f"averages: use pool_mode='avg', or {INSTALL_COMPILED}."
         )
 
 
 def _at_least_float(x: Tensor) -> Tensor:
-    """Half precision is computed in float32: torchvision has no bfloat16 kernels."""
+    """Convert half precision to float32: torchvision has no bfloat16 kernels."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _torchvision() -> Any:
-    """The operators that importing torchvision registers (too slow for the top of the file)."""
+    """Import torchvision, which is slow, and return the operators that this registers."""
     import torchvision  # noqa: F401
 
     return torch.ops.torchvision

@@ -245,7 +245,7 @@ def _tables(source: str, images: Source, table: pd.DataFrame | None,
 
 
 def _size_range(sizes: list[tuple[int, int]]) -> str:
-    """As Table 1 has it, ``256/512``; many sizes as a range."""
+    """Write sizes as Table 1 does, ``256/512``; many sizes become a range."""
     sides = sorted({side for size in sizes for side in size})
     if all(width == height for width, height in sizes) and len(sizes) <= MAX_SIZES:
         return '/'.join(map(str, sides))

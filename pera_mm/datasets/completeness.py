@@ -1,4 +1,4 @@
-"""A check that an image file is whole; decoders fill what is missing, without an error.
+"""A check that an image file is whole: decoders may fill missing parts without an error.
 
 A file can end early. It can also have its right length and zeros from some byte on: a download
 into a file of the final size, or a loss of power, leaves such a file. The checks by format, with
@@ -228,7 +228,7 @@ class _JPEG2000Area(NamedTuple):
         return cls(min(width, right - left), min(height, bottom - top), tiles, components)
 
     def structures(self, style: bytes, has_precincts: bool, layers: int) -> int:
-        """Bytes for the code blocks and precincts of a tile, all components coded this way."""
+        """Compute the bytes for the code blocks and precincts of a tile in this coding style."""
         levels, *block = style[:3]
         sizes = style[5:] if has_precincts else b''
         count = most_precincts = 0

@@ -1,4 +1,4 @@
-"""Labelled data sets of the toolboxes: files that cannot be read are replaced, or refused."""
+"""The toolboxes' data sets with labels; unreadable files are replaced or refused."""
 
 import os
 from collections.abc import Sequence
@@ -11,24 +11,24 @@ from pera_mm.datasets.unlabeled import MAX_REDRAWS
 from pera_mm.errors import RunError, UserError
 from pera_mm.registry import DATASETS
 
-SHOWN = 5  # items that a sentence spells out; the rest is counted
+MAX_NAMED = 5  # items that a sentence names; the rest is counted
 
 
 def first_few(items: Sequence[str], separator: str = ', ') -> str:
     """Join the first five items, and count the others."""
-    rest = [f'and {len(items) - SHOWN} more'] if len(items) > SHOWN else []
-    return separator.join([*items[:SHOWN], *rest])
+    rest = [f'and {len(items) - MAX_NAMED} more'] if len(items) > MAX_NAMED else []
+    return separator.join([*items[:MAX_NAMED], *rest])
 
 
 class RedrawUnreadable:
-    """A mix-in before a data set of MMEngine's kind: one policy for files that cannot be read.
+    """A mix-in for a data set of MMEngine's kind: one policy for files that cannot be read.
 
     The loading (:meth:`run_pipeline`; its default is the pipeline, with a transform such as
     :class:`pera_mm.datasets.transforms.load_rgb.LoadRGB`) appends an unreadable file to the
     sample's ``skipped``, a list of (path, reason), and returns None. In training another sample is
     drawn, and ``pera_mm.SkippedImagesHook`` reports the file by the sample's ``worker`` (-1: the
     main process). In a test the file is an error, since a score without it would not be
-    comparable; all such files of the data set are then counted and named.
+    comparable. The message counts all such files of the data set and names the first.
     """
 
     def prepare_data(self, idx: int) -> Any:
@@ -46,7 +46,7 @@ class RedrawUnreadable:
             if sample is not None or len(skipped) == before:  # a crop without objects is None, too
                 return sample
             if dataset.test_mode:
-                raise self._error(self._all_unreadable() or skipped)  # or: it can be read again
+                raise self._error(self._all_unreadable() or skipped)  # none: it can be read again
             idx = dataset._rand_another()
         path, reason = skipped[-1]
         raise RunError(f'{MAX_REDRAWS} samples drawn one after another could not be read, the '
@@ -81,9 +81,10 @@ class RedrawUnreadable:
 
 @DATASETS.register_module()
 class LabelledImages(RedrawUnreadable, CustomDataset):
-    """Images with one class each: MMPretrain's ``CustomDataset``.
+    """A data set of images with one class each: MMPretrain's ``CustomDataset``.
 
-    Either a text file (``ann_file``) with lines ``path class-index``, or a folder per class.
+    The classes come from a text file (``ann_file``) with lines ``path class-index``, or from a
+    folder per class.
 
     Raises:
         ValueError: if the list or the folder is missing; in a test, if a file cannot be read.

@@ -1,4 +1,4 @@
-"""The images of a folder, a text list, tar shards or an LMDB: found once, read by their number."""
+"""Lists of images: of a folder, a text list, tar shards or an LMDB; made once, read by number."""
 
 import codecs
 import os
@@ -25,9 +25,9 @@ PROBED_PATHS = 8
 def find_images(folder: bytes) -> Iterator[bytes]:
     """Find the images below ``folder``, by their suffix.
 
-    Links are followed. A folder that several links lead to is read once, which also ends loops.
-    Hidden files and folders (macOS writes ``._`` files) are left out. A broken link is listed:
-    its reader counts it.
+    Links are followed. A folder that several links lead to is read once, so loops end.
+    Hidden files and folders (macOS writes ``._`` files) are left out. Broken links are listed, so
+    that their reader counts them.
 
     Yields:
         Paths relative to ``folder``, in bytewise order.
@@ -55,7 +55,7 @@ def _walk(folder: bytes, below: bytes, seen: set[tuple[int, int]]) -> Iterator[b
     for name in sorted(names):
         if b'\n' in name:
             raise UserError(f'the name {os.fsdecode(os.path.join(folder, below + name))!r} '
-                            'contains a line break; rename it.')
+                            'contains a line break: rename it.')
         if name.endswith(b'/'):
             yield from _walk(folder, below + name, seen)
         else:
@@ -96,15 +96,15 @@ def _no_images(folder: bytes) -> str:
     for place, _, files in os.walk(folder):
         tars = [name for name in files if b'.tar' in name.lower() or name.endswith(b'.tgz')]
         if tars:  # those that are read lie in the folder itself
-            return (f'no image lies below the folder {os.fsdecode(folder)!r}, but '
+            return (f'the folder {os.fsdecode(folder)!r} has no image, but '
                     f'{os.fsdecode(os.path.join(place, tars[0]))!r}: give the folder of the shards '
                     'itself, where each is an uncompressed .tar.')
-    return (f'no image lies below the folder {os.fsdecode(folder)!r} (looked for {names}, any '
-            'case, links followed, hidden files left out); check the path.')
+    return (f'the folder {os.fsdecode(folder)!r} has no image at any depth: check the path. Images '
+            f'end in {names} (any case); hidden files are left out.')
 
 
 class ImageList:
-    """The paths of one source: a text list, mapped or in memory, and where its lines begin.
+    """The paths of one source: a text list, mapped or in memory, and the starts of its lines.
 
     A Python list of 5 million paths would take 600 MB, and reference counting would copy it into
     every worker. All processes of a machine share a mapped list, and it pickles as its name.
@@ -126,14 +126,14 @@ class ImageList:
             self._open_folder(index_file)
         elif os.path.isfile(path):
             if index_file is not None:
-                raise UserError(f'{path!r} is a list already; index_file={index_file!r} is for '
-                                'folders, leave it out.')
+                raise UserError(f'{path!r} is a list already: leave out '
+                                f'index_file={index_file!r}, which is for folders.')
             self.root = os.fsencode(data_root or os.path.dirname(path))
             self._map(Path(path))
         else:
             what = 'is a pattern' if set(str(path)) & set('*?[{') else 'does not exist'
             raise UserError(f'the image source {str(path)!r} {what} (looked for in '
-                            f'{os.getcwd()}); give a folder of images, a text list of paths, a '
+                            f'{os.getcwd()}): give a folder of images, a text list of paths, a '
                             'folder of tar shards or an LMDB.')
         if self.file is not None:
             self._check()
@@ -161,23 +161,23 @@ class ImageList:
         is_empty = file.stat().st_size == 0  # an empty file cannot be mapped
         self.text = np.asarray(np.zeros(0, np.uint8) if is_empty else np.memmap(file, mode='r'))
         if not self.text[:PROBED_BYTES].all():
-            raise UserError(f'{str(file)!r} is not a text list: it has zero bytes; give a folder '
+            raise UserError(f'{str(file)!r} is not a text list: it has zero bytes: give a folder '
                             'of images, a list of paths, uncompressed .tar shards or the folder '
                             'of an LMDB.')
         if self.text[:3].tobytes() == codecs.BOM_UTF8:
             self.text = self.text[3:]
         self.starts = _line_starts(self.text)
         if len(self) == 0:
-            raise UserError(f'the list {str(file)!r} names no image; write one path per line, or '
+            raise UserError(f'the list {str(file)!r} names no image: write one path per line, or '
                             'delete it if it is an index file.')
 
     def _check(self) -> None:
         """Raise a ValueError if none of eight listed files exists: the root must be wrong."""
         probes = [self[int(i)] for i in np.linspace(0, len(self) - 1, PROBED_PATHS)]
         if not any(os.path.lexists(path) for path in probes):
-            raise UserError(f'the list {str(self.file)!r} names {os.fsdecode(probes[0])!r}, and '
-                            'neither that nor seven other of its files exist; set data_root to '
-                            'the folder its lines are relative to, or delete the list if it is '
+            raise UserError(f'the list {str(self.file)!r} names {os.fsdecode(probes[0])!r}. '
+                            'Neither this file nor seven others of the list exist: set data_root '
+                            'to the folder its lines are relative to, or delete the list if it is '
                             'the index_file of another folder.')
 
     def __len__(self) -> int:
@@ -189,11 +189,11 @@ class ImageList:
         return os.path.join(self.root, line.rstrip(b'\r'))
 
     def name(self, index: int) -> str:
-        """The path of an image."""
+        """Return the path of an image."""
         return os.fsdecode(self[index])
 
     def read(self, index: int) -> bytes:
-        """The bytes of an image file.
+        """Read the bytes of an image file.
 
         Raises:
             UnreadableImage: if the file is missing or cannot be read.
@@ -213,7 +213,7 @@ class ImageList:
 
 
 def _line_starts(text: np.ndarray) -> np.ndarray:
-    """The offsets of the lines that are not blank, uint32 (int64 from 4 GiB on)."""
+    """Find the offsets of the lines that are not blank, uint32 (int64 from 4 GiB on)."""
     dtype = np.uint32 if len(text) < 2**32 else np.int64
     starts = [np.zeros(1, dtype)]
     for begin in range(0, len(text), CHUNK_BYTES):  # in chunks: no mask as large as the text
@@ -228,7 +228,7 @@ Source = ImageList | TarShards | LmdbImages
 
 
 def open_source(path: str, data_root: str | None = None, index_file: str | None = None) -> Source:
-    """Open a folder, a text list, tar shards or an LMDB: whatever lies at ``path``.
+    """Open the folder, text list, tar shards or LMDB at ``path``.
 
     All have ``len()``, ``name(i) -> str`` (for messages and lists) and ``read(i) -> bytes``,
     which raises :class:`~pera_mm.datasets.reading.UnreadableImage`. All are small to pickle,
@@ -240,15 +240,15 @@ def open_source(path: str, data_root: str | None = None, index_file: str | None 
         index_file: The list of a folder, or the index of tar shards; None: see there.
 
     Raises:
-        ValueError: if nothing lies there, or no image, or shards and other images, or the work
-            folder of ``tools/data/rsrsd.py``.
+        ValueError: if the path does not exist, has no image, has both shards and other images, or
+            is the work folder of ``tools/data/rsrsd.py``.
     """
     path = os.fspath(path)
     if os.path.isfile(os.path.join(path, LMDB_FILE)):
         return LmdbImages(path)
     if os.path.exists(os.path.join(path, WORK_FOLDER_MARKER)):
-        raise UserError(f'{path!r} is a work folder of tools/data/rsrsd.py, with images that were '
-                        f'dropped: give {os.path.join(path, "packed")!r}.')
+        raise UserError(f'{path!r} is a work folder of tools/data/rsrsd.py and has dropped images, '
+                        f'too: give {os.path.join(path, "packed")!r}.')
     is_listed = index_file is not None and _is_text(index_file)  # no need to look into the folder
     if not is_listed and find_shards(path):
         if os.path.isdir(path) and next(find_images(os.fsencode(path)), None) is not None:

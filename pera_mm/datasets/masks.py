@@ -10,7 +10,7 @@ from PIL import Image
 
 from pera_mm.datasets.reading import PICTURES, UnreadableImage, reason_of
 
-MASKS = (*PICTURES, 'TIFF', 'PPM')  # Pillow knows more: for EPS it runs a program
+MASKS = (*PICTURES, 'TIFF', 'PPM')  # not all of Pillow's: for EPS it runs a program
 
 
 class Mask(NamedTuple):

@@ -1,4 +1,4 @@
-"""Packed images: tar shards, which are read from front to back, and LMDB.
+"""Two kinds of packed images: tar shards, which are read from front to back, and LMDB.
 
 Tar shards are WebDataset's: uncompressed ``.tar`` files of images. Their metadata (``.json``,
 ``.txt``, ``.cls``) is not read here. Every member with the suffix of an image counts as an image,
@@ -33,11 +33,11 @@ KEY_DIGITS = 9
 
 
 class TarShards:
-    """The images of tar shards, in the order of the shards' names, then as they lie.
+    """The images of tar shards, in the order of the shards' names, then of the tars.
 
-    A damaged or shortened shard is never fatal: its images that cannot be read count as
-    unreadable. If a shard is damaged before its index is made, the images behind the damage cannot
-    be found. They are left out, with a line in the log.
+    A damaged or shortened shard is not fatal: its images that cannot be read count as unreadable.
+    If a shard is damaged before its index is made, the images after the damage cannot be found.
+    They are left out, with a line in the log.
 
     Args:
         path: A folder of ``.tar`` files, or one of them.
@@ -46,20 +46,20 @@ class TarShards:
             shards is replaced.
 
     Raises:
-        ValueError: if there is no shard, or no image in any.
+        ValueError: if there is no shard, or no shard has an image.
     """
 
     def __init__(self, path: str, index_file: str | None = None) -> None:
         path = os.fspath(path)
         names = find_shards(path)
         if not names:
-            raise UserError(f'{path!r} holds no .tar shard; check the path.')
+            raise UserError(f'{path!r} has no .tar shard: check the path.')
         self.folder = path if os.path.isdir(path) else os.path.dirname(path)
         beside = Path(path, INDEX) if os.path.isdir(path) else Path(f'{path}.{INDEX}')
         files = [beside] if index_file is None else [beside, Path(index_file)]
-        self._take(open_index(self.folder, names, files))
+        self._use(open_index(self.folder, names, files))
 
-    def _take(self, index: Index) -> None:
+    def _use(self, index: Index) -> None:
         self.index = index
         self.shards, self.places = index.shards, index.places
         self.open = lru_cache(OPEN_SHARDS)(_open_unbuffered)
@@ -68,7 +68,7 @@ class TarShards:
         return len(self.places)
 
     def name(self, index: int) -> str:
-        """``folder/000003.tar/0000123.jpg``; the place in the shard where no name is found."""
+        """Name an image: ``folder/000003.tar/0000123.jpg``, or its first byte if it has no name."""
         offset, shard, _ = self.places[index].item()
         path = self._path(shard)
         try:
@@ -78,7 +78,7 @@ class TarShards:
         return f'{path}/{os.fsdecode(name_in(header)) or f"byte {offset}"}'
 
     def read(self, index: int) -> bytes:
-        """The bytes of an image file.
+        """Read the bytes of an image file.
 
         Raises:
             UnreadableImage: if the shard is missing, cut short, or not the one indexed.
@@ -101,13 +101,13 @@ class TarShards:
     def order(self, generator: torch.Generator, shuffle_buffer: int) -> torch.Tensor:
         """Shuffle all images such that one shard is read after another.
 
-        Shards are permuted. Then every image moves by less than ``shuffle_buffer`` places, so
+        The shards are permuted. Then every image moves by less than ``shuffle_buffer`` places, so
         that at any time only the few shards within that distance are read. If all images fit into
         the buffer, they are permuted freely.
 
         Args:
             generator: The source of randomness.
-            shuffle_buffer: A number of images; 1: images keep their order within a shard.
+            shuffle_buffer: A number of images; with 1, images keep their order within a shard.
 
         Returns:
             int64 ``[len(self)]``.
@@ -139,7 +139,7 @@ class TarShards:
             if found is None:
                 raise RunError(f'{index}, the index of tar shards, disappeared while it was used.')
             index = found
-        self._take(index)
+        self._use(index)
 
 
 def _open_unbuffered(path: str) -> Any:
@@ -147,7 +147,7 @@ def _open_unbuffered(path: str) -> Any:
 
 
 def position_key(position: int) -> bytes:
-    """The key in an LMDB of the image at a position, counted from 0."""
+    """Return the key in an LMDB of the image at a position, counted from 0."""
     return b'%0*d' % (KEY_DIGITS, position)
 
 
@@ -155,7 +155,7 @@ class LmdbImages:
     """The images of an LMDB that ``tools/data/rsrsd.py pack`` wrote: keys are positions.
 
     Args:
-        path: The folder of ``data.mdb``. It is only read and never locked.
+        path: The folder of ``data.mdb``. It is read without a lock.
 
     Raises:
         ValueError: if lmdb is not installed, or the file is broken, empty or of another program.
@@ -184,11 +184,11 @@ class LmdbImages:
         return self.count
 
     def name(self, index: int) -> str:
-        """``folder/000000123``, the folder of the LMDB and the key."""
+        """Name an image: ``folder/000000123``, the folder of the LMDB and the key."""
         return f'{self.path}/{position_key(index).decode()}'
 
     def read(self, index: int) -> bytes:
-        """The bytes of an image file.
+        """Read the bytes of an image file.
 
         Raises:
             UnreadableImage: if the LMDB is broken or lacks the image.
@@ -212,7 +212,7 @@ class LmdbImages:
 
 
 class Environment:
-    """An LMDB opened for reading, at most once per process, as LMDB demands."""
+    """An LMDB, opened for reading at most once per process, as LMDB demands."""
 
     opened: 'weakref.WeakValueDictionary[str, Environment]' = weakref.WeakValueDictionary()
 
@@ -223,7 +223,7 @@ class Environment:
 
     @classmethod
     def shared(cls, path: str) -> 'Environment':
-        """The environment of a folder, the same for all who ask in this process."""
+        """Return the environment of a folder, one for the whole process."""
         path = os.path.realpath(path)
         found = cls.opened.get(path)
         if found is None:
@@ -231,7 +231,7 @@ class Environment:
         return found
 
     def get(self) -> Any:
-        """The opened LMDB of this process; a forked process may not use its parent's."""
+        """Return the LMDB opened by this process; a forked process may not use its parent's."""
         if self.process != os.getpid():
             try:
                 import lmdb

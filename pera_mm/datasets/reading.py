@@ -1,4 +1,4 @@
-"""Any image file to 8-bit RGB, by one stated rule.
+"""Reading of any image file as 8-bit RGB, by one rule.
 
 * JPEG, PNG, BMP, WebP, GIF (Pillow): gray is repeated, palette and CMYK are converted by Pillow.
   ``bands`` has no effect on them.
@@ -10,7 +10,7 @@
   the valid pixels (the default of QGIS); ``scale=(low, high)`` is the same for all images.
 * Pixels without a value are black: alpha is composited on black, and nodata, masked and NaN pixels
   become 0.
-* The EXIF orientation is ignored, as the reference ignores it.
+* The EXIF orientation is ignored, as in the reference.
 * Files are read whole, up to Pillow's limit of ``2 * PIL.Image.MAX_IMAGE_PIXELS`` (179 million
   pixels, its protection against decompression bombs) and up to 4 GiB of memory for decoding,
   computed from the head. That is enough for 179 million pixels of 8-bit RGB, 134 million of three
@@ -48,8 +48,8 @@ from pera_mm.errors import UserError
 Scale = Literal['auto'] | tuple[float, float]
 
 SUFFIXES = (b'.tif', b'.tiff', b'.png', b'.jpg', b'.jpeg', b'.jp2', b'.bmp', b'.webp', b'.gif')
-PICTURES = ('JPEG', 'PNG', 'BMP', 'WEBP', 'GIF')  # Pillow knows more: for EPS it runs a program
-# GDAL knows more, too: some of its formats name other files and addresses.
+PICTURES = ('JPEG', 'PNG', 'BMP', 'WEBP', 'GIF')  # not all of Pillow's: for EPS it runs a program
+# Not all of GDAL's, either: some of its formats name other files and addresses.
 RASTER_DRIVERS = ('GTiff', 'PNG', 'JP2OpenJPEG', 'JP2KAK', 'JP2ECW', 'JP2MrSID', 'JP2Lura')
 PNG_BIT_DEPTH = slice(24, 25)  # of the header
 MAX_FILE_BYTES = 1 << 30  # files are read whole, by every worker
@@ -63,11 +63,11 @@ PERCENTILE_PIXELS = 50_000  # enough for a percentile; sorting all pixels would 
 
 
 class UnreadableImage(Exception):
-    """An image file that cannot be decoded; the text is the reason, one line."""
+    """An error about an image file that cannot be decoded; the text is the reason in one line."""
 
 
 class NoScale(ValueError):
-    """Pixels that are not 8-bit, where no scale is given."""
+    """An error about pixels that are not 8-bit, where no scale is given."""
 
 
 def check_rule(bands: tuple[int, ...] | None, scale: Scale) -> None:
@@ -189,13 +189,13 @@ def _is_raster(data: bytes) -> bool:
 
 
 def _decode_picture(data: bytes) -> np.ndarray:
-    check_whole(data)  # first: it says that a file is truncated, Pillow may not know it at all
+    check_whole(data)  # first: Pillow may not even identify a truncated file
     with Image.open(io.BytesIO(data), formats=PICTURES) as image:
         if not image.has_transparency_data:
             return np.array(image if image.mode == 'RGB' else image.convert('RGB'))
         rgb = np.empty((image.height, image.width, 3), np.uint8)
         rows = max(ROWS_PIXELS // image.width, 1)
-        for top in range(0, image.height, rows):  # all at once would take 26 bytes per pixel
+        for top in range(0, image.height, rows):  # the whole image would take 26 bytes per pixel
             bottom = min(top + rows, image.height)
             rgba = np.asarray(image.crop((0, top, image.width, bottom)).convert('RGBA'))
             rgb[top:bottom] = _over_black(rgba[..., :3], rgba[..., 3])
@@ -204,7 +204,7 @@ def _decode_picture(data: bytes) -> np.ndarray:
 
 @contextmanager
 def _opened(data: bytes, max_memory: int) -> Iterator[Any]:
-    """Open a raster from memory, after a check of the memory that GDAL needs for this."""
+    """Open a raster from memory, after a check of the memory that GDAL needs to open it."""
     # Imported late: a worker that meets only JPEG needs no GDAL. From memory: GDAL would list
     # the whole folder of every file for side-cars.
     from rasterio.errors import NotGeoreferencedWarning
@@ -265,7 +265,7 @@ def _decode_raster(data: bytes, bands: tuple[int, ...] | None, scale: Scale | No
         if bands is None or is_palette:
             bands = (1, 2, 3) if raster.count >= 3 else (1,)
         if max(bands) > raster.count:
-            raise ValueError(f'band {max(bands)} is asked for, the file has {raster.count}')
+            raise ValueError(f'band {max(bands)} is requested, and the file has {raster.count}')
         pixels = raster.read(bands)  # [bands, H, W]
         alpha = None
         if any(MaskFlags.all_valid not in raster.mask_flag_enums[band - 1] for band in bands):

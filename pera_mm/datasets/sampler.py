@@ -1,4 +1,4 @@
-"""The order in which images are drawn, a pure function of (seed, epoch, position)."""
+"""The order of the images in training: a pure function of (seed, epoch, position)."""
 
 from collections.abc import Iterator, Sized
 from typing import NamedTuple
@@ -13,9 +13,9 @@ from pera_mm.seeds import hash_seed
 
 
 class Draw(NamedTuple):
-    """One sample to make: the image, and the seed of all its randomness."""
+    """A sample to make: the number of its image, and the seed of all its randomness."""
 
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    index: int  # type: ignore[assignment]  # hides tuple.index, which is not used
     seed: int  # 63 bits
 
 
@@ -45,7 +45,7 @@ class DrawSampler(Sampler):
         self.rank, self.world_size = get_dist_info()
         if len(dataset) < self.world_size:
             raise UserError(f'the data set has {len(dataset)} images, fewer than the '
-                            f'{self.world_size} processes; add images or use fewer processes.')
+                            f'{self.world_size} processes: add images or use fewer processes.')
         self.dataset = dataset
         self.seed = sync_random_seed() if seed is None else seed
         self.shuffle = shuffle

@@ -1,14 +1,15 @@
-"""The places of all images of tar shards: found once, kept in a file of 16 bytes per image.
+"""An index of the images in tar shards: made once, a file of 16 bytes per image.
 
-All processes of a machine share that file, and one ``pread`` reads any image. An epoch is therefore
-a pure function of its seed, can be split over ranks and workers at any position, and continues
-exactly where it stopped.
+All processes of a machine share that file, and one ``pread`` reads any image. Therefore an epoch is
+a pure function of its seed, and it can be split over ranks and workers or resumed at any position.
 
-The index is the shards (name, bytes) as a NumPy array, then the places of the images. The places of
-a shard are valid while the shard keeps its size or loses its end. A shard that is new, has grown or
-was replaced by a smaller one is scanned again, without the others. A damaged shard is scanned again
-at every start, for it may have been repaired. (``tar --append`` may add images to the zeros at the
-end without a change of the size: delete the index then.)
+The index is two NumPy arrays: the shards (name, bytes), then the places of the images. The places
+in a shard are valid while the shard keeps its size or loses its end. A shard that is new, has grown
+or was replaced by a smaller one is scanned again, without the others. A damaged shard is scanned
+at every start, since it may have been repaired. (``tar --append`` may add images in the zeros at
+the end, which does not change the size: delete the index then.)
+
+Not tarfile: scanning takes three times as long (measured), as it makes an object of every member.
 """
 
 import contextlib
@@ -28,13 +29,13 @@ from pera_mm.errors import UserError
 SHARD = np.dtype([('name', 'S255'), ('size', '<u8')])
 PLACE = np.dtype([('offset', '<u8'), ('shard', '<u4'), ('size', '<u4')])  # of an image's bytes
 INDEX = 'index.npy'
-DAMAGED = 2**64 - 1  # in place of a shard's size in the index: scan it again at every start
-MISSING = -1  # in place of a shard's size on disk; never in an index
+DAMAGED = 2**64 - 1  # a size in an index; no file has it, so the shard is scanned at every start
+MISSING = -1  # a size on disk; no index has it, so a missing shard does not fit its index
 LOG_INTERVAL = 500  # shards between two lines in the log
 BLOCK = 512  # bytes of a member's header; members are filled up to a multiple
 MAX_TEXT_BYTES = 1 << 20  # of a long name or of a PAX header
 MAX_DIGITS = 19  # of a number of bytes
-CHUNK_BYTES = 1 << 20  # read at a time behind the end mark
+CHUNK_BYTES = 1 << 20  # read at a time after the end mark
 NAME, SIZE, SUM, TYPE = slice(0, 100), slice(124, 136), slice(148, 156), slice(156, 157)
 MAGIC, PREFIX = slice(257, 263), slice(345, 500)
 # POSIX: '0', '\0' and '7' are files; a link, folder or device ('1'-'6') has no bytes; 'x' (PAX) and
@@ -56,7 +57,7 @@ class Index(NamedTuple):
     places: np.ndarray
 
     def places_of(self, number: int) -> np.ndarray:
-        """The places of one shard."""
+        """Select the places in one shard."""
         begin, end = np.searchsorted(self.places['shard'], [number, number + 1])
         return self.places[begin:end]
 
@@ -78,26 +79,26 @@ def open_index(folder: str, names: list[str], files: list[Path]) -> Index:
     Args:
         folder: The folder of the shards.
         names: Their names, in bytewise order.
-        files: The files it may lie in. The first that fits is read; else the first that can be
-            written is written.
+        files: Possible files of the index. The first that fits is read. If none fits, the first
+            that can be written is written.
 
     Raises:
-        ValueError: if no image lies in any shard.
+        ValueError: if no shard has an image.
     """
     sizes = [_size(Path(folder, name)) for name in names]
     for file in files:
         if (found := read_index(file)) and found.shards.tolist() == _rows(names, sizes):
             return found
-    with _one_at_a_time(folder):  # the others then find what the first has written
+    with _one_at_a_time(folder):  # the others then find the index of the first
         known = next(filter(None, map(read_index, files)), None)
-        made = _look_through(folder, names, sizes, known)
+        made = _scan_unknown(folder, names, sizes, known)
         if not len(made.places):
-            raise UserError(f'no image lies in the tar shards of {folder!r}; their members need '
-                            'the suffix of an image, and the tars must be uncompressed.')
+            raise UserError(f'the tar shards of {folder!r} have no image: give the images in them '
+                            'the suffix of an image, and do not compress the shards.')
         if known and np.array_equal(known.shards, made.shards) and np.array_equal(
                 known.places, made.places):
             return known
-        return _keep(made, files)
+        return _store(made, files)
 
 
 def _size(shard: Path) -> int:
@@ -113,7 +114,10 @@ def _rows(names: list[str], sizes: list[int]) -> list[tuple[bytes, int]]:
 
 @contextlib.contextmanager
 def _one_at_a_time(folder: str) -> Iterator[None]:
-    """Let one process after another in; file systems without locks let all in at once."""
+    """Let one process work at a time, unless the file system has no locks.
+
+    Not filelock: it needs a file of its own, and the folder may be read-only.
+    """
     descriptor = os.open(folder or '.', os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
@@ -123,11 +127,11 @@ def _one_at_a_time(folder: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _look_through(folder: str, names: list[str], sizes: list[int], known: Index | None) -> Index:
+def _scan_unknown(folder: str, names: list[str], sizes: list[int], known: Index | None) -> Index:
     """Scan the shards that ``known`` does not describe."""
     numbers = {name: number for number, (name, _) in enumerate(known.shards.tolist())} \
         if known else {}
-    places, looked_through = [], 0
+    places, scanned = [], 0
     for number, (name, size) in enumerate(_rows(names, sizes)):
         path = Path(folder, os.fsdecode(name))
         old = numbers.get(name)
@@ -137,15 +141,15 @@ def _look_through(folder: str, names: list[str], sizes: list[int], known: Index 
             found['shard'] = number
             sizes[number] = max(size, known.shards['size'][old].item())  # of the whole shard
         else:
-            if looked_through % LOG_INTERVAL == 0:
+            if scanned % LOG_INTERVAL == 0:
                 print_log(f'finding the images in the tar shards of {folder or "."}, once: shard '
                           f'{number + 1} of {len(names)}', logger='current')
-            looked_through += 1
+            scanned += 1
             found, damage = scan_shard(path, number)
             if damage:
                 sizes[number] = DAMAGED
-                print_log(f'{path} is damaged ({damage}): what lies behind is left out, '
-                          f'{len(found)} images lie before.', logger='current', level=30)
+                print_log(f'{path} is damaged ({damage}): the {len(found)} images before the '
+                          'damage are used, the others are not.', logger='current', level=30)
         places.append(found)
     return Index(None, np.array(_rows(names, sizes), SHARD), np.concatenate(places))
 
@@ -155,13 +159,13 @@ def _is_valid(shard: Path, size: int, indexed: int, places: np.ndarray) -> bool:
 
     Args:
         shard: The file.
-        size: Its bytes now, or MISSING.
+        size: Its bytes now, or MISSING (-1: smaller than any size).
         indexed: Its bytes when it was scanned, or DAMAGED.
         places: PLACE of its images.
     """
     if indexed == DAMAGED or size >= indexed:
         return size == indexed
-    # A smaller shard has lost its end, or is another one.
+    # A smaller shard has lost its end, or is another file.
     left = places[places['offset'] <= max(size, 0)]
     with contextlib.suppress(OSError), open(shard, 'rb') as file:
         return all(size_in(os.pread(file.fileno(), BLOCK, offset - BLOCK)) == number
@@ -169,7 +173,7 @@ def _is_valid(shard: Path, size: int, indexed: int, places: np.ndarray) -> bool:
     return True  # it cannot be read now: its images count as unreadable
 
 
-def _keep(made: Index, files: list[Path]) -> Index:
+def _store(made: Index, files: list[Path]) -> Index:
     """Write the index to the first file that can be written; else it stays in memory."""
     for file in files:
         try:
@@ -178,8 +182,8 @@ def _keep(made: Index, files: list[Path]) -> Index:
         except OSError as error:
             reason = error.strerror
     print_log(f'the index of the tar shards cannot be written to {str(files[-1])!r} ({reason}), so '
-              'every process scans the shards itself at every start: set index_file to a file '
-              'that can be written.', logger='current', level=30)
+              'every process scans the shards at every start: set index_file to a file that can '
+              'be written.', logger='current', level=30)
     return made
 
 
@@ -218,22 +222,21 @@ def read_index(file: Path) -> Index | None:
 
 
 class Damage(Exception):
-    """A tar that cannot be read beyond some point; the text is the reason."""
+    """An error about a tar that cannot be read beyond some point; the text is the reason."""
 
 
 def scan_shard(path: Path, number: int) -> tuple[np.ndarray, str]:
     """Scan a shard, header by header; the bytes of images are not read.
 
-    It scans 36,000 images per second, three times as many as tarfile, which makes an object of
-    every member.
+    It scans 36,000 images per second.
 
     Args:
         path: The tar, uncompressed: ustar, GNU or PAX.
         number: The number of the shard, for PLACE.
 
     Returns:
-        PLACE ``[images]`` in their order in the tar, of which the last may have lost bytes; and
-        the damage behind them, '' for none.
+        PLACE ``[images]`` in their order in the tar, and the damage after them ('' for none). The
+        last image may be incomplete.
     """
     found, damage = [], ''
     try:
@@ -251,7 +254,7 @@ def scan_shard(path: Path, number: int) -> tuple[np.ndarray, str]:
 def _files(tar: int) -> Iterator[tuple[bytes, int, int]]:
     """Yield name, first byte and number of bytes of every regular file in a tar."""
     end, at = os.fstat(tar).st_size, 0
-    following: dict[bytes, bytes] = {}  # what one member says of the next
+    overrides: dict[bytes, bytes] = {}  # attributes of the next member
     while True:
         header = os.pread(tar, BLOCK, at)
         kind = header[TYPE]
@@ -267,12 +270,12 @@ def _files(tar: int) -> Iterator[tuple[bytes, int, int]]:
             if size > MAX_TEXT_BYTES:
                 raise Damage(f'a name or a PAX header of {size} bytes at byte {at}')
             data = os.pread(tar, size, at)
-            following |= _pax(data) if kind == b'x' else {b'path': data.rstrip(b'\0')}
+            overrides |= _pax(data) if kind == b'x' else {b'path': data.rstrip(b'\0')}
         elif kind not in (b'g', b'K'):  # g: for all members; K: a long target of a link
-            size = _bytes_of(following[b'size']) if b'size' in following else size
-            if kind in FILES and not any(key.startswith(b'GNU.sparse') for key in following):
-                yield following.get(b'path', name_in(header)), at, size
-            following = {}
+            size = _bytes_of(overrides[b'size']) if b'size' in overrides else size
+            if kind in FILES and not any(key.startswith(b'GNU.sparse') for key in overrides):
+                yield overrides.get(b'path', name_in(header)), at, size
+            overrides = {}
         if kind not in WITHOUT_BYTES:
             at += -(-size // BLOCK) * BLOCK
         if at > end:
@@ -280,10 +283,10 @@ def _files(tar: int) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _check_rest(tar: int, at: int) -> None:
-    """Check that zeros lie behind the end mark: a hole, or a second tar, would pass unseen."""
+    """Check that only zeros follow the end mark: it may be a hole, or a second tar may follow."""
     while rest := os.pread(tar, CHUNK_BYTES, at):
         if any(rest):
-            raise Damage(f'an end mark at byte {at}, or a hole, and more behind it')
+            raise Damage(f'an end mark at byte {at}, or a hole, and more bytes after it')
         at += len(rest)
 
 
@@ -323,7 +326,7 @@ def _octal(digits: bytes) -> int | None:
 
 
 def name_in(header: bytes) -> bytes:
-    """Read the name in a member's header; of a long name, which lies before it, the beginning."""
+    """Read the name in a member's header; of a long name, the header has only the beginning."""
     name = header[NAME].split(b'\0')[0]
     prefix = header[PREFIX].split(b'\0')[0] if header[MAGIC] == b'ustar\0' else b''
     return prefix + b'/' + name if prefix else name

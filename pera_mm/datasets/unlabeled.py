@@ -22,6 +22,23 @@ MAX_REDRAWS = 100
 MAX_WEIGHT = 1e9  # of a source
 
 
+def compose(pipeline: Sequence[dict] | Mapping[str, dict | None]) -> Compose:
+    """Build a pipeline from a list of transforms, or from a dict that names them.
+
+    By name, as ``default_hooks`` is written, a config that inherits changes one step and repeats no
+    other; the steps run in the order of the keys, and a step that is None is left out.
+
+    Raises:
+        ValueError: if it is a single transform, which has no place in either.
+    """
+    if isinstance(pipeline, Mapping):
+        if 'type' in pipeline:
+            raise UserError(f'pipeline is the single transform {pipeline["type"]}: give a list of '
+                            'transforms, or a dict that names each of them.')
+        pipeline = [step for step in pipeline.values() if step is not None]
+    return Compose(pipeline)
+
+
 @DATASETS.register_module()
 class UnlabeledImages(Dataset):
     """Images without labels from folders, lists, tar shards and LMDBs, always 8-bit RGB.
@@ -49,7 +66,8 @@ class UnlabeledImages(Dataset):
             A dict may also hold ``data_root``, ``index_file``, ``bands``, ``scale`` and
             ``shuffle_buffer`` for its source. Weights are shares of an epoch, see
             :meth:`epoch_order`; without any, an epoch has every image once.
-        pipeline: Transforms of MMEngine's registry, e.g. ``dict(type='pera_mm.AlignedCrops')``.
+        pipeline: Transforms of MMEngine's registry, e.g. ``dict(type='pera_mm.AlignedCrops')``, a
+            list of them or a dict that names each, see :func:`compose`.
         data_root: The folder that the lines of a text list are relative to. Default: the list's.
         index_file: A text list of a folder's images, written when missing and used from then on
             (delete it after adding images). It may also be a source itself. For tar shards:
@@ -64,7 +82,7 @@ class UnlabeledImages(Dataset):
 
     metainfo: dict[str, Any] = {}  # MMEngine's training loop asks for it
 
-    def __init__(self, source: str | Sequence[dict], pipeline: Sequence[dict],
+    def __init__(self, source: str | Sequence[dict], pipeline: Sequence[dict] | Mapping,
                  data_root: str | None = None, index_file: str | None = None,
                  bands: Sequence[int] | None = None, scale: Scale = 'auto',
                  shuffle_buffer: int = 10_000) -> None:
@@ -83,7 +101,7 @@ class UnlabeledImages(Dataset):
         sizes = [len(images) for images in self.sources]
         self.ends = np.cumsum(sizes)
         self.counts = _draws_per_source([entry['weight'] for entry in settings], sizes)
-        self.pipeline = Compose(pipeline)
+        self.pipeline = compose(pipeline)
 
     def __len__(self) -> int:
         return int(self.ends[-1])

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from pera_mm.errors import UserError
 
 SIDES = ('xmin', 'ymin', 'xmax', 'ymax')
-CHANNELS = 3  # of the image, as the writer says
+CHANNELS = 3  # of every image, in the files that are written here
 
 
 class VOCObject(NamedTuple):
-    """One object as written: stripped texts, None where the file lacks one.
+    """An object as the file has it: stripped texts, None where the file lacks one.
 
     Attributes:
         name: the class.
@@ -34,7 +34,7 @@ class VOCObject(NamedTuple):
 
 
 class VOCTexts(NamedTuple):
-    """One file as written: stripped texts, None where it lacks one.
+    """A file as it is: stripped texts, None where it lacks one.
 
     Attributes:
         size: width and height of the image.
@@ -46,7 +46,7 @@ class VOCTexts(NamedTuple):
 
 
 class VOCAnnotation(NamedTuple):
-    """One file, checked.
+    """The checked content of a file.
 
     Attributes:
         width, height: of the image, in pixels.
@@ -66,7 +66,7 @@ class VOCAnnotation(NamedTuple):
 
 
 def read_texts(path: str | os.PathLike) -> VOCTexts:
-    """Read the texts of a VOC file without judging them.
+    """Read the texts of a VOC file without a check of them.
 
     Raises:
         ValueError: if the file is not XML; the text is the parser's reason.

@@ -21,15 +21,16 @@ from pera_mm.registry import MODELS
 
 @MODELS.register_module()
 class PairNeck(BaseModule):
-    """The join of an adapter's maps of both dates into the one map that BIT takes.
+    """A neck that joins an adapter's maps of both dates into the one map that BIT takes.
 
-    BIT reads one map of a ResNet with 256 channels; an adapter gives four of D. Every map passes a
-    1 x 1 convolution to 256 channels, and they are summed at stride 4. The head stays as it was.
+    BIT reads one map of a ResNet with 256 channels; an adapter gives four maps of D. Every map
+    passes a 1 x 1 convolution to 256 channels, and the results are summed at stride 4. The head
+    stays as it is.
     Bilinear resizing commutes with a 1 x 1 convolution, so this equals one convolution over the
     four maps resized and concatenated, in a sixteenth of its memory for D = 1024.
 
-    The toolboxes' own ``input_transform='resize_concat'`` cannot do that: both heads cut
-    its result in two halves, which would then be two strides each, not one date each.
+    The toolboxes' own ``input_transform='resize_concat'`` cannot do this: both heads
+    cut its result in two halves, which would then be two strides each, not one date each.
 
     Args:
         in_channels: D.
@@ -71,7 +72,7 @@ class PairNeck(BaseModule):
 
 
 class TokenAttention(nn.Module):
-    """Multi-head attention of ``queries`` to ``sources``; logits are scaled by ``C ** -0.5``.
+    """A multi-head attention of ``queries`` to ``sources``; it scales logits by ``C ** -0.5``.
 
     Args:
         channels: C of queries, sources and result.
@@ -99,7 +100,7 @@ class TokenAttention(nn.Module):
 
 
 class _Layer(nn.Module):
-    """Pre-norm attention and MLP."""
+    """A layer of attention and MLP, each after its norm."""
 
     def __init__(self, channels: int, embed_dims: int, num_heads: int) -> None:
         super().__init__()
@@ -142,13 +143,13 @@ class BITHead(BaseDecodeHead):
     """The head of BIT, with the parameters of Open-CD's head of the same name.
 
     Names and shapes are Open-CD's, so one state dict loads strictly into both and gives the same
-    maps. This decides where the BIT paper is silent or its authors' code differs: a ReLU on the
-    attention maps of the tokenizer, a bias and no normalization in the convolutions, 64 and not
-    512 channels in the encoder's attention, and a 1 x 1 convolution as classifier.
+    maps. This decides all that the BIT paper leaves open or its authors' code does differently: a
+    ReLU on the attention maps of the tokenizer, a bias and no normalization in the convolutions, 64
+    and not 512 channels in the encoder's attention, and a 1 x 1 convolution as classifier.
 
-    The difference is absolute: exchanging the dates changes the result only through the
-    encoder's position embedding, whose first L rows belong to the first date. Exchanged dates
-    and exchanged halves of it give the same map.
+    The difference is absolute, so an exchange of the dates changes the result only through the
+    encoder's position embedding, whose first L rows belong to the first date. If its halves are
+    exchanged as well, the map is the same.
 
     Args:
         in_channels: Channels of one date in the map of the neck.
@@ -200,7 +201,7 @@ class BITHead(BaseDecodeHead):
         """
         dates = torch.cat(self._transform_inputs(inputs).chunk(2, dim=1))  # [2B, in, h, w]
         maps = self.pre_process(dates)  # [2B, C, h, w]
-        tokens = self.relate(self.tokenize(maps))  # [2B, L, C]
+        tokens = self.encode_tokens(self.tokenize(maps))  # [2B, L, C]
         pixels = maps.flatten(2).transpose(1, 2)  # [2B, h*w, C]
         for layer in self.decoder:
             pixels = layer(pixels, tokens)
@@ -212,7 +213,7 @@ class BITHead(BaseDecodeHead):
         attention = self.conv_att(maps).flatten(2).softmax(dim=2)  # [2B, L, h*w]
         return attention @ maps.flatten(2).transpose(1, 2)
 
-    def relate(self, tokens: Tensor) -> Tensor:
+    def encode_tokens(self, tokens: Tensor) -> Tensor:
         """Encode the 2L tokens of every pair: ``[2B, L, C]`` to the same shape."""
         both = torch.cat(tokens.chunk(2), dim=1) + self.enc_pos_embedding  # [B, 2L, C]
         for layer in self.encoder:

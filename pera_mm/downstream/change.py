@@ -20,22 +20,22 @@ from pera_mm.downstream.segmentation import SegmentationDataset, check_equal_siz
 from pera_mm.errors import UserError
 from pera_mm.registry import DATASETS, MODELS, TRANSFORMS
 
-FILES = dict(img_path='first date', img_path2='second date', seg_map_path='mask')
+FILE_ROLES = dict(img_path='first date', img_path2='second date', seg_map_path='mask')
 UNCHANGED, CHANGED = 0, 255
-SHOWN = 3  # missing files that a sentence names
+MAX_SHOWN = 3  # missing files that an error names
 
 
 @MODELS.register_module()
 class SiameseEncoderDecoder(EncoderDecoder):
-    """MMSegmentation's segmentor with one backbone for two dates (paper 4.2.3).
+    """A segmentor of MMSegmentation with one backbone for two dates (paper 4.2.3).
 
     The backbone makes two passes with the same weights, as in the paper, and the neck joins the
     maps of both. Modules have the names of Open-CD's ``SiamEncoderDecoder``, so either loads the
     checkpoints of the other.
 
     Args:
-        *args, **kwargs: As in ``EncoderDecoder``. A ``neck`` is required that takes two dates, as
-            :class:`pera_mm.downstream.bit_head.PairNeck` does.
+        *args, **kwargs: As in ``EncoderDecoder``. A ``neck`` that takes two dates is required, such
+            as :class:`pera_mm.downstream.bit_head.PairNeck`.
 
     Raises:
         ValueError: if there is no neck.
@@ -55,7 +55,7 @@ class SiameseEncoderDecoder(EncoderDecoder):
 
 @DATASETS.register_module()
 class ChangePairs(SegmentationDataset):
-    """LEVIR-CD's layout: files of one name in ``A`` (before), ``B`` (after) and ``label``.
+    """A data set in LEVIR-CD's layout: ``A`` (before), ``B`` (after) and ``label``, same names.
 
     Unreadable files are treated as in the parent: replaced in training, an error in a test.
 
@@ -63,8 +63,8 @@ class ChangePairs(SegmentationDataset):
         data_prefix: the folders, as ``dict(img_path='train/A', img_path2='train/B',
             seg_map_path='train/label')``.
         kwargs: as for ``mmseg.BaseSegDataset``: ``data_root``, ``pipeline``, the suffixes of
-            images and masks (``.png``), and ``ann_file``, a list of names without suffix where
-            not all pairs are wanted.
+            images and masks (``.png``), and ``ann_file``, a list of names without suffix if not
+            all pairs are wanted.
 
     Raises:
         ValueError: if a folder is missing, there is no pair, or a pair lacks a file.
@@ -78,7 +78,7 @@ class ChangePairs(SegmentationDataset):
         """Find the pairs and check that each has its three files."""
         suffixes = dict(img_path=self.img_suffix, img_path2=self.img_suffix,
                         seg_map_path=self.seg_map_suffix)
-        found = {key: _names(Path(self.data_prefix[key]), suffixes[key]) for key in FILES}
+        found = {key: _names(Path(self.data_prefix[key]), suffixes[key]) for key in FILE_ROLES}
         names = set(list_from_file(self.ann_file)) if self.ann_file else set.union(*found.values())
         if not names:
             raise UserError(f'No images *{self.img_suffix} in {self.data_prefix["img_path"]}: '
@@ -86,13 +86,14 @@ class ChangePairs(SegmentationDataset):
         for key, present in found.items():
             missing = sorted(names - present)
             if missing:
-                shown = ', '.join(name + suffixes[key] for name in missing[:SHOWN])
+                shown = ', '.join(name + suffixes[key] for name in missing[:MAX_SHOWN])
+                more = ', ...' if len(missing) > MAX_SHOWN else ''
                 raise UserError(
-                    f'{len(missing)} of {len(names)} pairs have no {FILES[key]} in '
-                    f'{self.data_prefix[key]}: {shown}{", ..." if len(missing) > SHOWN else ""}; '
+                    f'{len(missing)} of {len(names)} pairs have no {FILE_ROLES[key]} in '
+                    f'{self.data_prefix[key]}: {shown}{more}; '
                     'both dates and the mask of a pair need one name.')
         return [
-            {key: str(Path(self.data_prefix[key], name + suffixes[key])) for key in FILES}
+            {key: str(Path(self.data_prefix[key], name + suffixes[key])) for key in FILE_ROLES}
             | dict(seg_fields=[], reduce_zero_label=False, label_map=None)
             for name in sorted(names)]
 
@@ -109,21 +110,21 @@ def _names(folder: Path, suffix: str) -> set[str]:
 class LoadPair(BaseTransform):
     """Read both dates and the mask of a pair.
 
-    Needs ``img_path``, ``img_path2``, ``seg_map_path`` and ``seg_fields``. Gives ``img``, uint8
-    ``[H, W, 6]``, RGB of the first date, then of the second; ``gt_seg_map``, uint8 ``[H, W]``, 0
-    unchanged and 1 changed; and the shapes. The mask's file holds exactly 0 (unchanged) and 255
-    (changed), LEVIR-CD's values. A 1 is refused, since some toolboxes take it for 'changed' and
-    others for 'unchanged'.
+    It needs ``img_path``, ``img_path2``, ``seg_map_path`` and ``seg_fields``. It adds ``img``,
+    uint8 ``[H, W, 6]``, RGB of the first date, then of the second; ``gt_seg_map``, uint8
+    ``[H, W]``, 0 unchanged and 1 changed; and the shapes. The mask's file holds exactly 0
+    (unchanged) and 255 (changed), LEVIR-CD's values. A 1 is refused, since some toolboxes take it
+    for 'changed' and others for 'unchanged'.
 
-    A file that cannot be read is appended to ``skipped`` as (path, reason), and there is no
-    sample.
+    For a file that cannot be read, (path, reason) is appended to ``skipped``, and the result is
+    None.
 
     Raises:
         ValueError: if the three sizes differ, or the mask has another value.
     """
 
     def transform(self, results: dict) -> dict | None:
-        """Read both dates and the mask; None where a file is unreadable."""
+        """Read both dates and the mask; None if a file is unreadable."""
         parts = []
         for key, read in (('img_path', read_image), ('img_path2', read_image),
                           ('seg_map_path', _read_gray)):
@@ -133,7 +134,7 @@ class LoadPair(BaseTransform):
                 results['skipped'].append((results[key], str(error)))
                 return None
         before, after, mask = parts
-        check_equal_sizes({results[key]: part.shape[1::-1] for key, part in zip(FILES, parts)})
+        check_equal_sizes({results[key]: part.shape[1::-1] for key, part in zip(FILE_ROLES, parts)})
         results['img'] = np.concatenate([before, after], axis=2)
         results['gt_seg_map'] = check_mask(mask, results['seg_map_path']) // CHANGED
         results['seg_fields'].append('gt_seg_map')
@@ -142,7 +143,7 @@ class LoadPair(BaseTransform):
 
 
 def _read_gray(path: str) -> np.ndarray:
-    """The mask in 8-bit gray ``[H, W]``; the values of a 1-bit file become 0 and 255."""
+    """Read the mask in 8-bit gray ``[H, W]``; the values of a 1-bit file become 0 and 255."""
     return read_mask(path, 'L').values
 
 
@@ -150,7 +151,7 @@ def check_mask(mask: np.ndarray, path: str) -> np.ndarray:
     """Return the mask if it holds 0 and 255 only.
 
     Raises:
-        ValueError: if it holds others; they are named.
+        ValueError: if it holds other values, which the error names.
     """
     if ((mask != UNCHANGED) & (mask != CHANGED)).any():
         values = ', '.join(str(value) for value in np.unique(mask) if value not in

@@ -1,4 +1,4 @@
-"""A check of all files before the first step, so that a wrong one costs seconds, not hours."""
+"""A check of all files before the first step, so that a wrong file costs seconds, not hours."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,8 +17,8 @@ from pera_mm.engine.hooks.teacher import inner_model
 from pera_mm.errors import UserError
 from pera_mm.registry import HOOKS
 
-FILES = ('img_path', 'img_path2', 'seg_map_path')
-PATIENCE = 5  # seconds between two sentences about the progress
+PATH_KEYS = ('img_path', 'img_path2', 'seg_map_path')
+PROGRESS_INTERVAL = 5  # seconds between two lines of progress in the log
 
 
 @HOOKS.register_module()
@@ -26,20 +26,20 @@ class DataCheckHook(Hook):
     """A check, before training, that the files of the train and the validation set fit.
 
     The headers of all images, second images and masks are read (0.03 ms per file on a local disk).
-    The files of a sample must have one size, which must not be smaller than the window cut out of
-    it (``crop_size`` of the pipeline, of the sliding window in validation). Then evenly spaced
+    The files of a sample must have one size, at least that of the window cut out of it
+    (``crop_size`` of the pipeline, of the sliding window in validation). Then evenly spaced
     samples are loaded through the pipeline, up to the mask, so that its loader can refuse unknown
     labels.
 
     Unreadable files of the train set are counted and named in the log; the data set replaces them.
-    One process checks, and all get the verdict.
+    One process checks, and all get the result.
 
     Args:
-        num_loaded: the number of samples that are loaded of each data set.
+        num_loaded: the number of samples that are loaded from each data set.
 
     Raises:
-        ValueError: on all ranks, naming the file, if anything does not fit, or a file of the
-            validation set or every file of the train set is unreadable.
+        ValueError: on all ranks, with the name of the file, if a file does not fit, a file of the
+            validation set is unreadable, or all files of the train set are.
     """
 
     def __init__(self, num_loaded: int = 200) -> None:
@@ -56,7 +56,7 @@ class DataCheckHook(Hook):
         if is_main_process():
             try:
                 self._check_all(runner)
-            except Exception as error:  # whatever it is, no rank may wait for this one
+            except Exception as error:  # otherwise the other ranks wait for this one
                 verdict, cause = [str(error)], error
         broadcast_object_list(verdict)
         if verdict[0] is not None:
@@ -65,12 +65,12 @@ class DataCheckHook(Hook):
             raise UserError(verdict[0]) from None
 
     def _check_all(self, runner: Runner) -> None:
-        for dataset in _parts(runner.train_dataloader.dataset):
+        for dataset in _datasets_in(runner.train_dataloader.dataset):
             self._check(runner, dataset, 'train', None)
         if runner.val_loop is not None:
             test_cfg = getattr(inner_model(runner), 'test_cfg', None) or {}
             window = test_cfg.get('crop_size') if test_cfg.get('mode') == 'slide' else None
-            for dataset in _parts(runner.val_dataloader.dataset):
+            for dataset in _datasets_in(runner.val_dataloader.dataset):
                 self._check(runner, dataset, 'val', window)
 
     def _check(self, runner: Runner, dataset: Any, name: str,
@@ -84,11 +84,12 @@ class DataCheckHook(Hook):
             unreadable.update(check_sizes(dataset.get_data_info(index), window))
         number = min(self.num_loaded, len(dataset))
         for index in note(np.linspace(0, len(dataset) - 1, number, dtype=int).tolist()):
-            unreadable.update(_load(dataset.get_data_info(index), transforms))
-        self._judge(runner, unreadable, name, len(dataset))
+            unreadable.update(_load_sample(dataset.get_data_info(index), transforms))
+        self._report_unreadable(runner, unreadable, name, len(dataset))
 
     @staticmethod
-    def _judge(runner: Runner, unreadable: dict[str, str], name: str, samples: int) -> None:
+    def _report_unreadable(runner: Runner, unreadable: dict[str, str], name: str,
+                           samples: int) -> None:
         if not unreadable:
             return
         path, reason = next(iter(unreadable.items()))
@@ -102,7 +103,7 @@ class DataCheckHook(Hook):
         runner.logger.warning(f'{found}; other samples take their places.')
 
 
-def _parts(dataset: Any) -> list[Any]:
+def _datasets_in(dataset: Any) -> list[Any]:
     """List the data sets in a ConcatDataset or in a RepeatDataset, or the data set itself."""
     return getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', dataset)]
 
@@ -111,19 +112,19 @@ def check_sizes(sample: dict, window: Sequence[int] | None) -> dict[str, str]:
     """Compare the sizes in the headers of a sample's files.
 
     Args:
-        sample: with the paths, under the keys of FILES that it has.
-        window: height and width of the window that is cut out of it; None: none is cut out.
+        sample: with the paths, under the keys of PATH_KEYS that it has.
+        window: height and width of the window that is cut out of it; None: no window.
 
     Returns:
-        path to reason, of every file that is not a readable image.
+        path to reason, for every file that is not a readable image.
 
     Raises:
         ValueError: on a missing file, different sizes, or an image smaller than the window.
     """
     sizes, unreadable = {}, {}
-    for path in (sample[key] for key in FILES if sample.get(key)):
+    for path in (sample[key] for key in PATH_KEYS if sample.get(key)):
         try:
-            sizes[path] = _size(path)
+            sizes[path] = _image_size(path)
         except FileNotFoundError:
             raise UserError(f'{path} is missing, which belongs to {sample["img_path"]}: every '
                             'sample needs all its files under one name.') from None
@@ -138,7 +139,7 @@ def check_sizes(sample: dict, window: Sequence[int] | None) -> dict[str, str]:
     return unreadable
 
 
-def _size(path: str) -> tuple[int, int]:
+def _image_size(path: str) -> tuple[int, int]:
     """Read width and height from the header alone."""
     with open(path, 'rb') as file:
         try:
@@ -152,7 +153,7 @@ def _size(path: str) -> tuple[int, int]:
                 return raster.width, raster.height
 
 
-def _load(sample: dict, transforms: Iterable[Any]) -> dict[str, str]:
+def _load_sample(sample: dict, transforms: Iterable[Any]) -> dict[str, str]:
     """Run the pipeline up to the mask; return path and reason of an unreadable file."""
     skipped: list[tuple[str, str]] = []
     results: dict | None = sample | dict(skipped=skipped)
@@ -165,9 +166,9 @@ def _load(sample: dict, transforms: Iterable[Any]) -> dict[str, str]:
 
 def _progress(logger: Any, what: str, indexes: Sequence[int]) -> Iterator[int]:
     """Yield the indexes; log the progress from time to time."""
-    spoke = time.monotonic()
+    last_line = time.monotonic()
     for done, index in enumerate(indexes):
-        if time.monotonic() - spoke > PATIENCE:
-            spoke = time.monotonic()
+        if time.monotonic() - last_line > PROGRESS_INTERVAL:
+            last_line = time.monotonic()
             logger.info(f'{done} of {len(indexes)} samples {what}')
         yield index

@@ -23,14 +23,14 @@ from pera_mm.registry import DATASETS, METRICS, MODELS
 
 @DATASETS.register_module()
 class DIORDataset(RedrawUnreadable, BaseDetDataset):
-    """DIOR, or any other Pascal VOC XML (``metainfo=dict(classes=...)``), in DIOR's layout.
+    """A data set of DIOR, or of other Pascal VOC XML (``metainfo=dict(classes=...)``).
 
-    ``data_root`` holds ``ImageSets/Main/{train,val,test}.txt``, a name per line, and the folders of
-    ``data_prefix``. Before training starts, all XML is read and every name is looked up (23,000
-    files take seconds); no image is opened.
+    The layout is DIOR's: ``data_root`` holds ``ImageSets/Main/{train,val,test}.txt``, a name per
+    line, and the folders of ``data_prefix``. Before training starts, all XML is read and every name
+    is looked up (23,000 files take seconds); no image is opened.
 
-    An image counts as unreadable, too, if its size is not what its XML says: then the places of
-    its boxes are unknown. In training another image takes its place, and its path and the reason
+    An image also counts as unreadable if its XML gives another size, because the places of its
+    boxes are then unknown. In training another image takes its place, and its path and the reason
     travel as ``skipped`` to :class:`SkippedImagesHook`. In a test it is an error.
 
     Args:
@@ -59,9 +59,9 @@ class DIORDataset(RedrawUnreadable, BaseDetDataset):
         """Read all XML files of the splits.
 
         Raises:
-            ValueError: as of the class.
+            ValueError: as the class.
         """
-        images, xmls = (set(_list(self.data_prefix[kind])) for kind in ('img', 'xml'))
+        images, xmls = (set(_list_folder(self.data_prefix[kind])) for kind in ('img', 'xml'))
         labels = {name: label for label, name in enumerate(self.metainfo['classes'])}
         samples: list[dict] = []
         problems: list[str] = []
@@ -94,7 +94,7 @@ class DIORDataset(RedrawUnreadable, BaseDetDataset):
                 instances=[dict(bbox=box, bbox_label=labels[label], ignore_flag=int(ignored))
                            for box, label, ignored in zip(found.boxes.tolist(), found.names,
                                                           found.difficult)]))
-        self._judge(problems, len(names))
+        self._refuse_if_any(problems, len(names))
         if dropped:
             print_log(f'{sum(dropped.values())} boxes in {len(dropped)} of {len(names)} files are '
                       f'empty, inverted or outside of their image and were dropped: '
@@ -114,12 +114,12 @@ class DIORDataset(RedrawUnreadable, BaseDetDataset):
                             'name of an image, without its suffix, on every line.')
         return names
 
-    def _judge(self, problems: list[str], total: int) -> None:
+    def _refuse_if_any(self, problems: list[str], total: int) -> None:
         if problems:
             raise UserError(
                 f'{len(problems)} of the {total} samples in the splits {", ".join(self.splits)} of '
-                f'{self.data_root} cannot be used ({first_few(problems, "; ")}); mend these files '
-                'or take their names out of ImageSets/Main (known classes, which '
+                f'{self.data_root} cannot be used ({first_few(problems, "; ")}); repair these '
+                'files or remove their names from ImageSets/Main (known classes, which '
                 f'metainfo=dict(classes=...) sets: {", ".join(self.metainfo["classes"])}).')
 
     def filter_data(self) -> list[dict]:
@@ -145,11 +145,11 @@ class DIORDataset(RedrawUnreadable, BaseDetDataset):
 
 
 class _UnreadableError(Exception):
-    """An image that cannot be used; the text is the reason, one line."""
+    """An image that cannot be used; the text is the reason, in one line."""
 
 
 def _load_checked(transform: Any, sample: dict) -> dict:
-    """The sample with its image, of the size its XML says."""
+    """Load the image of a sample and check that it has the size in its XML."""
     try:
         loaded = transform(sample)
     except MemoryError:  # not the image's fault
@@ -163,7 +163,7 @@ def _load_checked(transform: Any, sample: dict) -> dict:
     return loaded
 
 
-def _list(folder: str) -> list[str]:
+def _list_folder(folder: str) -> list[str]:
     if not os.path.isdir(folder):
         raise UserError(f'the folder {folder} is missing; set data_root to the folder that holds '
                         "DIOR's JPEGImages-trainval, JPEGImages-test and Annotations.")
@@ -172,19 +172,19 @@ def _list(folder: str) -> list[str]:
 
 @METRICS.register_module()
 class EdgeVOCMetric(VOCMetric):
-    """MMDetection's ``VOCMetric`` for boxes given by their edges, as :class:`DIORDataset` does.
+    """A ``VOCMetric`` for boxes given by their edges, as in :class:`DIORDataset`.
 
-    The parent takes the far corner for the object's last pixel and makes all sides longer by one.
-    This raises the overlap of small boxes (8 px: up to .03 of IoU). Here the corner is moved
-    inwards first, so the overlap is exact.
+    MMDetection's metric takes the far corner for the last pixel of the object and makes all sides
+    longer by one. This raises the overlap of small boxes (8 px: up to .03 of IoU). Here the corner
+    is moved inwards first, so the overlap is exact.
 
     ``eval_mode='area'`` is the area under the whole precision-recall curve (VOC from 2010 on; COCO
     and torchvision's references sample it at 101 points). '11points', the parent's default, is the
-    measure of VOC 2007. It differs by up to a few points: compare only results of one measure.
+    measure of VOC 2007. They differ by up to a few points: compare only results of one measure.
     """
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        """Keep the boxes of one batch."""
+        """Store the boxes of one batch."""
         moved = []
         for sample in data_samples:
             sample = dict(sample)
@@ -197,10 +197,11 @@ class EdgeVOCMetric(VOCMetric):
 
 @MODELS.register_module()
 class ExactRPNHead(RPNHead):
-    """MMDetection's ``RPNHead``, with proposals that stay exact under autocast.
+    """An ``RPNHead`` with proposals that stay exact under autocast.
 
-    The parent computes anchors and proposals in its maps' precision. In bfloat16 a coordinate above
-    256 is a multiple of two pixels, while many objects of DIOR are eight pixels long.
+    MMDetection's head computes anchors and proposals in the precision of its maps. In bfloat16 a
+    coordinate above 256 is a multiple of two pixels, and many objects of DIOR are eight pixels
+    long.
     """
 
     def forward_single(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,7 +212,7 @@ class ExactRPNHead(RPNHead):
 
 @MODELS.register_module()
 class ExactRoIExtractor(SingleRoIExtractor):
-    """MMDetection's ``SingleRoIExtractor``, without rounding boxes to the maps' precision."""
+    """A ``SingleRoIExtractor`` that does not round boxes to the precision of the maps."""
 
     def forward(self, feats: tuple[Tensor, ...], rois: Tensor,
                 roi_scale_factor: float | None = None) -> Tensor:

@@ -1,7 +1,7 @@
-"""Scores of a segmentation or change map under named protocols, from one pass over the test set.
+"""The scores of segmentation or change maps under named protocols, from one pass of the test.
 
-Published numbers are counted in different ways: with or without clutter, with whole or with eroded
-borders. Here every number carries the name of its protocol.
+Publications count in different ways: with or without clutter, with whole or with eroded borders.
+Here every number has the name of its protocol.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,7 @@ from pera_mm.errors import UserError
 from pera_mm.registry import METRICS
 
 UNLABELLED = 255  # a ground-truth pixel of this value is never counted
+MIN_COLUMN_WIDTH = 15  # characters, of the table in the log
 
 
 class Protocol(NamedTuple):
@@ -24,8 +25,8 @@ class Protocol(NamedTuple):
 
     Attributes:
         average: the class ids whose scores are averaged; empty: all.
-        ignore: ground-truth pixels of these class ids are not counted. The predictions in their
-            place do not matter; their prediction elsewhere is still wrong.
+        ignore: ground-truth pixels of these class ids are not counted. Predictions at these
+            pixels do not matter; a prediction of these classes elsewhere is still wrong.
         border: the radius in pixels of a disc (3 in the eroded references of ISPRS).
             Ground-truth pixels with another class in this disc are not counted. Neither the edge
             of the image nor unlabelled pixels are a border.
@@ -38,20 +39,20 @@ class Protocol(NamedTuple):
 
 @METRICS.register_module()
 class ConfusionMetric(BaseMetric):
-    """One confusion matrix, scored under several named protocols, in percent.
+    """A confusion matrix, scored under several named protocols, in percent.
 
-    Reports ``<protocol>/mF1``, ``<protocol>/mIoU`` and ``<protocol>/OA``; when exactly one class
-    is averaged ``<protocol>/F1``, ``/IoU``, ``/precision`` and ``/recall`` instead. The matrix is
-    summed over all images before any score is computed. A class that occurs neither in the ground
-    truth nor in the prediction has no score and is left out of the mean. A class that is only
-    predicted scores 0. OA is the share of right pixels among all pixels that the protocol counts,
-    also those of classes outside ``average``.
+    It reports ``<protocol>/mF1``, ``<protocol>/mIoU`` and ``<protocol>/OA``. If exactly one class
+    is averaged, it reports ``<protocol>/F1``, ``/IoU``, ``/precision`` and ``/recall`` instead. The
+    matrix is summed over all images before any score is computed. A class that occurs neither in
+    the ground truth nor in the prediction has no score and is left out of the mean. A class that is
+    only predicted scores 0. OA is the share of right pixels among all pixels that the protocol
+    counts, also those of classes outside ``average``.
 
-    Works on the data samples of MMSegmentation and Open-CD: ``pred_sem_seg`` and ``gt_sem_seg``
+    It works on the data samples of MMSegmentation and Open-CD: ``pred_sem_seg`` and ``gt_sem_seg``
     with ``data`` [1, H, W]; 255 in the ground truth is never counted.
 
     Args:
-        protocols: name: fields of :class:`Protocol`, like
+        protocols: name to fields of :class:`Protocol`, such as
             ``{'5-class': dict(average=[0, 1, 2, 3, 4])}``.
 
     Raises:
@@ -62,7 +63,7 @@ class ConfusionMetric(BaseMetric):
     def __init__(self, protocols: Mapping[str, Mapping], collect_device: str = 'cpu') -> None:
         super().__init__(collect_device=collect_device)
         if not protocols:
-            raise UserError('ConfusionMetric needs at least one protocol, like '
+            raise UserError('ConfusionMetric needs at least one protocol, such as '
                             "protocols={'all classes': {}}.")
         for name, fields in protocols.items():
             unknown = set(fields) - set(Protocol._fields)
@@ -78,7 +79,7 @@ class ConfusionMetric(BaseMetric):
         return self.dataset_meta['classes']
 
     def process(self, data_batch: object, data_samples: Sequence[dict]) -> None:
-        """Keep one confusion matrix per border width of every sample."""
+        """Store one confusion matrix per border width of every sample."""
         for sample in data_samples:
             where = sample.get('seg_map_path') or sample.get('img_path', 'a sample')
             if 'gt_sem_seg' not in sample:
@@ -115,15 +116,15 @@ class ConfusionMetric(BaseMetric):
                             f'{len(self.classes)} classes, 0 to {len(self.classes) - 1}.')
 
     def _table(self, scores: dict[str, dict[str, NDArray]]) -> str:
-        wide = {name: max(15, len(name) + 2) for name in scores}
+        widths = {name: max(MIN_COLUMN_WIDTH, len(name) + 2) for name in scores}
         longest = max(map(len, self.classes))
-        lines = [' ' * longest + ''.join(f'{name:>{width}}' for name, width in wide.items())]
+        lines = [' ' * longest + ''.join(f'{name:>{width}}' for name, width in widths.items())]
         for index, label in enumerate(self.classes):
             line = f'{label:<{longest}}'
-            for name, of in scores.items():
-                cell = f'{of["F1"][index]:.2f} / {of["IoU"][index]:.2f}'
+            for name, of_classes in scores.items():
+                cell = f'{of_classes["F1"][index]:.2f} / {of_classes["IoU"][index]:.2f}'
                 counted = index not in self.protocols[name].ignore
-                line += f'{cell if counted else "ignored":>{wide[name]}}'
+                line += f'{cell if counted else "ignored":>{widths[name]}}'
             lines.append(line)
         return '\n'.join(lines)
 
@@ -148,7 +149,7 @@ def confusion(truth: NDArray[np.uint8], predicted: NDArray, classes: int) -> NDA
     counted = truth != UNLABELLED
     truth, predicted = truth[counted].astype(np.int64), predicted[counted]
     if truth.size and max(truth.max(), predicted.max()) >= classes:
-        raise UserError(f'class {max(truth.max(), predicted.max())} where only 0 to '
+        raise UserError(f'there is a class {max(truth.max(), predicted.max())}, but only 0 to '
                         f'{classes - 1} and {UNLABELLED} (not labelled) exist.')
     counts = np.bincount(truth * classes + predicted, minlength=classes ** 2)
     return counts.reshape(classes, classes)
@@ -158,7 +159,7 @@ def erode(truth: NDArray[np.uint8], border: int) -> NDArray[np.uint8]:
     """Remove the labels of all pixels with another class within ``border`` pixels (a disc).
 
     Args:
-        truth: class ids [H, W], 255 where not labelled, which is not a class and has no border.
+        truth: class ids [H, W], 255 where not labelled; this is not a class and has no border.
         border: radius in pixels; 0 changes nothing.
 
     Returns:
@@ -168,7 +169,7 @@ def erode(truth: NDArray[np.uint8], border: int) -> NDArray[np.uint8]:
         return truth
     offsets = np.arange(-border, border + 1) ** 2
     disc = (offsets[:, None] + offsets <= border ** 2).astype(np.uint8)
-    # 255 + 1 = 0 in uint8: an unlabelled pixel is the lowest for the maximum, 255 for the minimum.
+    # 255 + 1 = 0 in uint8: an unlabelled pixel changes neither the maximum nor the minimum.
     highest = cv2.dilate(truth + np.uint8(1), disc) - np.uint8(1)
     return np.where(highest == cv2.erode(truth, disc), truth, np.uint8(UNLABELLED))
 

@@ -1,4 +1,4 @@
-"""The parts that MMSegmentation lacks for Potsdam, LoveDA, and a folder of one's own."""
+"""The parts that MMSegmentation lacks for Potsdam, LoveDA and the user's own folders."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -31,20 +31,20 @@ MASK_MODES = ('1', 'L', 'P', 'I', 'I;16')  # Pillow's, of one whole number per p
 class SegmentationDataset(RedrawUnreadable, BaseSegDataset):
     """A folder of images and a folder of masks with the same names.
 
-    As ``mmseg.BaseSegDataset``, with any ``classes`` in ``metainfo``. In training, another sample
-    replaces an unreadable one, and the sample's ``skipped`` names the file, which
-    ``pera_mm.SkippedImagesHook`` reports. In a test it is an error.
+    It works as ``mmseg.BaseSegDataset``, with any ``classes`` in ``metainfo``. In training, another
+    sample replaces an unreadable one; its ``skipped`` names the file, which
+    ``pera_mm.SkippedImagesHook`` reports. In a test an unreadable file is an error.
 
     Args:
         metainfo: ``dict(classes=(...))``; their order gives the ids.
-        threshold: a mask holds gray values, and pixels above this one are of the second class;
-            None: it holds class ids.
+        threshold: masks hold gray values, and pixels above this value are of the second class;
+            None: masks hold class ids.
         img_suffix: ending of the images' names.
         kwargs: as for ``mmseg.BaseSegDataset``: ``data_root``, ``data_prefix`` (``img_path`` and
             ``seg_map_path``), ``reduce_zero_label`` (0 is not counted, classes begin at 1) ...
 
     Raises:
-        ValueError: if the folder is missing or has no image, or a threshold is set for other than
+        ValueError: if the folder is missing or has no image, or a threshold is set without exactly
             two classes; in a test, if a file is unreadable.
     """
 
@@ -78,9 +78,9 @@ class SegmentationDataset(RedrawUnreadable, BaseSegDataset):
 class LoadMask(BaseTransform):
     """Read ``seg_map_path`` as class ids, 255 where not labelled.
 
-    Adds ``gt_seg_map`` uint8 [H, W]. With ``reduce_zero_label`` the file's 0 becomes 255 and its
-    1, 2 ... become 0, 1 ... An unreadable file is appended to ``skipped`` as (path, reason), and
-    there is no sample. Use it with :class:`SegmentationDataset`, which knows the classes.
+    It adds ``gt_seg_map`` uint8 [H, W]. With ``reduce_zero_label`` the file's 0 becomes 255 and its
+    1, 2 ... become 0, 1 ... For an unreadable file, (path, reason) is appended to ``skipped``, and
+    the result is None. Use it with :class:`SegmentationDataset`, which knows the classes.
 
     Raises:
         ValueError: if the file is a color picture, has a value that is not a class, or another
@@ -88,7 +88,7 @@ class LoadMask(BaseTransform):
     """
 
     def transform(self, results: dict) -> dict | None:
-        """Read; None where the file is unreadable."""
+        """Read the mask; None if the file is unreadable."""
         path, image = results['seg_map_path'], results['img_path']
         try:
             values, mode = read_mask(path)
@@ -96,15 +96,15 @@ class LoadMask(BaseTransform):
             results['skipped'].append((path, str(error)))
             return None
         if mode not in MASK_MODES:
-            raise UserError(f'{path} is a colour picture (mode {mode}), not a mask of class ids: '
+            raise UserError(f'{path} is a color picture (mode {mode}), not a mask of class ids: '
                             'convert it, for Potsdam with tools/data/prepare.py.')
         check_equal_sizes({image: results['ori_shape'][::-1], path: values.shape[::-1]})
-        results['gt_seg_map'] = self._classes(values, results)
+        results['gt_seg_map'] = self._to_classes(values, results)
         results['seg_fields'].append('gt_seg_map')
         return results
 
     @staticmethod
-    def _classes(values: NDArray, sample: dict) -> NDArray[np.uint8]:
+    def _to_classes(values: NDArray, sample: dict) -> NDArray[np.uint8]:
         if sample['threshold'] is not None:
             return (values > sample['threshold']).astype(np.uint8)
         path, first = sample['seg_map_path'], int(sample['reduce_zero_label'])
@@ -127,17 +127,17 @@ def check_equal_sizes(sizes: Mapping[str, Sequence[int]]) -> None:
         sizes: path to (width, height) in pixels.
 
     Raises:
-        ValueError: if they differ; all files are named.
+        ValueError: if they differ; the error names all files.
     """
     if len({tuple(size) for size in sizes.values()}) > 1:
         found = ', '.join(f'{path} is {size[0]} x {size[1]}' for path, size in sizes.items())
         raise UserError(f'the files of a sample must have one size: {found} pixels; repair or '
-                        'remove it.')
+                        'remove them.')
 
 
 @MODELS.register_module()
 class UPerHead(MMSegUPerHead):
-    """MMSegmentation's UPerNet decoder with an output narrower than its inside.
+    """A UPerNet decoder of MMSegmentation with an output narrower than its inside.
 
     Args:
         channels: channels of the pyramid pooling and of the feature pyramid ("hidden").
@@ -158,8 +158,8 @@ class LoveDASubmission(BaseMetric):
     """A writer of the files that LoveDA's test server takes: one PNG per image and a flat zip.
 
     A PNG has the image's name and holds the classes as 0 (background) to 6 (agriculture), the
-    mask files' labels minus one. (MMSegmentation's ``IoUMetric`` would write 1 to 7.) The zip lies
-    beside the folder, with its name. Reports ``submission/images``, the number of images in it.
+    mask files' labels minus one. (MMSegmentation's ``IoUMetric`` would write 1 to 7.) The zip is
+    beside the folder, with its name. ``submission/images`` reports its number of images.
 
     Args:
         output_dir: folder of the PNGs. Files of an earlier run are overwritten or kept out of
@@ -181,7 +181,7 @@ class LoveDASubmission(BaseMetric):
         for sample in data_samples:
             classes = sample['pred_sem_seg']['data'].squeeze(0).cpu().numpy().astype(np.uint8)
             name = f'{Path(sample["img_path"]).stem}.png'
-            # Two ranks may write the same image, which pads the shorter share.
+            # Two ranks may write the same image, because it pads the shorter share.
             temporary = self.output_dir / f'.{name}.{os.getpid()}'
             Image.fromarray(classes).save(temporary, format='png')
             os.replace(temporary, self.output_dir / name)

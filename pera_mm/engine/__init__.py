@@ -1,4 +1,4 @@
-"""Everything that depends on the step."""
+"""The parts of training that depend on the step."""
 
 from pera_mm.engine import hooks
 from pera_mm.engine.loops import ResumableTrainLoop

@@ -11,20 +11,19 @@ from pera_mm.registry import LOOPS
 
 @LOOPS.register_module()
 class ResumableTrainLoop(EpochBasedTrainLoop):
-    """MMEngine's epoch loop that resumes exactly, at any iteration.
+    """An epoch loop that resumes exactly, at any iteration.
 
-    The iterations of an epoch that are already done are left out by the sampler's ``start``
-    (:class:`~pera_mm.datasets.sampler.DrawSampler`); no image is read to be thrown away. An epoch
-    whose iterations are all done but whose end was not reached still gets its ``after_train_epoch``
-    hooks and its validation.
+    The sampler's ``start`` (:class:`~pera_mm.datasets.sampler.DrawSampler`) skips the iterations of
+    an epoch that are already done, so no image is read in vain. If all iterations of an epoch are
+    done but its end was not reached, its ``after_train_epoch`` hooks and validation still run.
 
     Checkpoints may be saved by iteration or by epoch. With gradient accumulation they must fall
     on an optimizer step, since the gradients gathered so far are not saved:
-    :class:`~pera_mm.engine.hooks.checkpoint.AtomicCheckpointHook` sees to it.
+    :class:`~pera_mm.engine.hooks.checkpoint.AtomicCheckpointHook` ensures this.
 
     Raises:
-        ValueError: on an epoch without a single batch; on a scheduler that begins when the
-            training is over; on resuming with another number of iterations per epoch (other data,
+        ValueError: on an epoch without a single batch; on a scheduler that begins after the end
+            of the training; on resuming with another number of iterations per epoch (other data,
             batch size or number of processes), or in mid-epoch with a sampler that has no
             ``start``.
     """
@@ -40,7 +39,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         self._check_schedulers()
 
     def _check_schedulers(self) -> None:
-        """A run cut short by ``max_epochs`` alone: MMEngine's own error names no setting."""
+        """Raise if ``max_epochs`` cuts a schedule off; MMEngine's own error names no setting."""
         for cfg in _scheduler_configs(self.runner.param_schedulers):
             unit, last = (('epoch', self.max_epochs) if cfg.get('by_epoch', True) else
                           ('iteration', self.max_iters))
@@ -57,17 +56,17 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         return super().run()
 
     def run_epoch(self) -> None:
-        """One epoch, less the iterations that were done before a resume."""
+        """Run one epoch, without the iterations that were done before a resume."""
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
         done = self._iter - self._epoch * len(self.dataloader)
-        self._leave_out(done)
+        self._skip_done(done)
         for idx, data_batch in enumerate(self.dataloader, start=done):
             self.run_iter(idx, data_batch)
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
 
-    def _leave_out(self, iterations: int) -> None:
+    def _skip_done(self, iterations: int) -> None:
         batches = self.dataloader.batch_sampler
         if hasattr(batches.sampler, 'start'):
             batches.sampler.start = iterations * batches.batch_size
@@ -78,7 +77,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
                 "dict(type='pera_mm.DrawSampler'), or save checkpoints by epoch.")
 
     def _match_checkpoint(self) -> None:
-        """Keep what the order of the data depends on in the message hub, which is saved."""
+        """Keep in the message hub, which is saved, what the order of the data depends on."""
         hub, now = self.runner.message_hub, len(self.dataloader)
         sampler = self.dataloader.batch_sampler.sampler
         if self._iter:
@@ -94,7 +93,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
 
 
 def _scheduler_configs(node: Any) -> Iterator[dict]:
-    """The configs in what a runner takes: one, a list, or either for each optimizer by name."""
+    """Yield the configs of schedulers: one, a list, or either for each optimizer by name."""
     if isinstance(node, dict) and 'type' in node:
         yield node
     elif isinstance(node, (dict, list, tuple)):

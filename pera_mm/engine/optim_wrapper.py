@@ -1,4 +1,4 @@
-"""What the optimizer trains, in which precision, and a gradient check before every step."""
+"""The optimizer's parameters and precision, and a gradient check before every step."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -22,40 +22,40 @@ from pera_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class TrainedOnlyConstructor(DefaultOptimWrapperConstructor):
-    """Give the optimizer what is trained, and not the frozen teacher as MMEngine does.
+    """Give the optimizer what is trained, and not also the frozen teacher as MMEngine does.
 
-    It holds for every optimizer wrapper, so a run can be resumed in another precision. Set it with
+    It serves every optimizer wrapper, so a run can be resumed in another precision. Set it with
     ``optim_wrapper=dict(constructor='pera_mm.TrainedOnlyConstructor', ...)``; arguments as
     :class:`mmengine.optim.DefaultOptimWrapperConstructor`.
     """
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        """The optimizer wrapper for the parameters of ``model`` with ``requires_grad``."""
+        """Build the optimizer wrapper for the parameters of ``model`` with ``requires_grad``."""
         if self.paramwise_cfg:
-            return super().__call__(model)  # MMEngine itself leaves out frozen ones then
+            return super().__call__(model)  # here MMEngine leaves out frozen parameters itself
         trained = [p for p in model.parameters() if p.requires_grad]
         return super().__call__(SimpleNamespace(parameters=lambda: trained))
 
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = '',
                    **kwargs: Any) -> None:
-        """As MMEngine's, which warns of every single tensor of a frozen teacher."""
+        """Add as MMEngine does, without its warning for every tensor of a frozen teacher."""
         if any(p.requires_grad for p in module.parameters()):
             super().add_params(params, module, prefix, **kwargs)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayConstructor(LearningRateDecayOptimWrapperConstructor):
-    """Layer-wise learning-rate decay for a model of any toolbox that has a ViT in it.
+    """A layer-wise learning-rate decay for a model of any toolbox that has a ViT in it.
 
     Of a ViT of L layers, layer i = 0 ... L - 1 learns at ``lr * rate ** (L - i)``, the embeddings
-    at ``lr * rate ** (L + 1)``; final norm, adapter, neck and heads at ``lr``. It is MMPretrain's
-    constructor, which asks the whole model for the depth of a parameter; only MMPretrain's models
-    answer, so here the ViT does.
+    at ``lr * rate ** (L + 1)``; final norm, adapter, neck and heads at ``lr``. MMPretrain's
+    constructor asks the whole model for the depth of a parameter, which only MMPretrain's models
+    know; this one asks the ViT.
 
     ``paramwise_cfg`` as MMPretrain's: ``layer_decay_rate`` (default 1: no decay),
     ``norm_decay_mult``, ``bias_decay_mult``, ``flat_decay_mult``, ``custom_keys`` with
-    ``decay_mult`` and, what MMPretrain's has not, ``lr_mult``: a factor on top of the layer's.
-    Of a self-distillation model it is the student's ViT that counts; the teacher is left out.
+    ``decay_mult`` and, not in MMPretrain, ``lr_mult``: a factor on top of the layer's. In a
+    self-distillation model the student's ViT counts; the teacher is left out.
 
     Raises:
         ValueError: if the model has no ViT, or the rate is not in (0, 1].
@@ -66,11 +66,11 @@ class LayerDecayConstructor(LearningRateDecayOptimWrapperConstructor):
         rate = self.paramwise_cfg.get('layer_decay_rate', 1.)
         if not 0 < rate <= 1:
             raise UserError(f'paramwise_cfg.layer_decay_rate is {rate!r}, but must be above 0 and '
-                            'at most 1: each layer learns at that share of the rate of the next.')
+                            "at most 1: each layer learns at this share of the next layer's rate.")
 
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = '',
                    get_layer_depth: Callable | None = None, **kwargs: Any) -> None:
-        """As MMPretrain's, for the whole model."""
+        """Add the parameters as MMPretrain does, for the whole model."""
         if get_layer_depth is None:
             path, vit = _find_vit(module)
             depth = partial(vit.get_layer_depth, prefix=f'{path}.' if path else '')
@@ -85,20 +85,20 @@ def _find_vit(model: nn.Module) -> tuple[str, Any]:
     for path, module in model.named_modules():
         if isinstance(module, VisionTransformer):
             return path, module
-    raise UserError(f'LayerDecayConstructor found no ViT in {type(model).__name__}: take it out '
-                    'of optim_wrapper, or use a backbone with a pera_mm.PerAViT.')
+    raise UserError(f'LayerDecayConstructor found no ViT in {type(model).__name__}: remove it '
+                    'from optim_wrapper, or use a backbone with a pera_mm.PerAViT.')
 
 
 @OPTIM_WRAPPERS.register_module()
 class AutocastOptimWrapper(OptimWrapper):
-    """bfloat16 autocast on an accelerator, float32 on a CPU: one config for every machine.
+    """A wrapper with bfloat16 autocast on an accelerator and float32 on a CPU, by one config.
 
     A CPU with AVX512-BF16 or AMX trains about 1.5 times as fast in bfloat16, but not to the same
-    numbers as another machine; hence only when asked for.
+    numbers as another machine, so it does this only on request.
 
     Before each optimizer step the L2 norm of all gradients (of all shards under FSDP) must be
-    finite; else the run stops while the weights are still good. DDP averages the gradients and
-    FSDP sums the norm over ranks, so every rank stops in the same iteration and none hangs.
+    finite; otherwise the run stops while the weights are still good. DDP averages the gradients and
+    FSDP sums the norm over ranks, so all ranks stop in the same iteration.
 
     Args:
         dtype: ``'bfloat16'``, or None for float32 everywhere. For float16, which needs a gradient
@@ -124,14 +124,14 @@ class AutocastOptimWrapper(OptimWrapper):
         super().__init__(clip_grad=clip_grad, **kwargs)
         self.dtype = torch.bfloat16 if dtype else None
         self.on_cpu = on_cpu
-        self._shards: dist.ProcessGroup | None = None  # the ranks that hold one copy together
+        self._shard_group: dist.ProcessGroup | None = None  # ranks that share one copy
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Autocast around the forward pass; no gradient exchange while accumulating."""
+        """Autocast the forward pass; exchange no gradients while accumulating."""
         sharded = (isinstance(model, FullyShardedDataParallel)
                    and model.sharding_strategy != ShardingStrategy.NO_SHARD)
-        self._shards = model.process_group if sharded else None
+        self._shard_group = model.process_group if sharded else None
         device = get_device()
         autocast = self.dtype is not None and (device != 'cpu' or self.on_cpu)
         with super().optim_context(model), torch.autocast(device, self.dtype, enabled=autocast):
@@ -156,8 +156,8 @@ class AutocastOptimWrapper(OptimWrapper):
 
     def _gradient_norm(self, gradients: list[Tensor]) -> Tensor:
         norm = nn.utils.get_total_norm(gradients)
-        if self._shards is not None:
+        if self._shard_group is not None:
             squared = norm.square().to(get_device())
-            dist.all_reduce(squared, group=self._shards)
+            dist.all_reduce(squared, group=self._shard_group)
             norm = squared.sqrt()
         return norm

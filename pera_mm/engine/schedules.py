@@ -8,10 +8,9 @@ import math
 
 
 def cosine(step: int, total: int, start: float, end: float) -> float:
-    """Half a cosine from ``start`` at step 0 to ``end`` at step ``total`` and after.
+    """Return half a cosine from ``start`` at step 0 to ``end`` at step ``total`` and after.
 
-    ``end + (start - end) / 2 * (1 + cos(pi * step / total))``. Nothing is annealed when
-    ``total`` is 0: the value is ``end``.
+    It is ``end + (start - end) / 2 * (1 + cos(pi * step / total))``, and ``end`` if ``total`` is 0.
     """
     if step >= total:
         return end
@@ -19,10 +18,10 @@ def cosine(step: int, total: int, start: float, end: float) -> float:
 
 
 def linear_warmup(step: int, warmup: int, start: float, end: float) -> float:
-    """``numpy.linspace(start, end, warmup)[step]``, then constant ``end``.
+    """Return ``numpy.linspace(start, end, warmup)[step]``, then constant ``end``.
 
-    Both ends are included: ``end`` is reached at step ``warmup - 1``. No warm-up (0 steps)
-    gives ``end`` at once.
+    Both ends are included: step ``warmup - 1`` reaches ``end``. Without a warm-up (0 steps) the
+    value is ``end`` from the start.
     """
     if step >= warmup:
         return end

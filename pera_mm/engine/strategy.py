@@ -1,4 +1,4 @@
-"""Training with the networks, their gradients and optimizer states sharded over the ranks."""
+"""The strategy that shards networks, gradients and optimizer states over the ranks."""
 
 from typing import Any
 
@@ -13,19 +13,19 @@ from pera_mm.models.heads.prototype_head import PrototypeHead
 
 
 def wrap_policy(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
-    """FSDP's ``auto_wrap_policy``: one unit per transformer layer and per head.
+    """The ``auto_wrap_policy`` of FSDP: one unit per transformer layer and per head.
 
     Student and teacher are cut alike, so their shards match and the teacher can follow shard by
-    shard; :class:`~pera_mm.engine.hooks.teacher.TeacherHook` gathers the little that is left.
+    shard; :class:`~pera_mm.engine.hooks.teacher.TeacherHook` gathers the small rest.
     """
     return recurse or isinstance(module, (PackedEncoderLayer, PixelHead, PrototypeHead))
 
 
 class ShardedStrategy(FSDPStrategy):
-    """MMEngine's FSDPStrategy, cut by :func:`wrap_policy`, on GPUs or (for tests) on CPUs.
+    """An FSDPStrategy that cuts by :func:`wrap_policy`, on GPUs or (for tests) on CPUs.
 
-    A checkpoint is one file with whole tensors; its weights have the names of an unsharded run and
-    can be read by any. Its optimizer state, keyed by name, resumes with this strategy on any
+    A checkpoint is one file with whole tensors; its weights have the names of an unsharded run, and
+    any run can read them. Its optimizer state, keyed by name, resumes with this strategy on any
     number of ranks. Used by MMEngine's ``FlexibleRunner`` as
     ``strategy=dict(type='pera_mm.engine.strategy.ShardedStrategy')``.
 
@@ -40,7 +40,7 @@ class ShardedStrategy(FSDPStrategy):
         wrapper = dict(type='MMFullyShardedDataParallel', auto_wrap_policy=wrap_policy)
         if on_cpu:
             wrapper['device_id'] = 'cpu'
-        # Off the GPU while saving; on a CPU that would hand out memory which FSDP frees.
+        # Off the GPU while saving; on a CPU this would return memory which FSDP frees.
         gathered = dict(rank0_only=True, offload_to_cpu=not on_cpu)
         super().__init__(
             model_wrapper=dict(wrapper, **model_wrapper or {}),
@@ -51,10 +51,10 @@ class ShardedStrategy(FSDPStrategy):
             **kwargs)
 
     def model_state_dict(self) -> dict:
-        """Plain tensors: FSDP leaves attributes on them that safe loading would refuse."""
+        """Return plain tensors: FSDP leaves attributes on them that safe loading refuses."""
         return {name: tensor.detach() for name, tensor in super().model_state_dict().items()}
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
-        """As the parent, whose order of arguments is that of torch before 2.1."""
+        """Load as the parent does, which passes its arguments in the order of torch before 2.1."""
         self.optim_wrapper.load_state_dict(FullyShardedDataParallel.optim_state_dict_to_load(
             model=self.model, optim=self.optim_wrapper.optimizer, optim_state_dict=state_dict))

@@ -1,1 +1,1 @@
-"""Numbers out: features of labelled images, kNN and linear accuracy, signs of collapse."""
+"""The measures: features of labelled images, kNN and linear accuracy, signs of collapse."""

@@ -1,4 +1,4 @@
-"""Numbers that tell a learning teacher from a collapsed one.
+"""The numbers that distinguish a learning teacher from a collapsed one.
 
 Shapes: n crops per image, B images, K prototypes, D features, R rows (images or crops).
 """
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-ZERO_SINGULAR = 1e-4  # relative to the largest possible one: below it is rounding, not signal
+ZERO_SINGULAR = 1e-4  # relative to the largest possible one; below this it is rounding, not signal
 
 
 def teacher_entropy(logits: Tensor, center: Tensor, temperature: float) -> float:
-    """How undecided the teacher is: mean entropy of its targets over log K, in [0, 1].
+    """Measure how undecided the teacher is: entropy of its targets over log K, in [0, 1].
 
     The targets are those of eq. 6: softmax((logits - center) / temperature).
 
@@ -33,7 +33,7 @@ def teacher_entropy(logits: Tensor, center: Tensor, temperature: float) -> float
 
 
 def prototype_use(logits: Tensor, center: Tensor) -> float:
-    """How well the images of a batch spread over prototypes, in [0, 1].
+    """Measure how well the images of a batch spread over prototypes, in [0, 1].
 
     For each crop, the number of distinct winning prototypes among the B images, scaled from
     [1, min(B, K)] to [0, 1]; the mean over crops.
@@ -55,7 +55,7 @@ def prototype_use(logits: Tensor, center: Tensor) -> float:
 
 
 def feature_std(features: Tensor) -> float:
-    """Spread of L2-normalised features: mean deviation per dimension x sqrt(D) (SimSiam §4.1).
+    """Measure the spread of L2-normalized features: mean deviation x sqrt(D) (SimSiam §4.1).
 
     Args:
         features: ``[R, D]``, R >= 2.
@@ -68,9 +68,10 @@ def feature_std(features: Tensor) -> float:
 
 
 def effective_rank(features: Tensor) -> float:
-    """In how many directions features vary: exp of the entropy of the singular values.
+    """Count the directions in which features vary: exp of the entropy of singular values.
 
-    Roy & Vetterli 2007 (RankMe without its smoothing), on L2-normalised, centred rows.
+    It is that of Roy & Vetterli 2007 (RankMe without its smoothing), on L2-normalized, centered
+    rows.
 
     Args:
         features: ``[R, D]``.
@@ -88,7 +89,7 @@ def effective_rank(features: Tensor) -> float:
 
 
 def nearest_distance(outputs: Tensor) -> float:
-    """Mean distance of an image to its nearest other image: what KoLeo (eq. 8) pushes up.
+    """Measure the mean distance of an image to its nearest other, which KoLeo raises (eq. 8).
 
     Args:
         outputs: ``[n, B, K]``; crops of the same index are compared, as in the loss.

@@ -18,7 +18,7 @@ from pera_mm.errors import UserError
 
 
 class LabelledFolder(NamedTuple):
-    """Images of class folders, in a stable order."""
+    """The images of class folders, in a stable order."""
 
     paths: list[str]
     labels: Tensor  # int64 [N], index into classes
@@ -26,7 +26,7 @@ class LabelledFolder(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Indices of the images to learn from and to test on, int64, disjoint."""
+    """The indices of the images to learn from and to test on, int64, disjoint."""
 
     train: Tensor
     test: Tensor
@@ -53,7 +53,7 @@ def read_labelled_folder(root: str) -> LabelledFolder:
 
 
 def images_below(folder: str) -> list[str]:
-    """Paths of all images below a folder, sorted."""
+    """List the paths of all images below a folder, sorted."""
     root = os.fsencode(folder)
     return [os.fsdecode(os.path.join(root, image)) for image in find_images(root)]
 
@@ -65,8 +65,8 @@ def stratified_split(labels: Tensor, train_share: float = 0.5, max_per_class: in
     Args:
         labels: int64 ``[N]``.
         train_share: in (0, 1); the rest is for testing. Every class keeps at least one of each.
-        max_per_class: the most images of a class that are used, drawn at random; None: all.
-        seed: the draw's, so that all epochs and ranks use the same images.
+        max_per_class: the largest number of images used of a class, drawn at random; None: all.
+        seed: of the draw, so that all epochs and ranks use the same images.
 
     Raises:
         ValueError: if the share is not in (0, 1) or a class has fewer than two images.
@@ -89,17 +89,17 @@ def stratified_split(labels: Tensor, train_share: float = 0.5, max_per_class: in
 
 def extract_features(model: nn.Module, paths: Sequence[str], size: int, batch_size: int = 64,
                      encode: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
-    """Teacher [cls] features of image files, resized to a square of ``size`` pixels.
+    """Extract the teacher's [cls] features of image files, resized to ``size`` x ``size`` pixels.
 
-    Draws no random numbers, keeps no gradient and leaves every module's mode as it was. All
-    batches run even where images cannot be read, so that ranks stay in step.
+    It draws no random numbers, keeps no gradient and leaves the mode of every module as it was.
+    All batches run even if images cannot be read, so that ranks stay in step.
 
     Args:
-        model: gives ``teacher_features`` and ``data_preprocessor.normalise``.
+        model: gives ``teacher_features`` and ``data_preprocessor.normalize``.
         paths: N >= 1 files.
         size: S, a multiple of the patch size.
         batch_size: images per forward pass.
-        encode: normalised images ``[B, 3, S, S]`` to features ``[B, D]``; default: the model's
+        encode: normalized images ``[B, 3, S, S]`` to features ``[B, D]``; default: the model's
             ``teacher_features``.
 
     Returns:
@@ -113,14 +113,14 @@ def extract_features(model: nn.Module, paths: Sequence[str], size: int, batch_si
         readable += [image is not None for image in images]
         black = np.zeros((size, size, 3), np.uint8)
         pixels = torch.from_numpy(np.stack([black if x is None else x for x in images]))
-        normalised = model.data_preprocessor.normalise(pixels)  # [B, 3, S, S]
+        normalized = model.data_preprocessor.normalize(pixels)  # [B, 3, S, S]
         with torch.no_grad():
-            features.append(encode(normalised).float().cpu())
+            features.append(encode(normalized).float().cpu())
     return torch.cat(features), torch.tensor(readable)
 
 
 def read_square(path: str, size: int) -> np.ndarray | None:
-    """An image file as uint8 RGB ``[size, size, 3]``, or None if it cannot be read."""
+    """Read an image file as uint8 RGB ``[size, size, 3]``; None if it cannot be read."""
     try:
         image = read_image(path)
     except UnreadableImage:

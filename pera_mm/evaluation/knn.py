@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour accuracy of frozen features, by DINO's protocol.
+"""The weighted k-nearest-neighbor accuracy of frozen features, by DINO's protocol.
 
 Shapes: N train images, M test images, D features, C classes.
 """
@@ -14,18 +14,18 @@ TEST_ROWS = 1024  # similarities of this many test images at once: bounds memory
 
 def knn_accuracy(train_features: Tensor, train_labels: Tensor, test_features: Tensor,
                  test_labels: Tensor, k: int = 10, temperature: float = 0.07) -> float:
-    """Share of test images whose neighbours vote for the right class, in percent.
+    """Compute the share of test images whose neighbors vote for the right class, in percent.
 
-    Every test image takes the ``k`` train images of highest cosine similarity; a neighbour of
+    Every test image takes the ``k`` train images of highest cosine similarity; a neighbor of
     similarity s votes with weight exp(s / temperature) (Wu et al. 2018; DINO, eval_knn.py).
 
     Args:
-        train_features: float ``[N, D]``, any scale: rows are L2-normalised here.
+        train_features: float ``[N, D]``, any scale: rows are L2-normalized here.
         train_labels: int64 ``[N]``, classes from 0.
         test_features: float ``[M, D]``.
         test_labels: int64 ``[M]``.
-        k: number of neighbours; all N when there are fewer than ``k``.
-        temperature: > 0; smaller trusts the nearest neighbour more.
+        k: number of neighbors; all N when there are fewer than ``k``.
+        temperature: > 0; smaller trusts the nearest neighbor more.
 
     Returns:
         Accuracy in [0, 100]. Equal votes go to the smaller class index.

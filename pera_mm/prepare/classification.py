@@ -36,7 +36,7 @@ def published_names(dataset: str) -> list[str]:
 
 @dataclass(frozen=True)
 class SceneClasses(Recipe):
-    """``root/<class>/<image>`` and ``root/splits/<split>_{train,test}.txt``.
+    """The layout ``root/<class>/<image>`` and ``root/splits/<split>_{train,test}.txt``.
 
     Args:
         archive: Name of the official archive, for sentences.

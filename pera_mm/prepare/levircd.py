@@ -24,7 +24,7 @@ CUT_SIZE = 256
 
 @dataclass(frozen=True)
 class LevirCD(Recipe):
-    """``root/{train,val,test}/{A,B,label}`` whole, ``root/train_512/{A,B,label}`` in tiles.
+    """The layout ``root/{train,val,test}/{A,B,label}``, and ``root/train_512`` likewise, in tiles.
 
     The files of the release in tiles of 256 px go to ``root/{train,val,test}`` by the beginning of
     their names.

@@ -19,7 +19,7 @@ PATTERN = (r'(?:^|/)(train|val|test)(?:\.\w+)*/(?:urban|rural)/(images_png|masks
 
 @dataclass(frozen=True)
 class LoveDA(Recipe):
-    """``root/{img_dir,ann_dir}/{train,val}`` and ``root/img_dir/test``, unchanged PNG files.
+    """The layout ``root/{img_dir,ann_dir}/{train,val}`` and ``root/img_dir/test``, all PNG.
 
     Urban and rural images share a folder: their numbers differ, and two files of one name are
     refused.

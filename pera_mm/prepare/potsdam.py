@@ -65,7 +65,7 @@ def labels_of(colors: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Potsdam(Recipe):
-    """``root/{img_dir,ann_dir}/train`` in tiles and ``…/val`` whole, all PNG.
+    """The layout ``root/{img_dir,ann_dir}/train`` in tiles and ``…/val`` whole, all PNG.
 
     The noBoundary labels, if present, become ``ann_dir/val_eroded``, where the borders are 0.
 

@@ -36,7 +36,7 @@ class Problem(NamedTuple):
     advice: str
 
     def sentence(self, named: int | None = NAMED) -> str:
-        """Word the sentence; it names at most ``named`` files (None: all)."""
+        """Write the sentence; it names at most ``named`` files (None: all)."""
         shown = self.names[:named]
         rest = len(self.names) - len(shown)
         what = self.what[0].upper() + self.what[1:]

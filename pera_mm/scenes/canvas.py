@@ -130,7 +130,7 @@ class Canvas:
     # -- strokes ---------------------------------------------------------------------------------
 
     def _fixed(self, pixels: NDArray) -> NDArray[np.int32]:
-        # OpenCV's coordinates name pixel centres, ours the corners.
+        # OpenCV's coordinates name pixel centers, ours the corners.
         return np.rint(pixels * 2**_SUBPIXEL - 2 ** (_SUBPIXEL - 1)).astype(np.int32)
 
     def ground(self, material: str) -> None:

@@ -42,7 +42,7 @@ _TEXTURE[BARE] = 0.06, 0.06, 0.09
 
 
 class Scene(NamedTuple):
-    """One drawn scene of S x S pixels with every label the downstream tasks need."""
+    """A drawn scene of S x S pixels with every label the downstream tasks need."""
 
     image: NDArray[np.uint8]  # RGB [S, S, 3], first date
     mask: NDArray[np.uint8]  # land cover of the first date [S, S], indices of LAND_COVER

@@ -33,7 +33,7 @@ _DRAWING = 2  # raise it when the pictures change: older folders are then not co
 
 
 class _Place(NamedTuple):
-    """One scene of a folder."""
+    """A scene of a folder."""
 
     number: int  # from 1
     land_use: str
@@ -139,7 +139,8 @@ def write_scenes(
     check_number('seed', seed, 0)
     root = Path(root)
     sign_folder(root, _SIGNATURE,
-                {'kind': kind, 'size': size, 'seed': seed, 'drawing': _DRAWING})
+                {'kind': kind, 'size': size, 'seed': seed, 'drawing': _DRAWING},
+                'choose another folder')
     places, drawn = _places(kind, count, seed), 0
     for place in track(places):
         paths = [root / path for path in _paths(kind, place)]

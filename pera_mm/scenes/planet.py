@@ -22,7 +22,7 @@ from pera_mm.errors import UserError
 from pera_mm.scenes.noise import relief_noise
 from pera_mm.seeds import hash_seed
 
-# Longitude and latitude of the centres: Kenya, China, Germany, Kansas, Queensland, Brazil.
+# Longitude and latitude of the centers: Kenya, China, Germany, Kansas, Queensland, Brazil.
 ISLANDS = {'africa': (37.0, 1.2), 'asia': (104.5, 35.2), 'europe': (10.4, 51.1),
            'north america': (-98.3, 39.1), 'oceania': (143.7, -24.6),
            'south america': (-52.3, -12.4)}
@@ -206,7 +206,7 @@ def _ranks(field: NDArray) -> NDArray[np.float64]:
 
 def _position(place: tuple[float, float], pixels: int, pixel: float,
               in_degrees: bool) -> tuple[str, Any]:
-    """Return coordinate system and transform of a square of ``pixels`` centred on a place."""
+    """Return coordinate system and transform of a square of ``pixels`` centered on a place."""
     lon, lat = place
     half = pixels * pixel / 2
     if in_degrees:

@@ -16,7 +16,7 @@ ENGINE = BOX * (0.11, 0.045) + (0.03, 0.17)
 
 
 def rectangle(x: float, y: float, width: float, depth: float, angle: float = 0) -> NDArray:
-    """Return the corners [4, 2] of a rectangle centred at (x, y), turned by ``angle`` radians."""
+    """Return the corners [4, 2] of a rectangle centered at (x, y), turned by ``angle`` radians."""
     ax, ay = width / 2 * cos(angle), width / 2 * sin(angle)
     bx, by = -depth / 2 * sin(angle), depth / 2 * cos(angle)
     return np.array([(x - ax - bx, y - ay - by), (x + ax - bx, y + ay - by),
@@ -40,14 +40,14 @@ def along(points: NDArray, offset: float, length: float, gap: float) -> tuple[ND
     ``gap`` meters lie between two dashes, ``offset`` meters between dashes and polyline.
     """
     steps = np.hypot(*np.diff(points, axis=0).T)
-    travelled = np.concatenate([[0], np.cumsum(steps)])
+    traveled = np.concatenate([[0], np.cumsum(steps)])
     tangent = np.gradient(points, axis=0)
     tangent /= np.maximum(np.hypot(*tangent.T)[:, None], 1e-6)
     beside = points + offset * np.stack([-tangent[:, 1], tangent[:, 0]], 1)
-    start = np.arange(0, max(travelled[-1] - length, 0), length + gap)
+    start = np.arange(0, max(traveled[-1] - length, 0), length + gap)
 
     def at(distance: NDArray) -> NDArray:
-        return np.stack([np.interp(distance, travelled, beside[:, axis]) for axis in (0, 1)], 1)
+        return np.stack([np.interp(distance, traveled, beside[:, axis]) for axis in (0, 1)], 1)
 
     return at(start), at(start + length)
 

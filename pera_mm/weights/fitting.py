@@ -1,4 +1,4 @@
-"""Do the tensors of a file fit a model? The one comparison behind every strict loading."""
+"""The comparison of a file with a model, behind every strict loading and renaming."""
 
 from collections.abc import Collection, Mapping
 from math import isqrt
@@ -6,11 +6,15 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from pera_mm.errors import printable
+
+MAX_KEY = 100  # characters of a key in a message
+
 
 class Differences(NamedTuple):
-    """What keeps a file from fitting a model, by key; as text, the counts and the first of each.
+    """The keys in which a file and a model differ; false when there are none.
 
-    It is false when there is no difference.
+    As text: how many there are of each kind, and the first.
     """
 
     missing: list[str]  # in the model alone
@@ -21,10 +25,16 @@ class Differences(NamedTuple):
         return any(self)
 
     def __str__(self) -> str:
-        first = {'missing': self.missing, 'without a place': self.unknown,
-                 'misshaped': [f'{key}, {what}' for key, what in self.misshaped.items()]}
+        first = {'missing': [*map(short, self.missing)],
+                 'without a place': [*map(short, self.unknown)],
+                 'misshaped': [f'{short(key)}, {what}' for key, what in self.misshaped.items()]}
         return ', '.join(f'{len(keys)} {what} (first {keys[0]})'
                          for what, keys in first.items() if keys)
+
+
+def short(key: str) -> str:
+    """Make a key of a file fit for a message: printable, and of at most 100 characters."""
+    return printable(key)[:MAX_KEY]
 
 
 def compare(found: Mapping[str, Any], wanted: Mapping[str, Tensor],
@@ -47,15 +57,15 @@ def compare(found: Mapping[str, Any], wanted: Mapping[str, Tensor],
 
 
 def not_finite(state: Mapping[str, Any]) -> list[str]:
-    """The keys of the tensors with a value that is inf or nan."""
+    """Find the keys of the tensors with a value that is inf or nan."""
     return [key for key, value in state.items()
             if isinstance(value, Tensor) and value.is_floating_point() and not _finite(value)]
 
 
 def _finite(value: Tensor) -> bool:
-    """One pass without a copy: a sixth of the time of ``isfinite().all()``."""
+    """Whether all values are finite, in a sixth of the time of ``isfinite().all()``."""
     if value.element_size() == 1:
-        value = value.float()  # aminmax knows no float8
+        value = value.float()  # aminmax does not take float8
     return not value.numel() or all(limit.isfinite() for limit in value.aminmax())
 
 

@@ -1,9 +1,9 @@
-"""Checkpoints read without running anything that they bring.
+"""Reading of checkpoints that runs nothing from them.
 
 torch.load refuses MMEngine's checkpoints since torch 2.6, because they hold its HistoryBuffer,
-NumPy scalars and a pickled ``getattr``; with ``weights_only=False`` it runs whatever a file asks
-for. Here a pickle is read as data (:mod:`pera_mm.weights.pickles`), and what it describes is built
-from what such checkpoints hold (:mod:`pera_mm.weights.objects`); anything else is refused by name.
+NumPy scalars and a pickled ``getattr``. With ``weights_only=False`` it runs whatever a file asks
+for. Here a pickle is read as data (:mod:`pera_mm.weights.pickles`), and only objects that such
+checkpoints hold are built from it (:mod:`pera_mm.weights.objects`). Others are refused by name.
 """
 
 import os
@@ -29,7 +29,7 @@ from pera_mm.errors import MissingFileError, UserError, printable
 from pera_mm.weights.objects import STORAGE_TYPES, Storages, build, is_admitted
 from pera_mm.weights.pickles import Misfit, Refused, Stored, read_pickle
 
-MMAP_FROM = 2**30  # bytes: larger files are mapped, so that eight ranks share one copy in memory
+MMAP_FROM = 2**30  # bytes; eight ranks share one copy of a mapped file in memory
 MAX_REASON = 200  # characters
 ALIGNMENT = 16  # bytes; torch.save aligns to 64
 LOCAL_HEADER = struct.Struct('<4s22xHH')  # of a zip's record: signature, lengths of name and extra
@@ -37,17 +37,17 @@ LEGACY_MAGIC = 0x1950a86a20f9469cfc6c  # the first pickle of torch's format befo
 LEGACY_PROTOCOL = 1001
 
 MapLocation: TypeAlias = str | torch.device | Callable | None
-Place = Callable[[torch.UntypedStorage, str], torch.UntypedStorage]
+MoveStorage = Callable[[torch.UntypedStorage, str], torch.UntypedStorage]
 
 
 def load_checkpoint(
     path: str | Path, map_location: MapLocation = 'cpu', mmap: bool | None = None
 ) -> Any:
-    """Read a ``torch.save`` or safetensors file without running anything that it brings.
+    """Read a ``torch.save`` or safetensors file; nothing from it is run.
 
-    What is read is data: tensors, arrays and scalars of plain numbers, texts, containers,
-    MMEngine's HistoryBuffer and ConfigDict. Functions, and objects that are not admitted, are
-    refused. Methods that MMEngine writes into its own dicts are left out.
+    The result is data: tensors, arrays and scalars of plain numbers, texts, containers,
+    MMEngine's HistoryBuffer and ConfigDict. Functions and all other objects are refused, except
+    those that the user has admitted. Methods that MMEngine writes into its dicts are left out.
 
     Args:
         path: A local file: safetensors, or torch's zip format or the older one.
@@ -67,7 +67,7 @@ def load_checkpoint(
         return _load_safetensors(path, map_location)
     place = torch.serialization._get_restore_location(map_location)
     if isinstance(map_location, str | torch.device):
-        place(torch.UntypedStorage(0), 'cpu')  # a device that is not here speaks for itself
+        place(torch.UntypedStorage(0), 'cpu')  # torch's own error if the device is not here
     if mmap is None:
         mmap = path.stat().st_size >= MMAP_FROM
     with _refusals(path), path.open('rb') as file:
@@ -79,36 +79,36 @@ def load_checkpoint(
             tree, storages = _read_legacy(file, place)
         else:
             raise Misfit('neither a zip nor a pickle file')
-        return _built(tree, storages)
+        return _build(tree, storages)
 
 
-def _built(tree: Any, storages: Storages) -> Any:
+def _build(tree: Any, storages: Storages) -> Any:
     try:
         return build(tree, storages)
     except (Refused, Misfit, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # what torch and NumPy say of numbers that make no sense
+    except Exception as error:  # torch and NumPy raise anything on absurd numbers
         raise Misfit(f'{type(error).__name__}: {error}') from None
 
 
 @contextmanager
 def _refusals(path: Path) -> Iterator[None]:
-    """One sentence each for a hostile file and for a damaged one."""
+    """Turn the refusal of a hostile file, or of a damaged one, into a UserError."""
     try:
         yield
     except Refused as error:
         raise UserError(
-            f'{path} asks for the Python object {_short(error)}, which is not part of a plain '
+            f'{path} asks for the Python object {_shorten(error)}, which is not part of a plain '
             'checkpoint, so the file is refused and nothing of it was run: get the weights from a '
             'source you trust, or, if you trust this one, admit the object first with '
             'torch.serialization.add_safe_globals([...]).'
         ) from None
     except Misfit as error:
-        raise _unreadable(path, _short(error)) from None
+        raise _unreadable(path, _shorten(error)) from None
 
 
-def _short(error: Exception) -> str:
-    """A reason may quote the file."""
+def _shorten(error: Exception) -> str:
+    """Make a reason, which may quote the file, fit for a message."""
     return printable(str(error))[:MAX_REASON]
 
 
@@ -117,15 +117,15 @@ def _unreadable(path: Path, reason: str, kind: str = 'torch checkpoint') -> User
     return UserError(
         f'{path} ({size:,} bytes) is not a whole {kind} '
         f'({reason.splitlines()[0] if reason else "it ends too early"}): it was cut off while '
-        'being written or copied, or is something else; compare its size with the original and '
-        'copy it again, or go back to the checkpoint before it.'
+        'being written or copied, or is something else: compare its size with the original and '
+        'copy it again, or take an earlier checkpoint.'
     )
 
 
 # -- torch's zip format ---------------------------------------------------------------------
 
 
-def _read_zip(file: BinaryIO, place: Place, mmap: bool) -> tuple[Any, Storages]:
+def _read_zip(file: BinaryIO, place: MoveStorage, mmap: bool) -> tuple[Any, Storages]:
     records = _records(file)
     mains = [name for name in records if name.endswith('/data.pkl')]
     if len(mains) != 1:
@@ -134,20 +134,20 @@ def _read_zip(file: BinaryIO, place: Place, mmap: bool) -> tuple[Any, Storages]:
     if f'{folder}constants.pkl' in records:
         raise UserError(f'{file.name} is a TorchScript program, not a checkpoint: save the state '
                         'dict of the model with torch.save and load that.')
-    _check_records(records.values(), _size(file))
-    if f'{folder}byteorder' in records and _word(file, records[f'{folder}byteorder']) != (
+    _check_records(records.values(), _file_size(file))
+    if f'{folder}byteorder' in records and _read_short(file, records[f'{folder}byteorder']) != (
             sys.byteorder.encode()):
         raise Misfit('written on a machine with another order of bytes')
-    start, size = _place_of(file, records[mains[0]])
+    start, size = _span(file, records[mains[0]])
     file.seek(start)
     tree, found = _read_tree(file, size)
     storages, mapped = {}, None
     if mmap:
-        mapped = torch.UntypedStorage.from_file(os.fspath(file.name), False, _size(file))
+        mapped = torch.UntypedStorage.from_file(os.fspath(file.name), False, _file_size(file))
     for stored in found.values():
         if (record := records.get(f'{folder}data/{stored.key}')) is None:
             raise Misfit(f'the numbers of tensor {stored.key} are missing')
-        start, size = _place_of(file, record)
+        start, size = _span(file, record)
         _check_size(stored, size)
         if mapped is not None and start % ALIGNMENT == 0 and size:
             storage = mapped[start:start + size]
@@ -158,7 +158,7 @@ def _read_zip(file: BinaryIO, place: Place, mmap: bool) -> tuple[Any, Storages]:
 
 
 def _read_tree(file: BinaryIO, size: int) -> tuple[Any, dict[str, Stored]]:
-    """A pickle of at most ``size`` bytes, and the tensors it asks for, by key."""
+    """Read a pickle of at most ``size`` bytes, and the tensors it asks for, by key."""
     tree, found = read_pickle(file, is_admitted, size)
     for stored in found.values():
         if stored.type_name not in STORAGE_TYPES:
@@ -167,7 +167,7 @@ def _read_tree(file: BinaryIO, size: int) -> tuple[Any, dict[str, Stored]]:
 
 
 def _records(file: BinaryIO) -> dict[str, ZipInfo]:
-    """The records of a zip file by name, none of them twice."""
+    """List the records of a zip file by name; two of one name are refused."""
     try:
         infos = ZipFile(file).infolist()
     except (BadZipFile, ValueError, struct.error, NotImplementedError, OverflowError, MemoryError,
@@ -180,9 +180,9 @@ def _records(file: BinaryIO) -> dict[str, ZipInfo]:
 
 
 def _check_records(records: Iterable[ZipInfo], size: int) -> None:
-    """Raise Misfit if records are compressed, or lie over each other.
+    """Raise Misfit if records are compressed or overlap.
 
-    torch never writes them so: some kilobytes could then stand for gigabytes.
+    torch never writes such files. In them, kilobytes can stand for gigabytes.
     """
     total = 0
     for record in records:
@@ -193,12 +193,12 @@ def _check_records(records: Iterable[ZipInfo], size: int) -> None:
         raise Misfit('its records are larger than the file')
 
 
-def _size(file: BinaryIO) -> int:
+def _file_size(file: BinaryIO) -> int:
     return os.fstat(file.fileno()).st_size
 
 
-def _place_of(file: BinaryIO, record: ZipInfo) -> tuple[int, int]:
-    """Where the bytes of a record are: first one and number.
+def _span(file: BinaryIO, record: ZipInfo) -> tuple[int, int]:
+    """Find the first byte of a record, and the number of its bytes.
 
     Raises:
         Misfit: If they are not all in the file.
@@ -209,13 +209,13 @@ def _place_of(file: BinaryIO, record: ZipInfo) -> tuple[int, int]:
         raise Misfit(f'its record {record.filename!r} is not where the index says')
     _, name, extra = LOCAL_HEADER.unpack(head)
     start = record.header_offset + LOCAL_HEADER.size + name + extra
-    if start + record.file_size > _size(file):
+    if start + record.file_size > _file_size(file):
         raise Misfit(f'its record {record.filename!r} ends too early')
     return start, record.file_size
 
 
-def _word(file: BinaryIO, record: ZipInfo) -> bytes:
-    start, size = _place_of(file, record)
+def _read_short(file: BinaryIO, record: ZipInfo) -> bytes:
+    start, size = _span(file, record)
     file.seek(start)
     return file.read(min(size, 16))
 
@@ -236,16 +236,16 @@ def _read_storage(file: BinaryIO, start: int, size: int) -> torch.UntypedStorage
 # -- torch's format before 1.6 --------------------------------------------------------------
 
 
-def _read_legacy(file: BinaryIO, place: Place) -> tuple[Any, Storages]:
-    """Pickles one after another (magic number, version, system, object, keys), then numbers."""
+def _read_legacy(file: BinaryIO, place: MoveStorage) -> tuple[Any, Storages]:
+    """Read five pickles (magic number, version, system, object, keys), then the numbers."""
     for number in (LEGACY_MAGIC, LEGACY_PROTOCOL):
-        if _read_tree(file, _left(file))[0] != number:
+        if _read_tree(file, _bytes_left(file))[0] != number:
             raise Misfit('a pickle that torch.save did not write')
-    system, _ = _read_tree(file, _left(file))
+    system, _ = _read_tree(file, _bytes_left(file))
     if not isinstance(system, dict) or system.get('little_endian') != (sys.byteorder == 'little'):
         raise Misfit('written on a machine with another order of bytes')
-    tree, found = _read_tree(file, _left(file))
-    keys, _ = _read_tree(file, _left(file))
+    tree, found = _read_tree(file, _bytes_left(file))
+    keys, _ = _read_tree(file, _bytes_left(file))
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or (
             sorted(keys) != sorted(found)):
         raise Misfit('its list of tensors does not fit')
@@ -254,21 +254,21 @@ def _read_legacy(file: BinaryIO, place: Place) -> tuple[Any, Storages]:
         count = int.from_bytes(file.read(8), 'little', signed=True)
         size = count * STORAGE_TYPES[found[key].type_name].itemsize
         _check_size(found[key], size)
-        if size > _left(file):
+        if size > _bytes_left(file):
             raise Misfit('it ends too early')
         storages[key] = place(_read_storage(file, file.tell(), size), found[key].location)
     return tree, storages
 
 
-def _left(file: BinaryIO) -> int:
-    return _size(file) - file.tell()
+def _bytes_left(file: BinaryIO) -> int:
+    return _file_size(file) - file.tell()
 
 
 # -- safetensors ----------------------------------------------------------------------------
 
 
 def _is_safetensors(path: Path) -> bool:
-    """A safetensors file starts with the length of its header and the brace of a JSON object."""
+    """Whether the file starts with a number of eight bytes and the brace of a JSON object."""
     with path.open('rb') as file:
         return file.read(9)[8:] == b'{'
 
@@ -284,7 +284,7 @@ def _load_safetensors(path: Path, map_location: MapLocation) -> dict[str, Tensor
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """What a safetensors file says of itself; nothing for another kind of file.
+    """Read the metadata of a safetensors file; those of another file are empty.
 
     Raises:
         ValueError: If the file is a safetensors file, but not a whole one.
@@ -303,7 +303,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 def load_from_local(filename: str, map_location: MapLocation = None) -> Any:
-    """MMEngine's loader of local files, by :func:`load_checkpoint`."""
+    """Load a local file for MMEngine by :func:`load_checkpoint`."""
     return load_checkpoint(filename, map_location)
 
 
@@ -326,6 +326,6 @@ def load_from_http(filename: str, map_location: MapLocation = None) -> Any:
 
 
 def activate() -> None:
-    """Let MMEngine's runners and initializers load files and URLs with ours."""
+    """Let MMEngine's runners and initializers load files and URLs with these two functions."""
     CheckpointLoader.register_scheme('', load_from_local, force=True)
     CheckpointLoader.register_scheme(('http://', 'https://'), load_from_http, force=True)

@@ -7,13 +7,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from pera_mm.errors import UserError, printable
+from pera_mm.errors import UserError
+from pera_mm.weights.fitting import Differences, short
 
 StateDict: TypeAlias = Mapping[str, Tensor]
 
 CENTER = 'distillation.center.value'  # of the prototype scores; the authors' files do not have it
-
-LONGEST = 100  # characters of a key in a message
 
 _BLOCK = {
     'ln1': 'norm1',
@@ -26,7 +25,7 @@ _BLOCK = {
 
 
 def backbone_names(depth: int) -> dict[str, str]:
-    """Our key → timm's key (also the reference's) of a ViT backbone: 12 x depth + 6 of them."""
+    """Map our keys of a ViT backbone to timm's (and the reference's): 12 x depth + 6 pairs."""
     modules = {'patch_embed.projection': 'patch_embed.proj'}
     for i in range(depth):
         modules |= {f'layers.{i}.{ours}': f'blocks.{i}.{timm}' for ours, timm in _BLOCK.items()}
@@ -38,7 +37,7 @@ def backbone_names(depth: int) -> dict[str, str]:
 
 
 def pera_names(depth: int) -> dict[str, str]:
-    """Our key → the PerA authors' key of a whole model, in their order: 24 x depth + 37."""
+    """Map our keys of a whole model to the PerA authors', in their order: 24 x depth + 37 pairs."""
     head = [f'mlp.{i}.{kind}' for i in (0, 2, 4) for kind in ('weight', 'bias')]
     last = ['last_layer.weight_v', 'last_layer.weight_g']
     names = {'mask_token': 's_mask_token'}
@@ -52,9 +51,9 @@ def pera_names(depth: int) -> dict[str, str]:
 
 
 def reference_to_pera(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The PerA authors' weights under our names, every tensor accounted for.
+    """Rename the PerA authors' weights to our names; every tensor is accounted for.
 
-    Their trainer does not save the centre, so ``distillation.center.value`` is not in the result.
+    Their trainer does not save the center, so ``distillation.center.value`` is not in the result.
 
     Args:
         state: Their file, or its ``'model'`` part.
@@ -68,7 +67,7 @@ def reference_to_pera(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def pera_to_reference(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Our weights under the PerA authors' names, in their order; they do not keep the centre.
+    """Rename our weights to the PerA authors' names, in their order, without the center.
 
     Args:
         state: A checkpoint of ours, or its ``'state_dict'`` part.
@@ -81,7 +80,7 @@ def pera_to_reference(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def pera_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The whole PerA model of a checkpoint under our names, every tensor accounted for.
+    """Extract the whole PerA model of a checkpoint under our names; every tensor is accounted for.
 
     Args:
         state: A checkpoint of ours or the authors' raw training file.
@@ -100,7 +99,7 @@ def pera_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def timm_to_backbone(state: StateDict) -> dict[str, Tensor]:
-    """A timm ViT without classifier under the names of our backbone.
+    """Rename the tensors of a timm ViT without classifier to the names of our backbone.
 
     Raises:
         ValueError: If a key is missing or unknown.
@@ -110,7 +109,7 @@ def timm_to_backbone(state: StateDict) -> dict[str, Tensor]:
 
 
 def backbone_to_timm(state: StateDict) -> dict[str, Tensor]:
-    """Our backbone under timm's names.
+    """Rename our backbone to timm's names.
 
     Raises:
         ValueError: If a key is missing or unknown.
@@ -128,9 +127,9 @@ _HF_BLOCK = {
 
 
 def hf_names(depth: int) -> dict[str, str | tuple[str, str, str]]:
-    """Our key → the key of Hugging Face's ``ViTModel``; three for queries, keys and values.
+    """Map our keys to those of Hugging Face's ``ViTModel``; three for queries, keys and values.
 
-    These are the names of the files on their hub, which every version of transformers reads.
+    Files on their hub have these names, and every version of transformers reads them.
     """
     modules = {
         'patch_embed.projection': 'embeddings.patch_embeddings.projection', 'ln1': 'layernorm'}
@@ -149,13 +148,13 @@ def hf_names(depth: int) -> dict[str, str | tuple[str, str, str]]:
 
 
 def backbone_to_hf(state: StateDict) -> dict[str, Tensor]:
-    """Our backbone under the names of Hugging Face's ``ViTModel``: 16 x depth + 6 tensors.
+    """Rename our backbone to the names of Hugging Face's ``ViTModel``: 16 x depth + 6 tensors.
 
     Raises:
         ValueError: If a key is missing or unknown.
     """
     names = hf_names(_depth(state))
-    _account(state, names, 'the backbone')
+    _check_names(state, names, 'the backbone')
     out: dict[str, Tensor] = {}
     for ours, hf in names.items():
         out.update({hf: state[ours]} if isinstance(hf, str) else zip(hf, state[ours].chunk(3)))
@@ -163,7 +162,7 @@ def backbone_to_hf(state: StateDict) -> dict[str, Tensor]:
 
 
 def hf_to_backbone(state: StateDict) -> dict[str, Tensor]:
-    """A Hugging Face ``ViTModel`` under the names of our backbone; its pooler is left out.
+    """Rename a Hugging Face ``ViTModel`` to the names of our backbone, without its pooler.
 
     Raises:
         ValueError: If a key is missing or unknown.
@@ -171,24 +170,22 @@ def hf_to_backbone(state: StateDict) -> dict[str, Tensor]:
     state = {key: value for key, value in state.items() if not key.startswith('pooler.')}
     names = hf_names(_depth(state))
     flat = [key for hf in names.values() for key in ([hf] if isinstance(hf, str) else hf)]
-    _account(state, flat, 'the Hugging Face ViT')
+    _check_names(state, flat, 'the Hugging Face ViT')
     return {ours: state[hf] if isinstance(hf, str) else torch.cat([state[key] for key in hf])
             for ours, hf in names.items()}
 
 
 def teacher_backbone(state: Mapping[str, Any], network: str = 'teacher') -> dict[str, Tensor]:
-    """The teacher's backbone, which is what downstream tasks use (paper, section 3.2.3).
+    """Extract the teacher's backbone, which downstream tasks use (paper, section 3.2.3).
 
-    A ViT whose queries, keys and values have no bias, as that of the reference's DINO, gets zeros
-    for it; LayerScale, as DINOv2 has it, is multiplied into the layer before it. Neither changes
-    the function.
+    Where queries, keys and values have no bias, as in the reference's DINO, it becomes zero.
+    LayerScale, as in DINOv2, is multiplied into the layer before it. Neither changes the function.
 
     Args:
         state: A checkpoint of ours, the authors' raw training file, one of MMPretrain (MAE,
             MoCo v3, a classifier: its ViT is ``backbone``), or a bare backbone under our names,
             timm's or Hugging Face's.
-        network: ``'teacher'``, or ``'student'`` to take the other one; where there is only one
-            backbone it is taken as it is.
+        network: ``'teacher'`` or ``'student'``. It has no effect where there is only one backbone.
 
     Returns:
         The 12 x depth + 6 tensors of the backbone under our names.
@@ -219,13 +216,13 @@ def teacher_backbone(state: Mapping[str, Any], network: str = 'teacher') -> dict
 
 
 def backbone_prefix(state: Mapping[str, Any], network: str) -> str | None:
-    """What the keys of a network's backbone start with, or None if it is not there."""
+    """Find the prefix of the keys of a network's backbone; None if there is no such backbone."""
     prefixes = (f'{network}.backbone.', 'backbone.', '')
     return next((prefix for prefix in prefixes if f'{prefix}cls_token' in state), None)
 
 
 def _with_qkv_bias(backbone: StateDict) -> dict[str, Tensor]:
-    """Zeros where no layer at all has the bias; where only some have it, a tensor is missing."""
+    """Add zeros for the bias if no layer has one; if only some have it, the file is incomplete."""
     weights = [key for key in backbone if key.endswith('.attn.qkv.weight')]
     biases = {key: key.replace('weight', 'bias') for key in weights}
     if any(bias in backbone for bias in biases.values()):
@@ -236,7 +233,7 @@ def _with_qkv_bias(backbone: StateDict) -> dict[str, Tensor]:
 
 
 def _without_layer_scale(backbone: StateDict) -> dict[str, Tensor]:
-    """``gamma * (W x + b)`` as ``(gamma W) x + gamma b``."""
+    """Replace ``gamma * (W x + b)`` by ``(gamma W) x + gamma b``."""
     backbone = dict(backbone)
     for gamma, layer in (('attn.gamma1.weight', 'attn.proj'), ('ffn.gamma2.weight',
                                                                'ffn.layers.1')):
@@ -249,7 +246,7 @@ def _without_layer_scale(backbone: StateDict) -> dict[str, Tensor]:
 
 
 def weights_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The state dict within a file of MMEngine ('state_dict') or of the authors ('model').
+    """Find the state dict in a file of MMEngine ('state_dict') or of the authors ('model').
 
     Raises:
         ValueError: If there are no weights by name.
@@ -272,22 +269,20 @@ def _depth(state: StateDict) -> int:
     return len({match.group(1) for match in matches if match})
 
 
-def _account(state: StateDict, names: Iterable[str], what: str) -> None:
+def _check_names(state: StateDict, names: Iterable[str], what: str) -> None:
+    """Raise a UserError unless the tensors have exactly these names."""
     expected, found = set(names), set(state)
-    if expected != found:
-        raise UserError(
-            f'Not every tensor of {what} is accounted for: '
-            f'missing {_listed(sorted(expected - found))}; '
-            f'unknown {_listed(sorted(found - expected))}.'
-        )
+    differences = Differences(sorted(expected - found), sorted(found - expected), {})
+    if differences:
+        raise UserError(f'Not every tensor of {what} is accounted for: {differences}.')
 
 
 def _rename(state: StateDict, names: Mapping[str, str], what: str) -> dict[str, Tensor]:
-    """The tensors under their new names, in the order of ``names``."""
-    _account(state, names, what)
+    """Rename all tensors, in the order of ``names``."""
+    _check_names(state, names, what)
     return {new: state[old] for old, new in names.items()}
 
 
 def _listed(keys: list[str], limit: int = 12) -> str:
     more = f' and {len(keys) - limit} more' if len(keys) > limit else ''
-    return ', '.join(printable(key)[:LONGEST] for key in keys[:limit]) + more if keys else 'none'
+    return ', '.join(short(key) for key in keys[:limit]) + more if keys else 'none'

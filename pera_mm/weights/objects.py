@@ -1,9 +1,9 @@
-"""What the records of a pickle become: tensors, arrays and a few plain objects, each checked.
+"""The objects that the records of a pickle become: tensors, arrays and a few plain ones.
 
-Everything that a checkpoint of torch, MMEngine or the PerA authors holds has one function here,
-which builds it from plain parts. No function or class reaches the result, and no object whose
+One function here builds each kind of object in a checkpoint of torch, MMEngine or the PerA
+authors, from plain parts that it checks. The result has no function, no class, and no object whose
 behavior a file could change. Objects that the user has admitted with
-``torch.serialization.add_safe_globals`` are the exception: they are made as pickle makes them.
+``torch.serialization.add_safe_globals`` are the exception: they are built as pickle builds them.
 """
 
 import math
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from pera_mm.weights.pickles import Call, Misfit, Name, Refused, Stored, checked_key
 
 MAX_DEPTH = 100  # of containers within each other
-MAX_OBJECTS = 20_000_000  # with everything that is shared counted wherever it is used
+MAX_OBJECTS = 20_000_000  # a shared object counts at each of its places
 MAX_DIMENSIONS = 32
-MAX_NUMBER = 2**63  # sizes and strides are below
-MAX_SHOWN = 1 << 30  # bytes of a tensor that shows the same numbers several times
+MAX_NUMBER = 2**63  # exclusive; of sizes and strides
+MAX_REPEATED = 1 << 30  # bytes; of a tensor that repeats the numbers of its storage
 
 STORAGE_TYPES: dict[str, torch.dtype] = {
     f'torch.{name}': dtype
@@ -33,7 +33,7 @@ STORAGE_TYPES: dict[str, torch.dtype] = {
 DTYPES: dict[str, torch.dtype] = {str(value): value for value in vars(torch).values()
                                   if isinstance(value, torch.dtype)}
 GETATTR, LAYOUT = 'builtins.getattr', 'torch.serialization._get_layout'
-PARTS = (GETATTR, LAYOUT, 'numpy.dtype', 'numpy.ndarray')  # only within others
+INNER_NAMES = (GETATTR, LAYOUT, 'numpy.dtype', 'numpy.ndarray')  # only inside other objects
 NUMERIC = re.compile(r'b1|[iu][1248]|f[248]|c(8|16)')  # NumPy's names of plain numbers
 
 # Methods that MMEngine writes into its dicts. They are left out: its objects have their own.
@@ -49,18 +49,18 @@ Storages = Mapping[str, torch.UntypedStorage]
 def is_admitted(full_name: str) -> bool:
     """Whether a checkpoint may ask for this name."""
     return any(full_name in names for names in (
-        BUILDERS, METHODS, DTYPES, STORAGE_TYPES, PARTS)) or full_name in trusted()
+        BUILDERS, METHODS, DTYPES, STORAGE_TYPES, INNER_NAMES)) or full_name in trusted()
 
 
 def trusted() -> dict[str, Any]:
-    """What the user has admitted; classes that torch adds to that list itself do not count."""
+    """Look up the objects that the user has admitted, without those that torch itself admits."""
     pairs = [item if isinstance(item, tuple) else (item, f'{item.__module__}.{item.__qualname__}')
              for item in torch.serialization.get_safe_globals()]
     return {name: value for value, name in pairs if not name.startswith('torch.')}
 
 
 def build(tree: Any, storages: Storages) -> Any:
-    """The object that a pickle describes.
+    """Build the object that a pickle describes.
 
     Args:
         tree: What :func:`~pera_mm.weights.pickles.read_pickle` returned.
@@ -74,22 +74,22 @@ def build(tree: Any, storages: Storages) -> Any:
 
 
 class _Builder:
-    """Builds each record once, so that what is shared in the file is shared in the result."""
+    """A builder of objects; one that is shared in the file is shared in the result."""
 
     def __init__(self, storages: Storages) -> None:
         self.storages = storages
         self.trusted = trusted()
-        self.built: dict[int, tuple[Any, int]] = {}  # by id: the object, and how many it holds
+        self.built: dict[int, tuple[Any, int]] = {}  # by id: the object, and its size
         self.depth = self.count = 0
 
     def build(self, part: Any) -> Any:
-        """Build a part; counts what it holds."""
+        """Build a part, and count the objects in it."""
         if part is None or type(part) in (bool, int, float, str, bytes):
             self.count += 1
             return part
         if id(part) not in self.built:
             before, self.count = self.count, 1
-            self.built[id(part)] = None, MAX_OBJECTS + 1  # as long as it is not built: a loop
+            self.built[id(part)] = None, MAX_OBJECTS + 1  # until it is built: it may hold itself
             self.depth += 1
             if self.depth > MAX_DEPTH:
                 raise Misfit(f'containers are nested more than {MAX_DEPTH} deep')
@@ -117,11 +117,11 @@ class _Builder:
         raise Refused(f'an object of type {kind.__name__}')
 
     def dict_of(self, items: Iterable[tuple[Any, Any]]) -> dict:
-        """A dict of built values, whose keys are plain already; methods are left out."""
+        """Build a dict from plain keys and the records of values; methods are left out."""
         return {key: self.build(value) for key, value in items if not _is_method(value)}
 
     def _value(self, name: Name) -> Any:
-        """A name that is a value itself."""
+        """Return what a name stands for: a dtype, or an object that the user has admitted."""
         if name.text in DTYPES:
             return DTYPES[name.text]
         if name.text in self.trusted:
@@ -142,7 +142,7 @@ class _Builder:
         raise Refused(f'a call of {name}')
 
     def _trusted(self, kind: Any, call: Call) -> Any:
-        """As pickle does it: the user has said so."""
+        """Build an object that the user has admitted, as pickle does."""
         args = [self.build(arg) for arg in call.args]
         made = kind.__new__(kind, *args) if call.is_new else kind(*args)
         for key, value in self.dict_of(call.items).items():
@@ -164,24 +164,24 @@ def _is_method(value: Any) -> bool:
         case (Name() as owner, str(name)) if name in METHODS.get(owner.text, ()):
             return True
         case _:
-            raise Refused(f'getattr({", ".join(map(_shown_as, value.args))})')
+            raise Refused(f'getattr({", ".join(map(_as_text, value.args))})')
 
 
-def _shown_as(arg: Any) -> str:
+def _as_text(arg: Any) -> str:
     return repr(arg) if isinstance(arg, str) else str(arg)
 
 
 def _plain_args(call: Call, *kinds: type | tuple[type, ...]) -> tuple:
-    """The arguments of a call without items and state, if they are of these types."""
+    """Return the arguments of a call without items and state, if they have these types."""
     if call.items or call.has_state:
         raise Refused(f'new attributes for {call}')
-    if len(call.args) != len(kinds) or not all(map(_is, call.args, kinds)):
+    if len(call.args) != len(kinds) or not all(map(_is_instance, call.args, kinds)):
         raise Misfit(f'{call.name.text} has other arguments than it takes')
     return call.args
 
 
-def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
-    """As isinstance, but a truth value is not a number."""
+def _is_instance(value: Any, kind: type | tuple[type, ...]) -> bool:
+    """Whether ``isinstance`` holds, but True and False are not numbers."""
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
@@ -189,11 +189,11 @@ def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
 
 
 def _ordered_dict(builder: _Builder, call: Call) -> OrderedDict:
-    """Its items, and the versions of modules that torch keeps in its ``_metadata``."""
+    """Build an OrderedDict, with the versions of modules that torch keeps in its ``_metadata``."""
     pairs = call.args[0] if len(call.args) == 1 else []
     if len(call.args) > 1 or not isinstance(pairs, list):
         raise Misfit('an OrderedDict has other arguments than it takes')
-    if not all(_is(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
+    if not all(_is_instance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
         raise Misfit('an OrderedDict has items that are not pairs')
     items = [(checked_key(key), value) for key, value in pairs] + call.items
     made = OrderedDict(builder.dict_of(items))
@@ -223,13 +223,13 @@ def _set(kind: type) -> Callable[[_Builder, Call], Any]:
 
 
 def _no_bytes(builder: _Builder, call: Call) -> bytes:
-    """Protocol 2 writes those of an empty array as ``bytes()``."""
+    """Return no bytes: protocol 2 writes those of an empty array as ``bytes()``."""
     _plain_args(call)
     return b''
 
 
 def _bytes(builder: _Builder, call: Call) -> bytes:
-    """Protocol 2 has no bytes: they are text of the first 256 characters."""
+    """Decode bytes, which protocol 2 writes as text of the first 256 characters."""
     text, encoding = _plain_args(call, str, str)
     if encoding != 'latin1':
         raise Refused(f'_codecs.encode to {encoding!r}')
@@ -237,7 +237,7 @@ def _bytes(builder: _Builder, call: Call) -> bytes:
 
 
 def _history(builder: _Builder, call: Call) -> HistoryBuffer:
-    """MMEngine's log of a number, from its two arrays; its methods are MMEngine's own."""
+    """Build MMEngine's log of a number from its two arrays; its methods are MMEngine's own."""
     state = call.state if call.has_state else None
     if call.args or call.items or not isinstance(state, dict):
         raise Misfit('a HistoryBuffer without its arrays')
@@ -258,7 +258,7 @@ def _history(builder: _Builder, call: Call) -> HistoryBuffer:
 
 
 def _dtype(part: Any) -> np.dtype:
-    """A type of plain numbers; nothing of its state but the order of bytes."""
+    """Build a type of plain numbers; of its state, only the order of bytes is used."""
     if not (isinstance(part, Call) and part.name.text == 'numpy.dtype'):
         raise Misfit('a NumPy array or scalar without its type')
     if (len(part.args) != 3 or part.items or not isinstance(part.args[0], str)
@@ -275,7 +275,7 @@ def _dtype(part: Any) -> np.dtype:
 
 
 def _array(builder: _Builder, call: Call) -> np.ndarray:
-    """An array from its type, shape and bytes."""
+    """Build an array from its type, shape and bytes."""
     if not (call.args and isinstance(call.args[0], Name)
             and call.args[0].text == 'numpy.ndarray'):
         raise Refused('a NumPy array of another class')
@@ -304,28 +304,30 @@ def _scalar(builder: _Builder, call: Call) -> np.generic:
 
 
 def _tensor(builder: _Builder, call: Call) -> Tensor:
-    """``(storage, offset, size, stride)``, and with version 2 ``requires_grad`` and hooks."""
+    """Build a tensor from ``(storage, offset, size, stride)``, in version 2 also
+    ``requires_grad`` and hooks.
+    """
     stored, offset, size, stride, *more = _at_least(call, 4)
     requires_grad = more[0] if more else False
-    if not isinstance(stored, Stored) or not _is(requires_grad, bool):
+    if not isinstance(stored, Stored) or not _is_instance(requires_grad, bool):
         raise Misfit('a tensor without its numbers')
     _check_hooks(more[1:2])
     if any(more[2:]):
         raise Refused('a tensor with metadata')
-    return _shown(builder, stored, STORAGE_TYPES[stored.type_name], offset, size, stride,
+    return _view(builder, stored, STORAGE_TYPES[stored.type_name], offset, size, stride,
                   requires_grad)
 
 
 def _tensor_of_new_type(builder: _Builder, call: Call) -> Tensor:
-    """Version 3: ``(storage, offset, size, stride, requires_grad, hooks, dtype)``."""
+    """Build one of version 3: ``(storage, offset, size, stride, requires_grad, hooks, dtype)``."""
     stored, offset, size, stride, requires_grad, hooks, dtype, *more = _at_least(call, 7)
     if not (isinstance(stored, Stored) and isinstance(dtype, Name) and dtype.text in DTYPES
-            and _is(requires_grad, bool)):
+            and _is_instance(requires_grad, bool)):
         raise Misfit('a tensor without its numbers')
     _check_hooks([hooks])
     if any(more):
         raise Refused('a tensor with metadata')
-    return _shown(builder, stored, DTYPES[dtype.text], offset, size, stride, requires_grad)
+    return _view(builder, stored, DTYPES[dtype.text], offset, size, stride, requires_grad)
 
 
 def _at_least(call: Call, number: int) -> tuple:
@@ -337,18 +339,18 @@ def _at_least(call: Call, number: int) -> tuple:
 
 
 def _check_hooks(hooks: Any) -> None:
-    """Hooks of the gradient are functions; torch.save writes an empty OrderedDict for them."""
+    """Refuse hooks, which are functions; torch.save writes an empty OrderedDict for none."""
     for hook in hooks:
         if hook and not (isinstance(hook, Call) and hook.name.text == 'collections.OrderedDict'
                          and not (any(hook.args) or hook.items or hook.has_state)):
             raise Refused('a tensor with hooks')
 
 
-def _shown(builder: _Builder, stored: Stored, dtype: torch.dtype, offset: Any, size: Any,
+def _view(builder: _Builder, stored: Stored, dtype: torch.dtype, offset: Any, size: Any,
            stride: Any, requires_grad: bool) -> Tensor:
-    """A tensor over numbers of the file, after a look at whether it stays within them."""
-    size, stride = _whole(builder, size), _whole(builder, stride)
-    if not (_is(offset, int) and 0 <= offset < MAX_NUMBER and len(size) == len(stride)):
+    """Build a tensor on a storage of the file, if it lies within the storage."""
+    size, stride = _sizes(builder, size), _sizes(builder, stride)
+    if not (_is_instance(offset, int) and 0 <= offset < MAX_NUMBER and len(size) == len(stride)):
         raise Misfit('a tensor whose size, strides and offset do not fit each other')
     storage = builder.storages[stored.key]
     available = storage.nbytes() // dtype.itemsize
@@ -356,14 +358,14 @@ def _shown(builder: _Builder, stored: Stored, dtype: torch.dtype, offset: Any, s
     count = math.prod(size)
     if offset > available or (count and last >= available):
         raise Misfit(f'a tensor that reaches beyond the {available} numbers of its storage')
-    if count > max(available, MAX_SHOWN // dtype.itemsize):
-        raise Misfit(f'a tensor that shows {available} numbers as {count}')
+    if count > max(available, MAX_REPEATED // dtype.itemsize):
+        raise Misfit(f'a tensor of {count} numbers on a storage of {available}')
     empty = torch.empty(0, dtype=dtype, device=storage.device)
     return empty.set_(storage, offset, size, stride).requires_grad_(requires_grad)
 
 
-def _whole(builder: _Builder, numbers: Any) -> tuple[int, ...]:
-    """Sizes or strides: whole numbers of at least 0."""
+def _sizes(builder: _Builder, numbers: Any) -> tuple[int, ...]:
+    """Build sizes or strides: whole numbers of at least 0."""
     if isinstance(numbers, Call) and numbers.name.text == 'torch.Size':
         numbers = builder.build(numbers)
     if not _are_sizes(numbers):
@@ -373,20 +375,20 @@ def _whole(builder: _Builder, numbers: Any) -> tuple[int, ...]:
 
 def _are_sizes(numbers: Any) -> bool:
     return isinstance(numbers, tuple) and len(numbers) <= MAX_DIMENSIONS and all(
-        _is(number, int) and 0 <= number < MAX_NUMBER for number in numbers)
+        _is_instance(number, int) and 0 <= number < MAX_NUMBER for number in numbers)
 
 
 def _parameter(builder: _Builder, call: Call) -> nn.Parameter:
     data, requires_grad, *hooks = _at_least(call, 2)
     tensor = builder.build(data)
-    if not isinstance(tensor, Tensor) or not _is(requires_grad, bool):
+    if not isinstance(tensor, Tensor) or not _is_instance(requires_grad, bool):
         raise Misfit('a parameter without its tensor')
     _check_hooks(hooks)
     return nn.Parameter(tensor.detach(), requires_grad)
 
 
 def _sparse(builder: _Builder, call: Call) -> Tensor:
-    """Coordinates alone; the rows and columns of the other layouts are not read."""
+    """Build a sparse tensor of the layout with coordinates; other layouts are refused."""
     layout, parts = _plain_args(call, Call, tuple)
     if layout.name.text != LAYOUT or layout.args != (
             'torch.sparse_coo', ):
@@ -398,13 +400,13 @@ def _sparse(builder: _Builder, call: Call) -> Tensor:
             pass
         case _:
             raise Misfit('a sparse tensor without its coordinates')
-    return torch.sparse_coo_tensor(indices, values, _whole(builder, size), check_invariants=True,
+    return torch.sparse_coo_tensor(indices, values, _sizes(builder, size), check_invariants=True,
                                    is_coalesced=coalesced)
 
 
 def _size(builder: _Builder, call: Call) -> torch.Size:
     numbers, = _plain_args(call, tuple)
-    return torch.Size(_whole(builder, numbers))
+    return torch.Size(_sizes(builder, numbers))
 
 
 def _device(builder: _Builder, call: Call) -> torch.device:

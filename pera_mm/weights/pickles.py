@@ -1,14 +1,12 @@
 """A pickle read as data: nothing that it names is imported, looked up or called.
 
-A pickle is a program. The reader here runs the few instructions that ``torch.save`` writes and
-takes every name, call and stored tensor down as a record (:class:`Name`, :class:`Call`,
-:class:`Stored`). What these records may become is decided afterwards, in
-:mod:`pera_mm.weights.objects`.
+A pickle is a program. The reader here runs the few instructions that ``torch.save`` writes. It
+records every name, call and stored tensor (:class:`Name`, :class:`Call`, :class:`Stored`).
+:mod:`pera_mm.weights.objects` decides what becomes of these records.
 
-``torch.load(weights_only=True)`` would be the library for this. It does not serve here: it gives
-out functions of torch as values, lets a file replace the methods of an OrderedDict and of
-MMEngine's HistoryBuffer class, spends hours on nested tuples as keys of a dict, and does not read
-the pickle protocols 4 and 5.
+Not ``torch.load(weights_only=True)``: it returns functions of torch as values, lets a file replace
+the methods of an OrderedDict and of MMEngine's HistoryBuffer class, spends hours on nested tuples
+as keys of a dict, and does not read the pickle protocols 4 and 5.
 """
 
 import pickle
@@ -21,11 +19,11 @@ MAX_KEY = 2**60  # Python's hash of a number is itself below 2**61 - 1
 
 
 class Refused(Exception):
-    """A pickle asks for something that is not plain data; the text says for what."""
+    """An error about a pickle that asks for something other than plain data; the text says what."""
 
 
 class Misfit(Exception):
-    """A pickle or its records contradict themselves; the text says where."""
+    """An error about a damaged pickle or record; the text says what is wrong."""
 
 
 class Name:
@@ -72,11 +70,11 @@ def read_pickle(file: BinaryIO, admitted: Callable[[str], bool],
     Args:
         file: Read up to the end of the pickle.
         admitted: Whether a full name may be asked for.
-        max_bytes: Where a pickle ends at the latest.
+        max_bytes: The size of the pickle, at most.
 
     Returns:
-        What it describes, from numbers, texts, bytes, None, lists, tuples, dicts, sets and
-        records; and the stored tensors among them, by key.
+        The content: numbers, texts, bytes, None, lists, tuples, dicts, sets and records; and the
+        stored tensors in it, by key.
 
     Raises:
         Refused: If the pickle asks for a name that is not admitted, or for a step that plain data
@@ -88,7 +86,7 @@ def read_pickle(file: BinaryIO, admitted: Callable[[str], bool],
         return reader.load(), reader.stored
     except (Refused, Misfit):
         raise
-    except Exception as error:  # Python's own steps raise anything on a damaged pickle
+    except Exception as error:  # Python's steps raise anything on a damaged pickle
         raise Misfit(f'{type(error).__name__}: {error}') from None
 
 
@@ -119,8 +117,8 @@ class _Bounded:
         return line
 
 
-# By the names of their constants in pickle.py. Left out, as torch.save never writes them: INST,
-# OBJ, NEWOBJ_EX, EXT*, PERSID, buffers out of band, and what edits the stack.
+# The names of their constants in pickle.py. torch.save never writes the others: INST, OBJ,
+# NEWOBJ_EX, EXT*, PERSID, out-of-band buffers, and those that edit the stack.
 _STEPS = """
     PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT
     BINFLOAT BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES
@@ -130,7 +128,7 @@ _STEPS = """
 
 
 class _Reader(pickle._Unpickler):
-    """Python's unpickler in Python, its steps for names, calls and containers replaced."""
+    """The unpickler of pickle.py, with other steps for names, calls and containers."""
 
     def __init__(self, file: _Bounded, admitted: Callable[[str], bool]) -> None:
         super().__init__(file, encoding='utf-8')
@@ -138,10 +136,10 @@ class _Reader(pickle._Unpickler):
         self.admitted = admitted
         self.stored: dict[str, Stored] = {}
 
-    pop_mark: Callable[[], list]  # of Python's
+    pop_mark: Callable[[], list]  # defined by Python's unpickler
 
     def load(self) -> Any:
-        """Run the steps; each is a byte."""
+        """Run the steps, one byte each."""
         self.metastack: list[list] = []
         self.stack: list[Any] = []
         self.append = self.stack.append
@@ -157,25 +155,25 @@ class _Reader(pickle._Unpickler):
         raise Misfit(f'it has more than {MAX_STEPS:,} instructions')
 
     def load_frame(self) -> None:
-        """Skip a frame: it says how far to read ahead, which is not needed."""
+        """Skip the size of a frame: nothing is read ahead."""
         self.read(8)
 
     def find_class(self, module: str, name: str) -> Name:
-        """A name is taken down."""
+        """Record a name."""
         full_name = f'{module}.{name}'.replace('__builtin__.', 'builtins.')
         if not self.admitted(full_name):
             raise Refused(full_name)
         return Name(full_name)
 
     def load_reduce(self) -> None:
-        """A call is taken down."""
-        self._take_down(is_new=False)
+        """Record a call."""
+        self._record_call(is_new=False)
 
     def load_newobj(self) -> None:
-        """So is ``cls.__new__(cls, *args)``."""
-        self._take_down(is_new=True)
+        """Record ``cls.__new__(cls, *args)``."""
+        self._record_call(is_new=True)
 
-    def _take_down(self, is_new: bool) -> None:
+    def _record_call(self, is_new: bool) -> None:
         args = self.stack.pop()
         name = self.stack.pop()
         if not isinstance(name, Name):
@@ -185,7 +183,7 @@ class _Reader(pickle._Unpickler):
         self.append(Call(name, args, is_new))
 
     def load_build(self) -> None:
-        """The state of an object; a class or a function is not one."""
+        """Record the state of an object; a class or a function has none."""
         state = self.stack.pop()
         target = self.stack[-1]
         if not isinstance(target, Call):
@@ -195,11 +193,11 @@ class _Reader(pickle._Unpickler):
         target.state, target.has_state = state, True
 
     def load_append(self) -> None:
-        """One item of a list."""
+        """Append one item to a list."""
         self._extend([self.stack.pop()])
 
     def load_appends(self) -> None:
-        """Items of a list."""
+        """Append items to a list."""
         self._extend(self.pop_mark())
 
     def _extend(self, items: list) -> None:
@@ -208,12 +206,12 @@ class _Reader(pickle._Unpickler):
         self.stack[-1].extend(items)
 
     def load_setitem(self) -> None:
-        """One item of a dict."""
+        """Set one item of a dict."""
         value = self.stack.pop()
         self._set_items([self.stack.pop(), value])
 
     def load_setitems(self) -> None:
-        """Items of a dict."""
+        """Set items of a dict."""
         self._set_items(self.pop_mark())
 
     def _set_items(self, items: list) -> None:
@@ -227,18 +225,18 @@ class _Reader(pickle._Unpickler):
             raise Misfit(f'items of {_kind(target)}')
 
     def load_additems(self) -> None:
-        """Items of a set."""
+        """Add items to a set."""
         items = _checked_keys(self.pop_mark())
         if type(self.stack[-1]) is not set:
             raise Misfit(f'items of {_kind(self.stack[-1])}')
         self.stack[-1].update(items)
 
     def load_frozenset(self) -> None:
-        """A whole frozen set."""
+        """Make a frozen set."""
         self.append(frozenset(_checked_keys(self.pop_mark())))
 
     def persistent_load(self, pid: Any) -> Stored:
-        """A tensor's numbers; ``('storage', type, key, location, count)``."""
+        """Record the numbers of a tensor: ``('storage', type, key, location, count)``."""
         match pid:
             case ('storage', Name() as name, str(key), str(location), int(number)):
                 pass
@@ -255,7 +253,7 @@ class _Reader(pickle._Unpickler):
 
 
 def _dispatch() -> dict[int, Callable[[_Reader], None]]:
-    """By step: the method of ours, or Python's where we have none."""
+    """Map the steps to the methods of :class:`_Reader`."""
     steps = {}
     for constant in _STEPS:
         step = getattr(pickle, constant)[0]
@@ -267,11 +265,11 @@ _DISPATCH = _dispatch()
 
 
 def checked_key(key: Any) -> Any:
-    """A key of a dict or an item of a set: plain, so that its hash costs nothing.
+    """Check a key of a dict or an item of a set: it must be plain, so that its hash is fast.
 
     Raises:
-        Refused: If it is anything but text, bytes, None or a number. Tuples, and numbers that are
-            larger than their hash, can be chosen to have one hash: a dict of them takes hours.
+        Refused: If it is anything but text, bytes, None or a number. Many tuples, or numbers that
+            are larger than their hash, may share one hash: a dict of them takes hours.
     """
     if key is None or type(key) in (bool, str, bytes):
         return key

@@ -778,7 +778,7 @@ def other_readers(cases: list[Case]) -> Iterator[Case]:
                 yield case._replace(kind=f'by {name}', name=f'{kind}: {case.name}', reader=reader)
 
 
-# -- judgement -----------------------------------------------------------------------------------
+# -- judgment -----------------------------------------------------------------------------------
 
 
 class Judge:

@@ -3,6 +3,7 @@
 They start from a fork server that has already imported the packages: milliseconds, not seconds.
 """
 
+import multiprocessing
 import os
 import resource
 import runpy
@@ -20,8 +21,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / 'tests/engine'))
 sys.path.insert(0, str(ROOT / 'tests/collect'))
 
-from training_runs import PROCESSES  # noqa: E402
-
+PROCESSES = multiprocessing.get_context('forkserver')
 PROCESSES.set_forkserver_preload([
     'training_runs', 'pera_mm.models', 'pera_mm.datasets', 'pera_mm.engine', 'mmpretrain.models',
     'pera_mm.collect.stats', 'pera_mm.collect.fetch.step', 'pera_mm.collect.filter.step',

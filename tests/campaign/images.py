@@ -68,13 +68,13 @@ def png(
     width: int,
     height: int,
     depth: int,
-    colour: int,
+    color: int,
     rows: bytes,
     interlaced: bool = False,
     extra: bytes = b'',
     is_packed: bool = False,
 ) -> bytes:
-    head = struct.pack('>IIBBBBB', width, height, depth, colour, 0, 0, interlaced)
+    head = struct.pack('>IIBBBBB', width, height, depth, color, 0, 0, interlaced)
     packed = rows if is_packed else zlib.compress(rows, 6)
     return (
         b'\x89PNG\r\n\x1a\n'
@@ -216,14 +216,14 @@ def bombs(marker: str) -> Iterator[Case]:
 
     zeros = zeros_deflated(0.5)
     for side in (13_000, 60_000, 2**31 - 1):
-        for depth, colour in ((8, 2), (16, 2), (16, 6), (1, 0), (8, 3)):
+        for depth, color in ((8, 2), (16, 2), (16, 6), (1, 0), (8, 3)):
             yield case(
-                f'PNG of {side:,} x {side:,}, {depth} bits, colour {colour}',
+                f'PNG of {side:,} x {side:,}, {depth} bits, color {color}',
                 png(
                     side,
                     side,
                     depth,
-                    colour,
+                    color,
                     zeros,
                     extra=chunk(b'PLTE', bytes(768)),
                     is_packed=True,
@@ -495,7 +495,7 @@ def other_formats(marker: str) -> Iterator[Case]:
         yield case(f'0xff behind {start[:8]!r}', start + b'\xff' * 4000)
 
 
-# -- judgement -----------------------------------------------------------------------------------
+# -- judgment -----------------------------------------------------------------------------------
 
 
 class Judge:

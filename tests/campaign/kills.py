@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from children import ROOT, Ended, Script, warm_up
+from children import PROCESSES, ROOT, Ended, Script, warm_up
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from report import HELD, HUNG, REFUSED, WRONG_VALUES, Result
-from training_runs import PROCESSES, draw_images, line_cfg, train, training_cfg
+from training_runs import draw_images, line_cfg, train, training_cfg
 
 SECONDS = 120  # for a run; none takes a tenth of it
 IS_RANK = 'tools/train.py'  # in its command line

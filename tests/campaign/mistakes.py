@@ -18,6 +18,7 @@ from report import HELD, KNOWN, REFUSED, Result
 from training_runs import draw_images
 
 SECONDS = 90
+PIPELINE = 'train_dataloader.dataset.pipeline.'
 
 TINY = """
 _base_ = '{root}/configs/pera/pera_tiny_scenes.py'
@@ -26,12 +27,10 @@ model = dict(
     backbone=dict(arch=dict(_delete_=True, embed_dims=32, num_layers=2, num_heads=2,
                             feedforward_channels=64), img_size=64),
     projector=dict(num_prototypes=32, **head), predictor=head)
-train_pipeline = _base_.train_pipeline
-train_pipeline[0].update(global_crops=dict(number=2, size=64, scale=(0.4, 1.0)),
-                         local_crops=dict(number=2, size=32, scale=(0.05, 0.4)))
+crops = dict(global_crops=dict(size=64), local_crops=dict(number=2, size=32))
 train_dataloader = dict(
     batch_size=4, num_workers=0, persistent_workers=False,
-    dataset=dict(source='{data}/images', pipeline=train_pipeline))
+    dataset=dict(source='{data}/images', pipeline=dict(crops=crops)))
 train_cfg = dict(max_epochs=2)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-30, end=1, by_epoch=True, convert_to_iter_based=True),
@@ -46,7 +45,7 @@ visualizer = dict(vis_backends=[])
 log_level = 'WARNING'
 """
 CLASSIFIER = """
-_base_ = '{root}/configs/aid_pera_scenes.py'
+_base_ = '{root}/configs/scenes/aid_pera_scenes.py'
 model = dict(
     data_preprocessor=dict(num_classes=3),
     backbone=dict(
@@ -154,7 +153,7 @@ MISTAKES = [
     option(TYPES, 'model.type=pera_mm.PearA', r'PearA', LIKE_C9),
     option(TYPES, 'model.backbone.type=pera_mm.PerAVit', r'PerAVit', LIKE_C9),
     option(TYPES, 'train_dataloader.dataset.type=pera_mm.UnlabelledImages', r'Unlabelled', LIKE_C9),
-    option(TYPES, 'train_dataloader.dataset.pipeline.0.type=pera_mm.AlignedCrop', r'AlignedCrop',
+    option(TYPES, f'{PIPELINE}crops.type=pera_mm.AlignedCrop', r'AlignedCrop',
            LIKE_C9),
     option(TYPES, 'train_dataloader.sampler.type=pera_mm.DrawsSampler', r'DrawsSampler', LIKE_C9),
     option(TYPES, 'default_hooks.health.type=pera_mm.HealtHook', r'HealtHook', LIKE_C9),
@@ -172,18 +171,18 @@ MISTAKES = [
     written(KEYS, 'optim_wrapper = dict(optimizer=dict(learning_rate=1))', r'learning_rate', 'C9'),
     written(KEYS, 'optim_wrapper = dict(clip=dict(max_norm=3))', r'\bclip\b', LIKE_C9),
     written(KEYS, 'train_cfg = dict(max_epoch=3)', r'max_epoch\b', LIKE_C9),
-    written(KEYS, 'train_pipeline = _base_.train_pipeline\ntrain_pipeline[0].global_crop = 5\n'
-            'train_dataloader = dict(dataset=dict(pipeline=train_pipeline))', r'global_crop\b',
+    written(KEYS, 'crops = dict(global_crop=5)\n'
+            'train_dataloader = dict(dataset=dict(pipeline=dict(crops=crops)))', r'global_crop\b',
             'C9'),
     written(KEYS, 'train_dataloader = dict(bach_size=3)', r'bach_size', LIKE_C9),
     written(KEYS, 'train_dataloder = dict(batch_size=3)', r'train_dataloder', 'C9'),
 
-    option(VALUES, 'train_dataloader.dataset.pipeline.1.student=0.5', r'student|ratio|sum'),
-    option(VALUES, 'train_dataloader.dataset.pipeline.1.student=-0.2', r'student|ratio|sum'),
-    option(VALUES, 'train_dataloader.dataset.pipeline.0.global_crops.size=100', r'100'),
-    option(VALUES, 'train_dataloader.dataset.pipeline.0.global_crops.number=0', r'number|crops'),
-    option(VALUES, 'train_dataloader.dataset.pipeline.0.global_crops.scale=(1.0,0.4)', r'scale'),
-    option(VALUES, 'train_dataloader.dataset.pipeline.1.patch_size=15', r'patch'),
+    option(VALUES, f'{PIPELINE}mask.student=0.5', r'student|ratio|sum'),
+    option(VALUES, f'{PIPELINE}mask.student=-0.2', r'student|ratio|sum'),
+    option(VALUES, f'{PIPELINE}crops.global_crops.size=100', r'100'),
+    option(VALUES, f'{PIPELINE}crops.global_crops.number=0', r'number|crops'),
+    option(VALUES, f'{PIPELINE}crops.global_crops.scale=(1.0,0.4)', r'scale'),
+    option(VALUES, f'{PIPELINE}mask.patch_size=15', r'patch'),
     option(VALUES, 'model.backbone.img_size=100', r'100|img_size'),
     option(VALUES, 'model.backbone.arch.num_heads=5', r'heads|embed'),
     option(VALUES, 'model.backbone.arch=pera-x', r'pera-x', LIKE_C9),

@@ -163,8 +163,8 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
 
 
-def png(width: int, height: int, depth: int, colour: int, data: bytes, *more: bytes) -> bytes:
-    head = struct.pack('>IIBBBBB', width, height, depth, colour, 0, 0, 0)
+def png(width: int, height: int, depth: int, color: int, data: bytes, *more: bytes) -> bytes:
+    head = struct.pack('>IIBBBBB', width, height, depth, color, 0, 0, 0)
     return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + b''.join(more) + chunk(b'IDAT', data)
             + chunk(b'IEND', b''))
 

@@ -1,4 +1,4 @@
-"""A real tile server on 127.0.0.1 that misbehaves as it is told, and counts what it did."""
+"""A real tile server on 127.0.0.1 that misbehaves on demand, and counts what it did."""
 
 import io
 import re
@@ -17,11 +17,11 @@ from PIL import Image
 
 from pera_mm.collect.fetch.mercator import flip_row, from_quadkey
 
-Behaviour = Callable[[str, int], str]  # path and how often it was asked before to the answer's kind
+Behavior = Callable[[str, int], str]  # path and number of earlier requests to a response's kind
 
 
 def picture(zoom: int, column: int, row: int, size: int = 256) -> np.ndarray:
-    """A smooth picture that goes on in the next tile: uint8 [size, size, 3]."""
+    """Draw a smooth picture that continues in the next tile: uint8 [size, size, 3]."""
     x = column * size + np.arange(size)
     y = row * size + np.arange(size)[:, None]
     waves = [np.sin(x / 37) + np.cos(y / 53), np.sin((x + y) / 41) + 0 * y, np.cos(x / 29 - y / 47)]
@@ -43,7 +43,7 @@ PATHS = {  # of the protocols, from the host on
 
 
 def place_of(path: str) -> tuple[int, int, int]:
-    """Zoom, column and row of a path of any of the protocols."""
+    """Return zoom, column and row of a path of any of the protocols."""
     path = unquote(path)
     if path.startswith('/q/'):
         return from_quadkey(path[3:])
@@ -58,7 +58,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: object) -> None:
-        pass  # clients that go away are part of the tests
+        pass  # clients that disconnect are part of the tests
 
 
 class Asked(NamedTuple):
@@ -67,21 +67,21 @@ class Asked(NamedTuple):
     path: str
     kind: str
     time: float  # monotonic
-    whole: bool  # a good tile that went out to its last byte
+    whole: bool  # a good tile that was sent to its last byte
 
 
 class TileServer:
-    """Tiles at ``PATHS``, as a context; ``behave`` decides on the kind of every answer.
+    """A context that serves tiles at ``PATHS``; ``behave`` decides on the kind of every response.
 
     Kinds: good; slow (0.3 s); busy (429, Retry-After: 1); busy-date (the same as a date);
     busy-long (Retry-After of a day); wait-403 (403, Retry-After: 1); 500 and other statuses by
     number; short (fewer bytes than Content-Length says); cut (half a JPEG); html; json; endless
-    (until the client goes); closed (no answer); silent (none for 20 s).
+    (until the client disconnects); closed (no response); silent (none for 20 s).
 
-    ``draw`` gives a tile's file for zoom, column and row.
+    ``draw`` returns the file of a tile for zoom, column and row.
     """
 
-    def __init__(self, behave: Behaviour = lambda path, before: 'good', size: int = 256,
+    def __init__(self, behave: Behavior = lambda path, before: 'good', size: int = 256,
                  draw: Callable[[int, int, int], bytes] | None = None) -> None:
         draw = draw or (lambda *place: encode(picture(*place, size)))
         self.log: list[Asked] = []
@@ -102,7 +102,7 @@ class TileServer:
                 start, whole = time.monotonic(), False
                 try:
                     whole = self.answer(kind)
-                except OSError:  # the client has gone
+                except OSError:  # the client has disconnected
                     self.close_connection = True
                 with lock:
                     tiles.log.append(Asked(self.path, kind, start, whole))
@@ -178,5 +178,5 @@ class TileServer:
         self.server.server_close()
 
     def delivered(self) -> Counter:
-        """How often each tile went out whole."""
+        """Count how often each tile was sent completely."""
         return Counter(asked.path for asked in self.log if asked.whole)

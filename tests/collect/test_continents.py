@@ -58,5 +58,5 @@ def test_no_place_lies_on_two():
 
 def test_the_file_states_its_origin():
     stated = json.loads(FILE.read_text())
-    assert 'Natural Earth' in stated['source'] and 'Public domain' in stated['licence']
+    assert 'Natural Earth' in stated['source'] and 'Public domain' in stated['license']
     assert any('Russia' in choice for choice in stated['choices'])

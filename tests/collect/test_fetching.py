@@ -110,7 +110,7 @@ def test_png_keeps_every_pixel_and_results_do_not_depend_on_concurrency(tmp_path
         assert image.format == 'PNG'
 
 
-def test_neighbours_share_their_tiles(tmp_path):
+def test_neighbors_share_their_tiles(tmp_path):
     folder = write_points(tmp_path, 30, spread=0.003)
     with TileServer() as server:
         fetch(folder, source=tiles(server), **QUICK)
@@ -817,7 +817,7 @@ def test_a_full_disk_loses_nothing(tmp_path, undisturbed, monkeypatch):
     (dict(source='tiles'), "type of the source must be 'tiles' or 'rasters', got None"),
     (dict(source=dict(type='google')), "type of the source must be 'tiles' or 'rasters', got"),
     (dict(source=dict(type='tiles', name='a')), "'tiles' cannot be built: missing 4 required"),
-    (dict(source=dict(type='rasters', colour=1)), "'rasters' cannot be built: got an unexpected"),
+    (dict(source=dict(type='rasters', color=1)), "'rasters' cannot be built: got an unexpected"),
 ])
 def test_a_wrong_setting_is_one_sentence(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):

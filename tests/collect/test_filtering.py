@@ -62,17 +62,17 @@ def kept(folder):
     return [int(name) for name in read_table(folder / 'kept.csv', TILE, 'filter')['id']]
 
 
-def half(picture, colour):
+def half(picture, color):
     """The right half without data."""
     picture = picture.copy()
-    picture[:, SIZE // 2:] = colour
+    picture[:, SIZE // 2:] = color
     return picture
 
 
 def white_mottled(seed):
-    """Cloud: bright, grey, and with contrast."""
-    grey = ground(seed)[..., 0] // 6 + 212
-    return np.repeat(grey[..., None], 3, axis=2)
+    """Cloud: bright, gray, and with contrast."""
+    gray = ground(seed)[..., 0] // 6 + 212
+    return np.repeat(gray[..., None], 3, axis=2)
 
 
 def test_every_reason_once(tmp_path):
@@ -108,7 +108,7 @@ def test_every_reason_once(tmp_path):
     assert reasons[4] == ('no data: 50.0% of the picture, 0.0% black, 0.0% white, 50.0% exactly '
                           '(229, 227, 223)')
     assert reasons[5].endswith('of 64 bits differ from no {imagery}.jpg')
-    assert reasons[6] == 'cloud: 100.0% of the picture is bright and grey'
+    assert reasons[6] == 'cloud: 100.0% of the picture is bright and gray'
     assert reasons[7] == 'exact duplicate: the same pixels as 0000000'
     assert reasons[8].endswith('of 64 bits differ from 0000000')
     assert reasons[9] == reasons[12] == 'placeholder: the same picture at 4 places, first 0000009'
@@ -131,11 +131,11 @@ def test_white_classes_may_be_white_but_not_empty(tmp_path):
 
 
 def test_kinds_of_no_data_count_together(tmp_path):
-    """Black on the left, white on the right, grey at the bottom: 17 px of 128 are 13 %."""
+    """Black on the left, white on the right, gray at the bottom: 17 px of 128 are 13 %."""
     images = []
-    for black, white, grey in ((17, 17, 0), (17, 0, 17), (17, 0, 0), (0, 17, 17), (0, 24, 17)):
+    for black, white, gray in ((17, 17, 0), (17, 0, 17), (17, 0, 0), (0, 17, 17), (0, 24, 17)):
         picture = ground(len(images))
-        picture[SIZE - grey:] = 120
+        picture[SIZE - gray:] = 120
         picture[:, :black] = 0
         picture[:, SIZE - white:] = 255
         images.append(picture)
@@ -172,17 +172,17 @@ def test_a_rule_can_be_switched_off(tmp_path):
 
 def test_measures_of_simple_pictures():
     checks = np.indices((64, 64)).sum(axis=0) % 2 * 200
-    grey = np.repeat(checks[..., None], 3, axis=2).astype(np.uint8)
-    assert measure(grey)['contrast'] == 100  # half of the pixels 0, half 200
-    assert measure(grey)['filled'] == 0
-    assert measure(grey)['cloud'] == 0.5
+    gray = np.repeat(checks[..., None], 3, axis=2).astype(np.uint8)
+    assert measure(gray)['contrast'] == 100  # half of the pixels 0, half 200
+    assert measure(gray)['filled'] == 0
+    assert measure(gray)['cloud'] == 0.5
     thin = ground(0)
     thin[:, 40:56] = 7  # not as wide as an area must be
     assert measure(thin)['filled'] == 0
     thin[:, 40:57] = 7
     assert measure(thin)['filled'] == np.float32(17 / SIZE)
     assert measure(thin)['fill'].tolist() == [7, 7, 7]
-    yellow = np.full((64, 64, 3), (255, 230, 200), np.uint8)  # bright sand is not grey
+    yellow = np.full((64, 64, 3), (255, 230, 200), np.uint8)  # bright sand is not gray
     assert measure(yellow)['cloud'] == 0
     wide = ground(0)[:64]
     assert measure(wide)['pixels'] != measure(wide.reshape(128, 64, 3))['pixels']
@@ -201,7 +201,7 @@ def test_a_picture_compressed_again_or_resized_is_near_and_others_are_not():
                    for picture, record in zip(pictures, changed))
 
 
-def test_pictures_that_share_a_hash_but_not_their_colours_are_not_near(tmp_path):
+def test_pictures_that_share_a_hash_but_not_their_colors_are_not_near(tmp_path):
     dark = np.zeros((SIZE, SIZE, 3), np.uint8)
     dark[:, ::3] = dark[:50] = 60  # an edge and stripes
     bright = dark + 30

@@ -218,7 +218,7 @@ def test_a_mask_is_no_data(tmp_path, inside):
 @pytest.mark.parametrize('crs', [UTM33, 'EPSG:4326'])
 @pytest.mark.parametrize('step', [1, 2])
 def test_where_rasters_overlap_the_first_counts(tmp_path, crs, step):
-    # Two square kilometres, the second's west in the first's east by 200 m.
+    # Two square kilometers, the second's west in the first's east by 200 m.
     codes = np.full((100, 100), 2, np.uint8)
     write(tmp_path / 'a.tif', codes, UTM33, from_origin(500_000, 5_300_000, 10, 10))
     x, y = transform(UTM33, crs, [500_800, 501_800], [5_300_000, 5_299_000])
@@ -304,7 +304,7 @@ def test_the_first_error_of_any_thread_ends_them_all():
 
 
 class RangeHandler(http.server.SimpleHTTPRequestHandler):
-    """Python's file server, and byte ranges, which cloud-optimised GeoTIFFs live on."""
+    """Python's file server, and byte ranges, which cloud-optimized GeoTIFFs live on."""
 
     def do_GET(self):
         data = open(self.translate_path(self.path), 'rb').read()
@@ -501,7 +501,7 @@ def test_a_raster_with_a_pole_is_refused(tmp_path, crs, x, y):
     assert total_area(land) == pytest.approx(4e6, rel=0.15)
 
 
-@pytest.mark.parametrize('crs', ['EPSG:4978', 'LOCAL_CS["site",UNIT["metre",1]]'])
+@pytest.mark.parametrize('crs', ['EPSG:4978', 'LOCAL_CS["site",UNIT["meter",1]]'])
 def test_a_coordinate_system_without_a_map_is_refused(tmp_path, crs):
     path = write(tmp_path / 'a.tif', np.ones((4, 4), np.uint8), crs,
                  from_origin(3000, 5000, 10, 10))

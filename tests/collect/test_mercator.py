@@ -19,8 +19,8 @@ from pera_mm.collect.fetch.mercator import (
 def test_ground_resolution_as_published():
     # The table of 'Bing Maps Tile System', at the equator.
     published = {1: 78271.5170, 10: 152.8741, 15: 4.7773, 19: 0.2986, 23: 0.0187}
-    for zoom, metres in published.items():
-        assert ground_resolution(0, zoom) == pytest.approx(metres, abs=5e-5)
+    for zoom, meters in published.items():
+        assert ground_resolution(0, zoom) == pytest.approx(meters, abs=5e-5)
     # cos 60° = 1/2: as one zoom further; and a pixel of a 512 px tile is half as large.
     assert ground_resolution(60, 10) == pytest.approx(ground_resolution(0, 11))
     assert ground_resolution(-33, 7, tile_size=512) == pytest.approx(ground_resolution(-33, 8))

@@ -69,7 +69,7 @@ def test_the_first_is_kept_as_in_a_plain_loop(monkeypatch, bits, chunk):
 
 
 def test_many_pictures_of_few_hashes_take_little_memory():
-    """As drawn maps: 5,000 pairs of each two neighbouring hashes would be 200 MB."""
+    """As drawn maps: 5,000 pairs of each two neighboring hashes would be 200 MB."""
     rng = np.random.default_rng(0)
     hashes = np.array([0, 1, 3, 7], np.uint64)[rng.integers(4, size=4000)]
     thumbnails = rng.integers(256, size=(4000, 4, 4, 3), dtype=np.uint8)

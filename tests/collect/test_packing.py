@@ -270,15 +270,17 @@ def test_wrong_settings(work):
 
 def test_other_settings_another_kept_csv_or_files_of_others(work):
     pack_quickly(work)
-    for settings in (dict(form='lmdb'), dict(images_per_shard=11)):
-        with pytest.raises(ValueError, match='packed from another kept.csv or with other settings'):
+    for settings, words in (
+            (dict(form='lmdb'), "form='webdataset', not with form='lmdb'"),
+            (dict(images_per_shard=11), 'images_per_shard=.*, not with images_per_shard=11')):
+        with pytest.raises(ValueError, match=f'packed was begun with {words}: delete or move it'):
             pack_quickly(work, **settings)
     lines = (work / 'kept.csv').read_text().splitlines(keepends=True)
     (work / 'kept.csv').write_text(''.join(lines[:-1]))
-    with pytest.raises(ValueError, match='packed was packed from .*: delete or move it'):
+    with pytest.raises(ValueError, match='packed was begun with kept_sha256=.*: delete or move it'):
         pack_quickly(work)
     (work / 'packed/.pack.json').unlink()
-    with pytest.raises(ValueError, match='holds files that were not written by this step'):
+    with pytest.raises(ValueError, match='packed is not an empty folder: move its files away'):
         pack_quickly(work)
 
 
@@ -485,14 +487,14 @@ def test_copies_of_another_subset_are_not_taken_for_those_of_this_one(work, tmp_
     for source, count, seed in (('packed', 10, 1), ('packed', 9, 0), ('other', 10, 0)):
         if source == 'other':
             shutil.copytree(work / 'packed', work / 'other')
-        with pytest.raises(ValueError, match='few holds another subset: delete it, or give the li'):
+        with pytest.raises(ValueError, match='few was begun with .*: delete it, or give the list'):
             subset(str(work / source), tmp_path / 'few.txt', count, seed)
     os.truncate(tmp_path / f'few/000/{FROZEN[3]:09}.jpg', 0)  # as a power failure may leave it
     subset(str(work / 'packed'), tmp_path / 'few.txt', 10, 0)
     assert files_of(tmp_path / 'few') == before
     (tmp_path / 'mine').mkdir()
     (tmp_path / 'mine/a.jpg').touch()
-    with pytest.raises(ValueError, match='mine holds files that were not written by this step'):
+    with pytest.raises(ValueError, match='mine is not an empty folder: move its files away'):
         subset(str(work / 'packed'), tmp_path / 'mine.txt', 10, 0)
 
 

@@ -19,7 +19,9 @@ import pytest
 import rasterio
 from mmengine.config import Config
 from PIL import Image
+from programs import claimed
 
+from pera_mm import files
 from pera_mm.collect.common.tables import TILE, write_table
 from pera_mm.datasets.unlabeled import UnlabeledImages
 from pera_mm.files import WORK_FOLDER_MARKER
@@ -117,7 +119,7 @@ def test_from_land_cover_to_a_trained_model(tmp_path, monkeypatch, capsys, two_i
     assert run(monkeypatch, 'stats', work / 'packed', '--out', work) == 0
     assert 'drawn planet' in capsys.readouterr().out
     assert (work / 'contact_sheet.png').stat().st_size > 10_000
-    train(work / 'packed', tmp_path)
+    train(monkeypatch, work / 'packed', tmp_path)
 
     # The same commands again change nothing: all is there.
     before = digest(work / 'packed') | digest(work / 'tiles')
@@ -133,15 +135,14 @@ def test_from_land_cover_to_a_trained_model(tmp_path, monkeypatch, capsys, two_i
     assert 'not as its manifest says' in run(monkeypatch, 'verify', work / 'packed')
 
 
-def train(packed: Path, tmp_path: Path) -> None:
+def train(monkeypatch, packed: Path, tmp_path: Path) -> None:
     """A short training with the demo's model on what was packed."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / 'tools/train.py'),
-         str(ROOT / 'configs/pera/pera_tiny_planet.py'), '--work-dir', str(tmp_path / 'train'),
-         '--cfg-options', f'train_dataloader.dataset.source={packed}',
-         'train_dataloader.batch_size=8', 'train_cfg.max_epochs=2'],
-        capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    monkeypatch.setattr(sys, 'argv', [
+        'train.py', str(ROOT / 'configs/pera/pera_tiny_planet.py'), '--work-dir',
+        str(tmp_path / 'train'), '--cfg-options', f'train_dataloader.dataset.source={packed}',
+        'train_dataloader.batch_size=8', 'train_cfg.max_epochs=2'])
+    runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
     assert list((tmp_path / 'train').glob('*.pth'))
 
 
@@ -273,31 +274,16 @@ def test_a_full_disk_under_the_log_says_nothing_and_stops_nothing(tmp_path, monk
     assert 'kept: 2' in said.out and 'error' not in f'{said.out}{said.err}'.lower()
 
 
-LOCKED = """
-import runpy, sys, time
-tool = runpy.run_path(sys.argv[1])
-from pathlib import Path
-with tool['Claim'](Path(sys.argv[2])):
-    print('locked', flush=True)
-    time.sleep(600)
-"""
-
-
 def test_two_steps_do_not_work_in_one_folder(tmp_path, monkeypatch):
     collect(tmp_path, 2)
     options = ['filter', CONFIG, '--work-dir', tmp_path]
-    other = subprocess.Popen([sys.executable, '-c', LOCKED, TOOL, tmp_path], text=True,
-                             stdout=subprocess.PIPE, cwd=ROOT)
-    try:
-        assert other.stdout.readline() == 'locked\n'
+    monkeypatch.setattr(files, 'MAX_WAIT', .2)
+    with claimed(tmp_path) as process:
         code = run(monkeypatch, *options)
-        assert code.startswith(f'rsrsd: another run is at work in {tmp_path} (process {other.pid} ')
+        assert code.startswith(f'rsrsd: another run is at work in {tmp_path} (process {process} ')
         assert code.endswith('): wait for its end or give another --work-dir.')
         assert not (tmp_path / 'kept.csv').exists()
         assert run(monkeypatch, 'stats', tmp_path / 'tiles') == 0
-    finally:
-        other.kill()
-        other.wait()
     assert run(monkeypatch, *options) == 0
 
 

@@ -37,14 +37,14 @@ def half_a_world(zoom: int, column: int, row: int) -> bytes:
 def test_no_image_has_a_placeholder_in_it(tmp_path):
     folder = write_points(tmp_path / 'work', 40)
     (tmp_path / 'examples').mkdir()
-    no_imagery().save(tmp_path / 'examples/grey.png')
+    no_imagery().save(tmp_path / 'examples/gray.png')
     with TileServer(draw=half_a_world) as server:
         source = tiles(server, placeholders=str(tmp_path / 'examples'))
         summary = fetch(folder, source=source, **QUICK)
         points = pd.read_csv(folder / 'points.csv', dtype=dict(id=str)).set_index('id')
         missing = pd.read_csv(folder / 'missing.csv', dtype=dict(id=str))
-        assert missing['reason'].str.startswith('placeholder grey.png, tile ').all()
-        assert summary['reasons'] == [dict(reason='placeholder grey.png', images=len(missing))]
+        assert missing['reason'].str.startswith('placeholder gray.png, tile ').all()
+        assert summary['reasons'] == [dict(reason='placeholder gray.png', images=len(missing))]
         east = set(points.index[points['lon'] > 5.05])
         assert east <= set(missing['id']) and 10 < len(missing) < 30
         assert (points.loc[missing['id'], 'lon'] > 4.9).all()

@@ -30,7 +30,7 @@ def raster_source(paths, **settings):
 
 @pytest.fixture
 def utm(tmp_path):
-    """A gradient of 4 km at 10 m in UTM zone 32, with its centre at 9° E, 48° N."""
+    """A gradient of 4 km at 10 m in UTM zone 32, with its center at 9° E, 48° N."""
     (x,), (y,) = rasterio.warp.transform('EPSG:4326', 'EPSG:32632', [9.0], [48.0])
     return write(tmp_path / 'utm.tif', gradient(), 'EPSG:32632',
                  Affine(10, 0, x - 2000, 0, -10, y + 2000))

@@ -32,8 +32,8 @@ from pera_mm.collect.sample.figure import draw_map, label_place
 from pera_mm.collect.sample.landcover import LandCover
 from pera_mm.collect.sample.spacing import EARTH_RADIUS, far_enough, on_sphere
 from pera_mm.collect.sample.step import sample
-from pera_mm.collect.sample.strata import split
 from pera_mm.scenes.planet import ISLANDS
+from pera_mm.shares import largest_remainder
 
 PAPER = dict(urban=0.6, farmland=0.1, wetland=0.1, forest=0.1, water=0.1)
 TWICE = {'asia': 2, 'europe': 2, 'north america': 2, 'africa': 1, 'oceania': 1, 'south america': 1}
@@ -91,18 +91,6 @@ def points_of(folder):
 # -- quotas --------------------------------------------------------------------------------------
 
 
-def test_split_gives_the_largest_remainders_one_more():
-    assert split(10, [1, 1, 1]).tolist() == [4, 3, 3]  # ties: the first
-    assert split(100, [2, 2, 2, 1, 1, 1]).tolist() == [23, 22, 22, 11, 11, 11]
-    assert split(7, [0.6, 0.1, 0.1, 0.1, 0.1]).tolist() == [4, 1, 1, 1, 0]
-    random = np.random.default_rng(0)
-    for total in random.integers(0, 10_000, 50):
-        weights = random.random(6)
-        parts = split(int(total), weights)
-        assert parts.sum() == total
-        assert (np.abs(parts - total * weights / weights.sum()) < 1).all()
-
-
 def test_classes_and_continents_get_the_points_of_the_paper(drawn):
     folder, summary = drawn
     points = points_of(folder)
@@ -154,9 +142,9 @@ def test_the_other_continents_get_the_points_that_a_stray_pixel_has_no_room_for(
                                                                      africa=400)
     room = ice['africa']['got']
     assert 2 <= room <= 10 and summary['points'] == summary['asked'] == 1300
+    to_asia, to_europe = largest_remainder(400 - room, [2, 1])
     assert {name: row['got'] for name, row in ice.items()} == dict(
-        asia=200 + split(400 - room, [2, 1])[0], europe=100 + split(400 - room, [2, 1])[1],
-        africa=room)
+        asia=200 + to_asia, europe=100 + to_europe, africa=room)
     assert f'ice: {400 - room} points for which a continent has no room move to' in caplog.text
     assert re.search(rf'ice in africa: {room} of 400 points at min_distance; the last 3 rounds '
                      r'found no room for more on its [\d.]+ km²', caplog.text)
@@ -227,9 +215,9 @@ def test_density_within_a_class_and_continent_follows_its_area(tmp_path):
     lat = np.degrees(np.arcsin(height))
     with rasterio.open(tmp_path / 'globe.tif') as file:
         urban = file.read(1)[((90 - lat) / 2).astype(int), ((x + 180) / 2).astype(int)] == 7
-    centres = (np.arange(180) + 0.5) * 2 - 180, 89 - np.arange(90) * 2
-    # A pixel of 2 degrees belongs to the continent of its centre.
-    owner = continent_of(*np.meshgrid(*centres))[((90 - lat) / 2).astype(int),
+    centers = (np.arange(180) + 0.5) * 2 - 180, 89 - np.arange(90) * 2
+    # A pixel of 2 degrees belongs to the continent of its center.
+    owner = continent_of(*np.meshgrid(*centers))[((90 - lat) / 2).astype(int),
                                                  ((x + 180) / 2).astype(int)]
     for name in ('asia', 'africa'):
         expected = np.histogram(lat[urban & (owner == CONTINENTS.index(name))], 24, (-36, 84))[0]
@@ -346,7 +334,7 @@ def test_gsd_is_uniform_in_its_logarithm(islands, tmp_path):
 # -- distances -----------------------------------------------------------------------------------
 
 
-def metres(one, other):
+def meters(one, other):
     cosine = np.clip(on_sphere(one['lon'], one['lat']) @ on_sphere(other['lon'], other['lat']).T,
                      -1, 1)
     return EARTH_RADIUS * np.arccos(cosine)
@@ -354,7 +342,7 @@ def metres(one, other):
 
 def test_no_two_points_are_too_near(drawn):
     points = points_of(drawn[0])
-    distances = metres(points, points)[np.triu_indices(len(points), 1)]
+    distances = meters(points, points)[np.triu_indices(len(points), 1)]
     assert distances.min() >= 99.9  # arccos: 0.1 m
     assert (distances < 120).any()  # and it was close
 
@@ -365,7 +353,7 @@ def test_first_come_first_served_as_the_plain_loop_says():
     places['lon'], places['lat'] = random.uniform(179.9, 180.1, 900), random.uniform(60, 60.1, 900)
     places['lon'][places['lon'] >= 180] -= 360  # across the antimeridian
     old, new = places[:100], places[100:]
-    near, kept = metres(places, places) < 400, list(range(100))
+    near, kept = meters(places, places) < 400, list(range(100))
     for number in range(100, 900):
         if not near[number, kept].any():
             kept.append(number)
@@ -683,15 +671,15 @@ def test_a_table_without_any_point_of_a_class_has_its_columns(islands, tmp_path)
     (dict(continents={'asia': math.inf}), r"continents\['asia'\] must be above 0 .*, got inf"),
     (dict(continents=['asia']), r"continents must be a dictionary, e.g. .*, got \['asia'\]"),
     (dict(continents={}), 'continents is empty; name some'),
-    (dict(min_distance=-1), 'min_distance must be 0 or more metres, got -1'),
-    (dict(min_distance='abc'), "min_distance must be 0 or more metres, got 'abc'"),
-    (dict(min_distance=math.inf), 'min_distance must be 0 or more metres, got inf'),
-    (dict(gsd=(3, 1)), r'gsd must be the lowest and the highest metres per pixel'),
-    (dict(gsd=(0, 1)), r'gsd must be the lowest and the highest metres per pixel'),
-    (dict(gsd=4.0), r'gsd must be the lowest and the highest metres per pixel'),
-    (dict(gsd=('a', 'b')), r'gsd must be the lowest and the highest metres per pixel'),
-    (dict(gsd=(True, 2)), r'gsd must be .* metres per pixel, e.g. .*, got \(True, 2\)'),
-    (dict(gsd=(1, math.inf)), r'gsd must be the lowest and the highest metres per pixel'),
+    (dict(min_distance=-1), 'min_distance must be 0 or more meters, got -1'),
+    (dict(min_distance='abc'), "min_distance must be 0 or more meters, got 'abc'"),
+    (dict(min_distance=math.inf), 'min_distance must be 0 or more meters, got inf'),
+    (dict(gsd=(3, 1)), r'gsd must be the lowest and the highest meters per pixel'),
+    (dict(gsd=(0, 1)), r'gsd must be the lowest and the highest meters per pixel'),
+    (dict(gsd=4.0), r'gsd must be the lowest and the highest meters per pixel'),
+    (dict(gsd=('a', 'b')), r'gsd must be the lowest and the highest meters per pixel'),
+    (dict(gsd=(True, 2)), r'gsd must be .* meters per pixel, e.g. .*, got \(True, 2\)'),
+    (dict(gsd=(1, math.inf)), r'gsd must be the lowest and the highest meters per pixel'),
     (dict(workers=0), 'workers must be a whole number from 1, got 0'),
     (dict(workers=True), 'workers must be a whole number from 1, got True'),
     (dict(workers=1.5), 'workers must be a whole number from 1, got 1.5'),

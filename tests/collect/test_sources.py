@@ -103,11 +103,11 @@ def test_the_zoom_is_at_least_as_fine_and_all_pixels_are_there():
     np.testing.assert_allclose(squares.gsd, gsd)  # the result is as requested
     native = ground_resolution(lat, squares.zoom)
     assert (native <= gsd * (1 + 1e-9)).all() and (2 * native > gsd).all()
-    np.testing.assert_allclose(squares.side * native, 512 * gsd)  # metres
+    np.testing.assert_allclose(squares.side * native, 512 * gsd)  # meters
     x, y = to_pixels(lon, lat, squares.zoom)
     np.testing.assert_allclose((squares.left + squares.side / 2, squares.top + squares.side / 2),
                                (x, y))
-    # The tiles cover the square and what the filter sees of its neighbourhood, and no more.
+    # The tiles cover the square and what the filter sees of its neighborhood, and no more.
     reach = 1.5 * squares.side / 512
     assert (squares.west * 256 <= squares.left - reach).all()
     assert ((squares.west + 1) * 256 > squares.left - reach).all()

@@ -180,8 +180,8 @@ def test_a_subset_is_read_and_the_same_for_any_number_of_processes(tmp_path, mon
 
 
 def test_the_contact_sheet_shows_the_pictures_and_what_they_are(tmp_path):
-    colours = [(255, 0, 0), (0, 200, 0), (0, 0, 255)]
-    collect(tmp_path, [np.full((64, 64, 3), colour, np.uint8) for colour in colours])
+    colors = [(255, 0, 0), (0, 200, 0), (0, 0, 255)]
+    collect(tmp_path, [np.full((64, 64, 3), color, np.uint8) for color in colors])
     images = open_source(str(tmp_path / 'tiles'))
     sheet = np.asarray(contact_sheet(images, np.array([2, 0])))
     assert sheet[30, 30].tolist() == [0, 0, 255]
@@ -236,7 +236,7 @@ def test_a_list_that_lies_elsewhere_is_described_by_the_manifest_of_its_images(t
       for value in (0, True, 2.5)],
     (dict(workers=-1), 'workers must be a number of processes'),
     (dict(bands=(1, 2)), 'bands must be one'),
-    (dict(), 'no image lies below the folder'),
+    (dict(), 'the folder .* has no image at any depth'),
 ])
 def test_a_wrong_setting_is_one_sentence(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):

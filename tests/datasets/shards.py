@@ -1,4 +1,4 @@
-"""Tar shards as others write them, of images that have their number as colour."""
+"""Tar shards as others write them, of images that have their number as color."""
 
 import io
 import tarfile

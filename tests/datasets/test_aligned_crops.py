@@ -135,7 +135,7 @@ SHAPES = pytest.mark.parametrize('height, width, size', [
 
 
 @SHAPES
-def test_resize_is_within_one_grey_level_of_pillow(height, width, size):
+def test_resize_is_within_one_gray_level_of_pillow(height, width, size):
     image = textured(512, 512)
     resized = resize_box(image, Box(5, 9, height, width), size)
     window = Image.fromarray(image[5:5 + height, 9:9 + width])

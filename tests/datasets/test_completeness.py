@@ -182,10 +182,10 @@ def test_a_tile_of_unknown_length_must_have_an_end():
 def flat_pictures():
     """What ends in zeros by right: flat, or flat from some row on."""
     noise = np.random.default_rng(1).integers(0, 256, (200, 200, 3), dtype=np.uint8)
-    for colour in (0, 255, (90, 120, 70)):
+    for color in (0, 255, (90, 120, 70)):
         for rows in (0, 10, 60, 140):
             pixels = noise.copy()
-            pixels[rows:] = colour
+            pixels[rows:] = color
             yield Image.fromarray(pixels)
 
 

@@ -117,10 +117,10 @@ def test_an_index_elsewhere_where_it_cannot_lie_beside_the_shards(tmp_path, warn
 
 
 def test_no_shard_and_no_image(tmp_path):
-    with pytest.raises(ValueError, match='holds no .tar shard; check the path'):
+    with pytest.raises(ValueError, match='has no .tar shard: check the path'):
         TarShards(str(tmp_path))
     write_tar(tmp_path / 'x.tar', {'a.txt': b'a'})
-    with pytest.raises(ValueError, match='no image lies in the tar shards of'):
+    with pytest.raises(ValueError, match='the tar shards of .* have no image: give'):
         TarShards(str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ['x.tar']
 
@@ -171,7 +171,7 @@ def test_what_was_damaged_before_it_was_found_is_left_out_with_a_line(tmp_path, 
     line, = (record.getMessage() for record in warnings.records
              if record.levelno == logging.WARNING)
     assert line.startswith(f'{tmp_path}/000001.tar is damaged (')
-    assert f'{len(found)} images lie before' in line
+    assert f'the {len(found)} images before the damage are used' in line
 
 
 @pytest.mark.parametrize('hole', ['header', 'second tar'])
@@ -186,7 +186,8 @@ def test_zeros_in_the_middle_do_not_end_a_shard_unseen(tmp_path, warnings, hole)
     shard.write_bytes(data)
     assert numbers(TarShards(str(tmp_path))) == list(range(2 if hole == 'header' else 6))
     (line,) = (record.getMessage() for record in warnings.records if record.levelno > 20)
-    assert re.search(r'damaged \(an end mark at byte \d+, or a hole, and more behind it\)', line)
+    assert re.search(r'damaged \(an end mark at byte \d+, or a hole, and more bytes after it\)',
+                     line)
 
 
 def test_a_damaged_shard_is_looked_through_again_at_every_start(tmp_path, warnings):

@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import subprocess
 import sys
@@ -197,7 +198,7 @@ def test_real_rasters():
     rgb = read_image(real('geo/RGB.byte.tif'))
     with rasterio.open(real('geo/RGB.byte.tif')) as raster:
         np.testing.assert_array_equal(rgb, raster.read().transpose(1, 2, 0))
-    naip = read_image(real('geo/naip_20100629.tif'), bands=(4, 1, 2))  # colour infrared
+    naip = read_image(real('geo/naip_20100629.tif'), bands=(4, 1, 2))  # color infrared
     with rasterio.open(real('geo/naip_20100629.tif')) as raster:
         np.testing.assert_array_equal(naip, raster.read((4, 1, 2)).transpose(1, 2, 0))
 
@@ -244,7 +245,7 @@ def test_what_is_unreadable_and_why(tmp_path, monkeypatch):
     assert 'the PNG is truncated' in reason(b'\x89PNG\r\n\x1a\n')
     holes = np.full((1, 4, 4), 9, np.uint8)
     assert 'no pixel is valid' in reason(tiff(holes, nodata=9))
-    assert 'band 4 is asked for, the file has 1' in reason(tiff(holes), bands=(4, 3, 2))
+    assert 'band 4 is requested, and the file has 1' in reason(tiff(holes), bands=(4, 3, 2))
     assert 'complex pixels' in reason(tiff(holes.astype(np.complex64)))
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 7)
     assert 'DecompressionBombError' in reason(encode(Image.new('RGB', (4, 4)), 'PNG'))
@@ -266,26 +267,39 @@ def test_wrong_rules(bands, scale, words):
 # -- hostile files -------------------------------------------------------------------------------
 
 READ = """
-import resource, sys
+import json, os, resource, sys
 import rasterio.io
 from pera_mm.datasets.reading import UnreadableImage, read_image
 
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-for path in sys.argv[1:]:
+def outcome(path):
     try:
-        print(read_image(path).shape)
+        return str(read_image(path).shape)
     except UnreadableImage as error:
-        print(error)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+        return str(error)
+
+for line in sys.stdin:
+    if os.fork():
+        os.wait()
+        continue
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    said = [outcome(path) for path in json.loads(line)]
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+    print(json.dumps([said, grown]), flush=True)
+    os._exit(0)
 """
 
 
-def read_in_child(*paths):
-    """What comes of each file, and the MiB by which a process grew."""
-    child = subprocess.run([sys.executable, '-W', 'ignore', '-c', READ, *paths], timeout=100,
-                           check=True, text=True, stdout=subprocess.PIPE)
-    *said, grown = child.stdout.splitlines()
-    return said, int(grown)
+@pytest.fixture(scope='module')
+def read_in_child():
+    """Reads files in a new process: what comes of each, and the MiB by which the process grew."""
+    with subprocess.Popen([sys.executable, '-W', 'ignore', '-c', READ], text=True,
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        def read(*paths):
+            server.stdin.write(json.dumps([*map(str, paths)]) + '\n')
+            server.stdin.flush()
+            return json.loads(server.stdout.readline())
+
+        yield read
 
 
 def write_sparse(path, width, height, count=1, dtype='float64', **profile):
@@ -299,7 +313,7 @@ def tiles_of(side):
     return dict(tiled=True, blockxsize=side, blockysize=side)
 
 
-def test_tiny_files_take_little_memory(tmp_path):
+def test_tiny_files_take_little_memory(tmp_path, read_in_child):
     bombs = {
         '20000 x 20000 pixels are too many': (20_000, 20_000, tiles_of(1024)),
         'takes about 6.36 GiB of memory, the limit is 4.00 GiB': (13_000, 13_000, tiles_of(1024)),
@@ -328,7 +342,7 @@ def test_a_block_that_is_larger_than_its_image_counts(tmp_path):
 @pytest.mark.parametrize('options, dtype', [
     (dict(nodata=0), np.float64), (dict(alpha='YES'), np.uint8),
 ])
-def test_reading_takes_no_more_than_estimated(tmp_path, options, dtype):
+def test_reading_takes_no_more_than_estimated(tmp_path, read_in_child, options, dtype):
     side, bands = 1536, 4 if 'alpha' in options else 3
     pixels = np.random.default_rng(0).integers(0, 256, (bands, side, side)).astype(dtype)
     (tmp_path / 'whole.tif').write_bytes(tiff(pixels, photometric='RGB', **options))
@@ -339,7 +353,7 @@ def test_reading_takes_no_more_than_estimated(tmp_path, options, dtype):
     assert grown < estimated / 2**20 + 20
 
 
-def test_transparent_pictures_take_no_more_than_pillow_allows(tmp_path):
+def test_transparent_pictures_take_no_more_than_pillow_allows(tmp_path, read_in_child):
     gray = Image.linear_gradient('L').resize((3000, 3000))
     gray.convert('P').save(tmp_path / 'p.png', transparency=3)
     Image.merge('RGBA', [gray] * 4).save(tmp_path / 'rgba.png')

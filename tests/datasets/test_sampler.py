@@ -82,7 +82,7 @@ def test_the_data_set_may_order_the_epoch():
 
 
 def test_seeds_make_independent_generators():
-    """First uniform number of 2000 consecutive draws: mean 0.5, uncorrelated neighbours."""
+    """First uniform number of 2000 consecutive draws: mean 0.5, uncorrelated neighbors."""
     first = np.array([np.random.default_rng(draw.seed).random() for draw in draws(2000)])
     assert abs(first.mean() - 0.5) < 4 * (1 / 12 / 2000)**0.5
     assert abs(np.corrcoef(first[1:], first[:-1])[0, 1]) < 4 / 2000**0.5

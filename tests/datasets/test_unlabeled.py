@@ -93,7 +93,7 @@ def test_names_that_are_not_utf8(tmp_path):
 
 def test_line_break_in_a_name(tmp_path):
     make(tmp_path / 'a\nb.png')
-    with pytest.raises(ValueError, match='contains a line break; rename it'):
+    with pytest.raises(ValueError, match='contains a line break: rename it'):
         UnlabeledImages(str(tmp_path), [])
 
 
@@ -168,8 +168,8 @@ def test_pickles_as_a_name(folder, tmp_path):
 
 @pytest.mark.parametrize('write, source, words', [
     (None, 'missing', "'.*missing' does not exist"),
-    ('empty/notes.txt', 'empty', "no image lies below the folder '.*empty'"),
-    ('empty/.hidden.png', 'empty', 'hidden files left out'),
+    ('empty/notes.txt', 'empty', "the folder '.*empty' has no image at any"),
+    ('empty/.hidden.png', 'empty', 'hidden files are left out'),
     ('list.txt', 'list.txt', "'.*list.txt' names no image"),
 ])
 def test_empty_and_missing_sources(tmp_path, write, source, words):
@@ -183,7 +183,7 @@ def test_empty_and_missing_sources(tmp_path, write, source, words):
 
 def test_wrong_settings(folder, tmp_path):
     (tmp_path / 'list.txt').write_text('00.png\n01.png\n')
-    with pytest.raises(ValueError, match="names '.*00.png', and neither .* set data_root"):
+    with pytest.raises(ValueError, match="names '.*00.png'[.] Neither .*: set data_root"):
         UnlabeledImages(str(tmp_path / 'list.txt'), [])
     with pytest.raises(ValueError, match='is a list already'):
         UnlabeledImages(str(tmp_path / 'list.txt'), [], str(folder), index_file='x.txt')
@@ -206,8 +206,8 @@ def test_wrong_settings(folder, tmp_path):
 
 
 @pytest.mark.parametrize(('name', 'message'), [
-    ('a.tar.gz', 'is not a text list: it has zero bytes; give a folder of images, a list of path'),
-    ('folder', r"no image lies below the folder .*, but '.*deep/0.tar': give the folder of the sh"),
+    ('a.tar.gz', 'is not a text list: it has zero bytes: give a folder of images, a list of path'),
+    ('folder', r"the folder .* has no image, but '.*deep/0.tar': give the folder of the shards"),
     ('shards/{00..12}.tar', r'is a pattern \(looked for in'),
 ])
 def test_what_is_given_in_place_of_shards(tmp_path, name, message):
@@ -223,7 +223,7 @@ def test_what_is_given_in_place_of_shards(tmp_path, name, message):
 def test_a_work_folder_of_the_collection_is_not_its_packed_images(folder):
     (folder / 'packed').mkdir()
     (folder / WORK_FOLDER_MARKER).touch()
-    with pytest.raises(ValueError, match="with images that were dropped: give '.*/packed'"):
+    with pytest.raises(ValueError, match="and has dropped images, too: give '.*/packed'"):
         UnlabeledImages(str(folder), [])
 
 
@@ -487,12 +487,13 @@ def test_lmdb_missing(packed, monkeypatch):
         UnlabeledImages(str(packed['lmdb']), [])
 
 
-BASE = Path(__file__).parents[2] / 'configs/_base_/data'
+CONFIGS = Path(__file__).parents[2] / 'configs'
 
 
 @pytest.mark.parametrize('name, images', [
-    ('rsrsd-5m', 60), ('tov-rs', 8), ('million-aid', 6), ('rsrsd-100k', 3), ('tov-100k', 2),
-    ('rsrsd-5m_tov_million-aid', 74)])
+    ('_base_/datasets/rsrsd-5m', 60), ('_base_/datasets/tov-rs', 8),
+    ('_base_/datasets/million-aid', 6), ('_base_/datasets/rsrsd-100k', 3),
+    ('_base_/datasets/tov-100k', 2), ('pera/pera_vitg_rsrsd_tov_million-aid', 74)])
 def test_data_configs_read_what_lies_at_their_paths(tmp_path, monkeypatch, name, images):
     write_shards(tmp_path / 'data/rsrsd-5m', [20, 40])  # packed or not: the same line
     for folder, count in (('tov-rs', 8), ('million-aid', 6)):
@@ -502,7 +503,7 @@ def test_data_configs_read_what_lies_at_their_paths(tmp_path, monkeypatch, name,
         lines = ''.join(f'tov-rs/class/{number}.png\n' for number in range(count))
         (tmp_path / f'data/{subset}.txt').write_text(lines)
     monkeypatch.chdir(tmp_path)
-    cfg = Config.fromfile(BASE / f'{name}.py').train_dataloader.dataset
+    cfg = Config.fromfile(CONFIGS / f'{name}.py').train_dataloader.dataset
     assert len(DATASETS.build(dict(cfg, pipeline=[]))) == images
     assert not (tmp_path / 'data/rsrsd-5m.txt').exists()
     written = {'data/tov-rs.txt', 'data/million-aid.txt'}

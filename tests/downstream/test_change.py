@@ -161,7 +161,7 @@ def test_an_unreadable_pair_is_replaced_in_training_and_an_error_in_a_test(pairs
 # -- moving --------------------------------------------------------------------------------------
 
 
-def test_both_dates_and_the_mask_move_alike_and_keep_their_colours(pairs):
+def test_both_dates_and_the_mask_move_alike_and_keep_their_colors(pairs):
     cfg = Config.fromfile(ROOT / 'configs/levircd_bit_pera.py')
     steps = cfg.train_pipeline
     steps[1].scale, steps[2].crop_size = (48, 40), (32, 32)
@@ -239,8 +239,8 @@ def test_settings_of_the_paper():
 
 
 @pytest.mark.parametrize('config, width', [
-    ('levircd_bit_pera.py', 1024), ('levircd_bit_pera_vitb.py', 768),
-    ('levircd_bit_pera_scenes.py', 128)])
+    ('levircd_bit_pera.py', 1024), ('change_detection/levircd_bit_pera_vitb.py', 768),
+    ('scenes/levircd_bit_pera_scenes.py', 128)])
 def test_each_config_builds(config, width):
     cfg = Config.fromfile(ROOT / 'configs' / config)
     with torch.device('meta'):
@@ -292,7 +292,7 @@ def epochs(said: str) -> set[int]:
 
 @pytest.mark.slow
 def test_it_trains_validates_resumes_and_tests_through_mim(tmp_path):
-    config, options = 'configs/levircd_bit_pera_scenes.py', scenes_options(tmp_path)
+    config, options = 'configs/scenes/levircd_bit_pera_scenes.py', scenes_options(tmp_path)
     work_dir = tmp_path / 'run'
     train = ['-m', 'mim', 'train', 'mmseg', config, '--work-dir', work_dir, '--cfg-options']
     said = run(*train, *options).output
@@ -309,7 +309,7 @@ def test_a_pair_of_different_sizes_ends_in_one_sentence_before_training(tmp_path
     options = scenes_options(tmp_path)
     path = sorted((tmp_path / 'scenes/train/B').iterdir())[-1]
     cv2.imwrite(str(path), np.zeros((64, 60, 3), np.uint8))
-    done = run('tools/train.py', 'configs/levircd_bit_pera_scenes.py', '--work-dir',
+    done = run('tools/train.py', 'configs/scenes/levircd_bit_pera_scenes.py', '--work-dir',
                tmp_path / 'run', '--cfg-options', *options, code=1)
     assert 'Epoch(train)' not in done.stdout
     assert f'{path} is 60 x 64' in done.stderr and 'Traceback' not in done.stderr

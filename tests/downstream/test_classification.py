@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_mim_trains_resumes_and_the_tool_tests(tmp_path):
-    data, config = tmp_path / 'data', 'configs/aid_pera_scenes.py'
+    data, config = tmp_path / 'data', 'configs/scenes/aid_pera_scenes.py'
     write_scenes(data, 'classification', 64, size=64)
     (data / 'Airport/airport_0001.jpg').write_bytes(b'no picture')
     run('tools/data/make_splits.py', data, data / 'splits/tr50', '--share', '0.5')
@@ -43,7 +43,7 @@ def test_mim_trains_resumes_and_the_tool_tests(tmp_path):
 
 
 def test_a_linear_classifier_trains_nothing_else():
-    cfg = Config.fromfile(ROOT / 'configs/aid_pera_linear_scenes.py')
+    cfg = Config.fromfile(ROOT / 'configs/scenes/aid_pera_linear_scenes.py')
     init_default_scope(cfg.default_scope)
     model = MODELS.build(cfg.model)
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer

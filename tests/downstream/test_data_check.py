@@ -155,7 +155,7 @@ def test_nothing_readable_stops_the_run(root):
 
 
 def test_a_slow_check_speaks(root, caplog, monkeypatch):
-    monkeypatch.setattr(data_check, 'PATIENCE', 0)
+    monkeypatch.setattr(data_check, 'PROGRESS_INTERVAL', 0)
     with caplog.at_level(logging.INFO):
         check(root)
     assert '3 of 5 samples of the train set checked' in caplog.text

@@ -122,7 +122,7 @@ def test_all_unusable_samples_are_named_in_one_sentence(tmp_path):
     assert "c.xml: unknown class 'boat'" in said and 'Expressway-toll-station' in said
     assert 'd.xml: it is not XML' in said
     assert 'e.xml: <annotation> lacks <size/width>' in said
-    assert 'mend these files or take their names out of ImageSets/Main' in said
+    assert 'repair these files or remove their names from ImageSets/Main' in said
 
 
 @pytest.mark.parametrize('missing, words', [
@@ -353,7 +353,7 @@ def test_boxes_are_not_rounded_under_autocast(tiny):
     seen = []
     for layer in model.roi_head.bbox_roi_extractor.roi_layers:
         layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
-    data = model.data_preprocessor(batch(512), True)
+    data = model.data_preprocessor(batch(), True)
     with torch.autocast('cpu', torch.bfloat16):
         model.parse_losses(model(**data, mode='loss'))[0].backward()
     corners = torch.cat(seen)[:, 1:]
@@ -373,8 +373,8 @@ def test_at_most_200_detections_above_a_hundredth(tiny):
 
 @pytest.mark.parametrize('name, arch, width, side, epochs', [
     ('dior_faster_rcnn_pera', 'pera-g', 1024, 512, 100),
-    ('dior_faster_rcnn_pera_vitb', 'base', 768, 512, 100),
-    ('dior_faster_rcnn_pera_800px-12e', 'pera-g', 1024, 800, 12),
+    ('detection/dior_faster_rcnn_pera_vitb', 'base', 768, 512, 100),
+    ('detection/dior_faster_rcnn_pera_800px-12e', 'pera-g', 1024, 800, 12),
 ])
 def test_real_configs_build(name, arch, width, side, epochs):
     cfg = Config.fromfile(CONFIGS / f'{name}.py')
@@ -400,7 +400,7 @@ def test_the_twin_trains_resumes_and_tests(tmp_path):
     data = tmp_path / 'scenes'
     write_scenes(data, 'detection', 40, size=64)
     (data / FOLDERS['img'] / '00001.jpg').write_bytes(b'broken')
-    config = str(CONFIGS / 'dior_faster_rcnn_pera_scenes.py')
+    config = str(CONFIGS / 'scenes/dior_faster_rcnn_pera_scenes.py')
     options = ['--cfg-options', 'model.backbone.vit.init_cfg=None', 'train_cfg.val_interval=1',
                *[f'{loader}_dataloader.dataset.data_root={data}'
                  for loader in ('train', 'val', 'test')],

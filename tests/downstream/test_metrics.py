@@ -167,8 +167,8 @@ def test_a_wrong_protocol_is_refused_when_built(protocols, message):
 
 
 @pytest.mark.parametrize(('data', 'message'), [
-    (sample([[0]], [[6]], img_path='a.png'), 'a.png: class 6 where only 0 to 5'),
-    (sample([[7]], [[0]], seg_map_path='b.png'), 'b.png: class 7 where only 0 to 5'),
+    (sample([[0]], [[6]], img_path='a.png'), 'a.png: there is a class 6, but only 0 to 5'),
+    (sample([[7]], [[0]], seg_map_path='b.png'), 'b.png: there is a class 7, but only 0 to 5'),
     (sample([[0, 0]], [[0]], img_path='a.png'),
      'a.png: the ground truth has 2 x 1 pixels, the prediction 1 x 1'),
     (dict(pred_sem_seg=dict(data=torch.zeros(1, 2, 2)), img_path='a.png'),

@@ -78,7 +78,7 @@ def commands(name: str) -> list[Path]:
 @pytest.mark.parametrize('train, test', zip(commands('train.py'), commands('test.py')),
                          ids=lambda path: path.parts[0])
 def test_it_trains_validates_resumes_and_tests(tmp_path, train, test):
-    config, options = 'configs/opencd/levircd_bit_pera_scenes.py', scenes_options(tmp_path)
+    config, options = 'configs/scenes/levircd_bit_pera_opencd_scenes.py', scenes_options(tmp_path)
     work_dir = tmp_path / 'run'
     command = [sys.executable, train, config, '--work-dir', work_dir, '--cfg-options', *options]
     said = run(*command)
@@ -93,10 +93,10 @@ def test_it_trains_validates_resumes_and_tests(tmp_path, train, test):
 @pytest.mark.slow
 def test_a_checkpoint_of_one_side_is_tested_by_the_other(tmp_path):
     options = scenes_options(tmp_path)
-    run(sys.executable, 'tools/train.py', 'configs/opencd/levircd_bit_pera_scenes.py',
+    run(sys.executable, 'tools/train.py', 'configs/scenes/levircd_bit_pera_opencd_scenes.py',
         '--work-dir', tmp_path / 'run', '--cfg-options', *options)
     tables = []
-    for config in ('levircd_bit_pera_scenes.py', 'opencd/levircd_bit_pera_scenes.py'):
+    for config in ('scenes/levircd_bit_pera_scenes.py', 'scenes/levircd_bit_pera_opencd_scenes.py'):
         said = run(sys.executable, 'tools/test.py', f'configs/{config}',
                    tmp_path / 'run/epoch_2.pth', '--work-dir', tmp_path / 'test',
                    '--cfg-options', *options)

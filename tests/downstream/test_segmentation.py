@@ -121,9 +121,9 @@ def test_a_label_beyond_a_byte_is_named(folder):
         dataset(folder)[0]
 
 
-def test_a_colour_mask_is_refused(folder):
+def test_a_color_mask_is_refused(folder):
     write(folder / 'masks/x.png', np.zeros((1, 5, 3), np.uint8))
-    with pytest.raises(ValueError, match=r'x.png is a colour picture \(mode RGB\), not a mask'):
+    with pytest.raises(ValueError, match=r'x.png is a color picture \(mode RGB\), not a mask'):
         dataset(folder)[0]
 
 
@@ -207,7 +207,7 @@ def test_the_submission_is_the_labels_minus_one_in_a_flat_zip(tmp_path):
               rng.integers(0, 256, (96, 96, 3), dtype=np.uint8))
     out = tmp_path / 'out/result'
     write(out / '9999.png', np.zeros((1, 1), np.uint8))  # an earlier run's
-    cfg = small('loveda_upernet_pera_submission.py', tmp_path / 'work', **{
+    cfg = small('segmentation/loveda_upernet_pera_submission.py', tmp_path / 'work', **{
         'test_dataloader.dataset.data_root': str(tmp_path / 'data'),
         'test_evaluator.output_dir': str(out),
         'model.test_cfg': dict(mode='slide', crop_size=(64, 64), stride=(32, 32))})
@@ -287,7 +287,7 @@ def test_a_broken_mask_stops_a_run_before_its_first_step(tmp_path):
     write_scenes(tmp_path / 'data', 'segmentation', 5, size=64)
     path = sorted((tmp_path / 'data/ann_dir/train').iterdir())[2]
     write(path, np.full((64, 64), 9, np.uint8))
-    cfg = small('potsdam_upernet_pera_scenes.py', tmp_path / 'work', **{
+    cfg = small('scenes/potsdam_upernet_pera_scenes.py', tmp_path / 'work', **{
         f'{split}_dataloader.dataset.data_root': str(tmp_path / 'data')
         for split in ('train', 'val')}, **{
         'train_dataloader.dataset.pipeline.3.crop_size': (64, 64),
@@ -297,7 +297,7 @@ def test_a_broken_mask_stops_a_run_before_its_first_step(tmp_path):
 
 
 def _train(root: Path) -> None:
-    cfg = small('potsdam_upernet_pera_scenes.py', root / 'work', **{
+    cfg = small('scenes/potsdam_upernet_pera_scenes.py', root / 'work', **{
         f'{split}_dataloader.dataset.data_root': str(root / 'data')
         for split in ('train', 'val')}, **{
         'train_dataloader.batch_size': 1,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.hooks import Hook
-from training_runs import PROCESSES, TIMEOUT, last_checkpoint, line_cfg, train
+from training_runs import TIMEOUT, last_checkpoint, line_cfg, processes, train
 
 
 class FullDiskHook(Hook):
@@ -63,7 +63,7 @@ def test_a_full_disk_stops_with_a_sentence_and_spares_the_last_good_one(tmp_path
     cfg = line_cfg(tmp_path, ballast=1, max_epochs=2, interval=3)
     cfg['default_hooks']['checkpoint'].update(max_keep_ckpts=1)
     message = (r'cannot write the checkpoint \S*iter_9.pth \(File too large\); the last good one '
-               r'is \S*iter_6.pth: make room on that disk or mend the cause, and continue '
+               r'is \S*iter_6.pth: make room on that disk or remove the cause, and continue '
                r'with --resume\.')
     with pytest.raises(OSError, match=message):
         train(cfg, FullDiskHook(8))
@@ -103,7 +103,7 @@ def test_leftovers_in_both_folders_are_removed(tmp_path):
 def test_killed_while_writing_leaves_the_last_good_one(tmp_path):
     cfg = line_cfg(tmp_path, ballast=150, max_epochs=2, interval=6)
     cfg['default_hooks']['checkpoint'].update(max_keep_ckpts=1)
-    process = PROCESSES.Process(target=train, args=(cfg,))
+    process = processes().Process(target=train, args=(cfg,))
     process.start()
     incomplete = tmp_path / 'iter_12.pth.incomplete'
     deadline = time.monotonic() + TIMEOUT

@@ -59,7 +59,8 @@ def test_ratios_that_do_not_sum_to_one_are_refused_at_build(start):
 
 
 def test_an_unknown_arch_is_refused_at_build(start):
-    with pytest.raises(ValueError, match="unknown arch 'giant'; take one of tiny, small, base"):
+    archs = 'take one of demo, tiny, small, base, large, pera-g'
+    with pytest.raises(ValueError, match=f"unknown arch 'giant'; {archs}"):
         start(lambda model, pipeline: model['backbone'].update(arch='giant'))
 
 

@@ -75,9 +75,9 @@ def listening(caplog, monkeypatch):
     return caplog
 
 
-@pytest.mark.parametrize('centre', [True, False])
-def test_a_whole_model_arrives_whole(tmp_path, run, weights, listening, centre):
-    if not centre:
+@pytest.mark.parametrize('center', [True, False])
+def test_a_whole_model_arrives_whole(tmp_path, run, weights, listening, center):
+    if not center:
         del weights[CENTER]
     start, runner = run(save(tmp_path / 'ours.pth', dict(state_dict=weights, meta={})))
     for key, value in weights.items():
@@ -89,8 +89,8 @@ def test_a_whole_model_arrives_whole(tmp_path, run, weights, listening, centre):
     restored, anew = words.split('Starting anew: ')
     assert f'all {len(weights)} tensors: student and teacher' in restored
     assert 'optimizer, schedules' in anew
-    assert ('centre' in restored, 'centre' in anew) == (centre, not centre)
-    if not centre:
+    assert ('center' in restored, 'center' in anew) == (center, not center)
+    if not center:
         assert not start.state[CENTER].any()
 
 
@@ -113,7 +113,7 @@ def test_a_slim_backbone_starts_both_networks(tmp_path, run, weights, listening)
             assert torch.equal(start.state[f'{network}.backbone.{key}'], value)
     assert torch.equal(start.state['student.projector.mlp.0.weight'],
                        start.state['teacher.projector.mlp.0.weight'])
-    assert 'projectors, predictor, mask token, centre' in said(listening)
+    assert 'projectors, predictor, mask token, center' in said(listening)
     start, _ = run(save(tmp_path / 'timm.pth', backbone_to_timm(teacher)))
     assert torch.equal(start.state['student.backbone.cls_token'], teacher['cls_token'])
 
@@ -135,8 +135,8 @@ def test_a_resumed_run_reads_no_weights_anew(tmp_path, run, weights):
 
 
 @pytest.mark.parametrize('spoil, words', [
-    (lambda state: state.pop('mask_token'), 'missing mask_token; unknown none'),
-    (lambda state: state.update(surplus=torch.zeros(1)), 'unknown surplus'),
+    (lambda state: state.pop('mask_token'), r'1 missing \(first mask_token\)\.'),
+    (lambda state: state.update(surplus=torch.zeros(1)), r'1 without a place \(first surplus\)'),
     (lambda state: state.update({'predictor.mlp.0.bias': torch.zeros(3)}),
      r'does not fit the model .*: 1 misshaped \(first predictor.mlp.0.bias, \[3\] in the file, '
      r'\[64\] in the model\); nothing was loaded'),
@@ -175,7 +175,7 @@ def test_the_vitg_config_continues_in_small(tmp_path, tiny_cfg, weights):
         'train_dataloader.pin_memory': False, 'train_cfg.max_epochs': 2,
         'param_scheduler': cfg.param_scheduler[2:], 'visualizer.vis_backends': []})
     cfg.model = tiny_cfg
-    crops = cfg.train_dataloader.dataset.pipeline[0]
+    crops = cfg.train_dataloader.dataset.pipeline.crops
     crops.global_crops.size, crops.local_crops.size = 64, 32
     start = Start()
     runner = build_runner(cfg.to_dict(), (start,))

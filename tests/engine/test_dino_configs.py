@@ -26,7 +26,7 @@ def load(name: str) -> Config:
     ('dino_vitb_tov-100k_original', 7.5e-4 / 16, 1e-8, 2e-6, .3, (.04, .07, 50), .996, 3),
     ('dinov2_vitb_tov-100k_original', 5e-4, 1e-8, 1e-6, 3., (.04, .07, 30), .992, 1),
 ])  # fmt: skip
-def test_optimisation_is_that_of_the_source(name, lr, eps, end_lr, clip, temps, momentum, freeze):
+def test_optimization_is_that_of_the_source(name, lr, eps, end_lr, clip, temps, momentum, freeze):
     """pera_reference.md section 7; main_dino.py and ssl_default_config.yaml for the originals."""
     cfg = load(name)
     wrapper, hooks = cfg.optim_wrapper, cfg.default_hooks
@@ -45,9 +45,10 @@ def test_optimisation_is_that_of_the_source(name, lr, eps, end_lr, clip, temps, 
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_crops_and_colours_are_those_of_the_source(name):
+def test_crops_and_colors_are_those_of_the_source(name):
     cfg, original = load(name), name.endswith('original')
-    crops, student = cfg.train_dataloader.dataset.pipeline[0], cfg.model.data_preprocessor.student
+    crops = cfg.train_dataloader.dataset.pipeline.crops
+    student = cfg.model.data_preprocessor.student
     scales = (crops.global_crops.scale, crops.local_crops.scale)
     least = {'dino': .25, 'dinov2': .32}[name.split('_')[0]] if original else .4
     assert scales == ((least, 1.), (.05, least))
@@ -71,8 +72,8 @@ def shrink(cfg: Config, folder: Path) -> Config:
     for projector in (cfg.model.projector, cfg.model.get('patch_projector')):
         if projector:
             projector.update(head)
-    pipeline = cfg.train_dataloader.dataset.pipeline
-    pipeline[0].global_crops.size, pipeline[0].local_crops.size = 64, 32
+    crops = cfg.train_dataloader.dataset.pipeline.crops
+    crops.global_crops.size, crops.local_crops.size = 64, 32
     cfg.train_dataloader.update(batch_size=4, num_workers=0, persistent_workers=False,
                                 pin_memory=False)
     cfg.train_dataloader.dataset.source = draw_images(folder / 'images', 8)

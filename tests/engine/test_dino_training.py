@@ -70,7 +70,7 @@ def test_killed_and_resumed_equals_uninterrupted(cfg, tmp_path, method):
 
 @pytest.mark.dist
 def test_two_processes_equal_one_on_the_same_global_batch(cfg, model_cfg, tmp_path):
-    # KoLeo seeks its neighbours on each device, and colours and depth are drawn there.
+    # KoLeo seeks its neighbors on each device, and colors and depth are drawn there.
     model_cfg['backbone'].update(drop_path_rate=0.)
     model_cfg['data_preprocessor'].update(student={})
     if 'koleo' in model_cfg:

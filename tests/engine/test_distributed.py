@@ -25,7 +25,7 @@ pytestmark = pytest.mark.dist
 def cfg(tmp_path, tiny_cfg, tiny_pipeline):
     """Makes 4 iterations, 2 epochs of 2 with 4 images in all, nothing drawn on the device.
 
-    KoLeo is off: its nearest neighbour is sought on each device, as in the reference, so its
+    KoLeo is off: its nearest neighbor is sought on each device, as in the reference, so its
     value depends on the batch per device by definition.
     """
     tiny_cfg['backbone'].update(drop_path_rate=0.)

@@ -33,7 +33,7 @@ def cfg(tmp_path, tiny_cfg, tiny_pipeline):
 
 
 def test_sharded_training_equals_ddp(cfg, tmp_path):
-    """Gradients, their norm over all shards, teacher, centre; drop path, colours and KoLeo on."""
+    """Gradients, their norm over all shards, teacher, center; drop path, colors and KoLeo on."""
     assert on_ranks(train, cfg('ddp', **ON_CPU_RANKS)) == [0, 0]
     assert on_ranks(train, cfg('sharded', **SHARDED)) == [0, 0]
     ddp, sharded = (last_checkpoint(tmp_path / name) for name in ('ddp', 'sharded'))

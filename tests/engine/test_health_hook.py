@@ -102,13 +102,13 @@ def test_a_teacher_that_cannot_decide_is_explained_once(cfg, warnings_of):
 
 
 def test_one_prototype_for_everything_is_explained(cfg, warnings_of):
-    def favour(model):
-        """The centre falls behind by a whole prototype: what a stopped centre ends in."""
+    def favor(model):
+        """The center falls behind by a whole prototype: what a stopped center ends in."""
         model.distillation.center.value.zero_()[0, 7] = -3
 
-    found = warnings_of(cfg(), Damage(favour))
+    found = warnings_of(cfg(), Damage(favor))
     assert any(text.startswith('health/prototype_use is 0, below 0.05') for text in found)
-    assert any('keep the centre moving' in text for text in found)
+    assert any('keep the center moving' in text for text in found)
     assert any('health/teacher_entropy' in text and 'below 0.005' in text for text in found)
 
 
@@ -169,10 +169,10 @@ class Poison(Hook):
 
     def before_train(self, runner):
         model = inner_model(runner)
-        normalise = model.data_preprocessor.forward
+        normalize = model.data_preprocessor.forward
 
         def poisoned(data, training=False):
-            batch = normalise(data, training)
+            batch = normalize(data, training)
             if get_rank() == self.rank and runner.iter == self.iteration:
                 batch['inputs']['global'].student_view.fill_(torch.nan)
             return batch

@@ -16,7 +16,6 @@ from mmengine.registry import METRICS, MODELS
 from test_resume import assert_same_end
 from training_runs import (
     ON_CPU_RANKS,
-    PROCESSES,
     TIMEOUT,
     Line,
     draw_images,
@@ -24,10 +23,12 @@ from training_runs import (
     last_checkpoint,
     line_cfg,
     on_ranks,
+    processes,
     train,
     training_cfg,
 )
 
+from pera_mm import files
 from pera_mm.stopping import stopped_in_one_line
 
 
@@ -179,7 +180,8 @@ class WaitHook(Hook):
 @pytest.fixture
 def running(tmp_path):
     """A training run in ``tmp_path`` that does not end."""
-    process = PROCESSES.Process(target=train, args=(line_cfg(tmp_path, num_workers=1), WaitHook()))
+    process = processes().Process(
+        target=train, args=(line_cfg(tmp_path, num_workers=1), WaitHook()))
     process.start()
     deadline = time.monotonic() + TIMEOUT
     while not (tmp_path / 'training').exists():
@@ -190,11 +192,14 @@ def running(tmp_path):
     process.join()
 
 
-def test_another_run_in_the_folder_is_refused_until_the_first_is_killed(tmp_path, running):
+def test_another_run_in_the_folder_is_refused_until_the_first_is_killed(
+        tmp_path, running, monkeypatch):
+    monkeypatch.setattr(files, 'MAX_WAIT', .2)
     with pytest.raises(ValueError, match=f'another run is at work in {tmp_path} '
                                          rf'\(process {running.pid} on \S+ since .*\): wait for '
                                          'its end or give another --work-dir'):
         train(line_cfg(tmp_path))
+    monkeypatch.undo()
     running.kill()
     train(line_cfg(tmp_path))
     assert last_checkpoint(tmp_path)['meta']['iter'] == 12

@@ -1,4 +1,4 @@
-"""TeacherHook: teacher and centre move after real optimizer steps, and only then."""
+"""TeacherHook: teacher and center move after real optimizer steps, and only then."""
 
 from functools import partial
 
@@ -59,9 +59,9 @@ def test_teacher_is_the_moving_average_of_the_stepped_students(cfg, accumulate, 
                 expected = momentum * before[name] + (1 - momentum) * student
                 moved += (now[name] - before[name]).abs().max().item()
             torch.testing.assert_close(now[name], expected, rtol=1e-6, atol=1e-8)
-        centre_moved = not torch.equal(*(each['distillation.center.value']
+        center_moved = not torch.equal(*(each['distillation.center.value']
                                          for each in (now, before)))
-        assert centre_moved == (iteration in steps)
+        assert center_moved == (iteration in steps)
     assert moved > 0
 
 

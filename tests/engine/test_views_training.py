@@ -41,7 +41,7 @@ def smaller(method: str) -> Config:
     cfg = Config.fromfile(CONFIGS / 'small' / f'{method}.py')
     cfg.merge_from_dict({
         'model.backbone': dict(arch=ARCH, img_size=64),
-        'train_pipeline.0.global_crops.size': 64, **SMALLER[method]})
+        'train_dataloader.dataset.pipeline.crops.global_crops.size': 64, **SMALLER[method]})
     return cfg
 
 
@@ -59,8 +59,8 @@ def cfg(tmp_path, images):
 
     def make(method: str, name: str = 'run', **options: Any) -> dict:
         given = smaller(method).to_dict()
-        run = training_cfg(tmp_path / name, images, given['model'], given['train_pipeline'],
-                           **options)
+        run = training_cfg(tmp_path / name, images, given['model'],
+                           given['train_dataloader']['dataset']['pipeline'], **options)
         hooks = given['default_hooks']
         return dict(run, custom_hooks=[hooks['step_seed'], dict(hooks['skipped'], max_share=0.5)],
                     find_unused_parameters=given.get('find_unused_parameters', False))

@@ -10,6 +10,8 @@ import signal
 import socket
 import tarfile
 from collections.abc import Callable
+from functools import cache
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ TIMEOUT = 120  # seconds; a hang must fail, not block
 
 
 def draw_images(folder: Path, number: int, side: int = 96) -> str:
-    """Colourful noise as PNG files."""
+    """Colorful noise as PNG files."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for index in range(number):
@@ -171,14 +173,22 @@ def last_checkpoint(work_dir: Path) -> dict:
 
 # -- other processes ------------------------------------------------------------------------
 
-PROCESSES = multiprocessing.get_context('forkserver')
-PROCESSES.set_forkserver_preload(['training_runs', 'pera_mm.models', 'pera_mm.datasets',
-                                 'pera_mm.engine', 'mmpretrain.models'])
+@cache
+def processes() -> Any:
+    """Start the fork server; one that other tests started has not imported what is needed."""
+    forkserver._forkserver._stop()
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['training_runs', 'pera_mm.models', 'pera_mm.datasets',
+                                    'pera_mm.engine', 'mmpretrain.models'])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('PYTHONPATH', os.path.dirname(__file__))  # of training_runs
+        forkserver.ensure_running()
+    return context
 
 
 def in_process(target: Callable, *args: Any) -> int:
     """Run ``target`` in another process; its exit code (-9: killed)."""
-    return _join([PROCESSES.Process(target=target, args=args)])[0]
+    return _join([processes().Process(target=target, args=args)])[0]
 
 
 def on_ranks(target: Callable, *args: Any, world_size: int = 2) -> list[int]:
@@ -186,7 +196,7 @@ def on_ranks(target: Callable, *args: Any, world_size: int = 2) -> list[int]:
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    return _join([PROCESSES.Process(target=_as_rank, args=(rank, world_size, port, target, args))
+    return _join([processes().Process(target=_as_rank, args=(rank, world_size, port, target, args))
                   for rank in range(world_size)])
 
 

@@ -32,7 +32,7 @@ def test_entropy_of_a_hand_made_distribution():
     assert teacher_entropy(logits / 0.04, torch.zeros(1, 4), 0.04) < 0.2  # colder is sharper
 
 
-def test_entropy_is_that_of_the_centred_logits():
+def test_entropy_is_that_of_the_centered_logits():
     logits = torch.randn(2, 3, K)
     center = torch.randn(1, K)
     assert teacher_entropy(logits + center, center, 0.1) == pytest.approx(
@@ -49,9 +49,9 @@ def test_prototype_use_counts_distinct_winners():
     assert prototype_use(torch.eye(K).repeat(1, 3, 1), center) == 1  # 24 images, 8 prototypes
 
 
-def test_prototype_use_looks_past_the_centre():
+def test_prototype_use_looks_past_the_center():
     images = 0.1 * torch.eye(K).unsqueeze(0)
-    images[..., 0] += 5  # prototype 0 wins for all, which is what the centre takes away
+    images[..., 0] += 5  # prototype 0 wins for all, which is what the center takes away
     assert prototype_use(images, torch.zeros(1, K)) == 0
     assert prototype_use(images, images.mean(1)) == 1
 

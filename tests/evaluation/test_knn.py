@@ -14,21 +14,21 @@ from pera_mm.evaluation.knn import knn_accuracy
 def noisy_classes(num_train: int = 60, num_test: int = 40, num_classes: int = 4):
     """Features whose classes overlap, so that k and the temperature matter."""
     generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(num_classes, 8, generator=generator)
+    centers = torch.randn(num_classes, 8, generator=generator)
     labels = torch.arange(num_train + num_test) % num_classes
-    features = centres[labels] + 1.5 * torch.randn(len(labels), 8, generator=generator)
+    features = centers[labels] + 1.5 * torch.randn(len(labels), 8, generator=generator)
     return features[:num_train], labels[:num_train], features[num_train:], labels[num_train:]
 
 
 def slow_knn(train, train_labels, test, test_labels, k, temperature) -> float:
     correct = 0
     for feature, label in zip(test.tolist(), test_labels.tolist()):
-        neighbours = []
+        neighbors = []
         for other, other_label in zip(train.tolist(), train_labels.tolist()):
             dot = sum(a * b for a, b in zip(feature, other))
-            neighbours.append((dot / (math.hypot(*feature) * math.hypot(*other)), other_label))
+            neighbors.append((dot / (math.hypot(*feature) * math.hypot(*other)), other_label))
         votes: dict[int, float] = {}
-        for similarity, other_label in sorted(neighbours, reverse=True)[:k]:
+        for similarity, other_label in sorted(neighbors, reverse=True)[:k]:
             votes[other_label] = votes.get(other_label, 0) + math.exp(similarity / temperature)
         correct += max(votes, key=votes.get) == label
     return 100 * correct / len(test)
@@ -51,8 +51,8 @@ def test_equals_scikit_learn():
     assert knn_accuracy(train, train_labels, test, test_labels) == pytest.approx(expected)
 
 
-def test_the_weight_of_a_neighbour_is_its_similarity():
-    # Two far neighbours of class 1 against one near neighbour of class 0.
+def test_the_weight_of_a_neighbor_is_its_similarity():
+    # Two far neighbors of class 1 against one near neighbor of class 0.
     train = torch.tensor([[1., 0.], [0.6, 0.8], [0.6, -0.8]])
     labels = torch.tensor([0, 1, 1])
     test, zero = torch.tensor([[1., 0.]]), torch.tensor([0])
@@ -68,7 +68,7 @@ def test_scale_of_features_and_chunks_do_not_matter(monkeypatch):
     assert knn_accuracy(scaled, train_labels, test.half(), test_labels) == expected
 
 
-def test_more_neighbours_than_images_take_all():
+def test_more_neighbors_than_images_take_all():
     data = noisy_classes(num_train=6)
     assert knn_accuracy(*data, k=1000) == knn_accuracy(*data, k=6)
 

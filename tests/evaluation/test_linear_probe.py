@@ -32,9 +32,9 @@ def test_is_at_chance_where_nothing_is_linear():
 
 def test_equals_plain_softmax_regression():
     generator = torch.Generator().manual_seed(1)
-    centres = torch.randn(3, 4, generator=generator)
+    centers = torch.randn(3, 4, generator=generator)
     labels = torch.arange(120) % 3
-    features = centres[labels] + 2 * torch.randn(120, 4, generator=generator)
+    features = centers[labels] + 2 * torch.randn(120, 4, generator=generator)
     x, y = features[:60].double().numpy(), labels[:60].numpy()
     mean, std = x.mean(0), x.std(0)
     x = (x - mean) / std

@@ -86,17 +86,17 @@ def under_our_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
                              if not name.startswith('predictor.')}}
 
 
-def load(model: DINO, weights: dict[str, Tensor], centres: dino.Centres) -> None:
-    state = {**under_our_names(weights), 'distillation.center.value': centres.cls,
-             'ibot.center.value': centres.patch}
+def load(model: DINO, weights: dict[str, Tensor], centers: dino.Centers) -> None:
+    state = {**under_our_names(weights), 'distillation.center.value': centers.cls,
+             'ibot.center.value': centers.patch}
     if getattr(model, 'ibot', None) is None:
         del state['mask_token'], state['ibot.center.value']
     model.load_state_dict(state)  # strict
 
 
-def random_centres(patch_prototypes: int) -> dino.Centres:
+def random_centers(patch_prototypes: int) -> dino.Centers:
     generator = torch.Generator().manual_seed(9)
-    return dino.Centres(*(0.3 * torch.randn(1, k, generator=generator)
+    return dino.Centers(*(0.3 * torch.randn(1, k, generator=generator)
                           for k in (64, patch_prototypes)))
 
 
@@ -106,12 +106,12 @@ def assert_near(ours: Tensor, theirs: Tensor, what: str) -> None:
 
 
 def assert_agree(model: DINO, weights: dict[str, Tensor], crops: dict[str, CropViews],
-                 centres: dino.Centres, koleo_on: str | None = None) -> None:
+                 centers: dino.Centers, koleo_on: str | None = None) -> None:
     """Each term and the gradient of their sum."""
-    load(model, weights, centres)
+    load(model, weights, centers)
     masked = crops['global'].split.masked.shape[-1] > 0
     outputs = dino.forward(weights, crops, SETTING, masked)
-    wanted, ours = dino.losses(outputs, centres, SETTING, koleo_on), model.loss(crops)
+    wanted, ours = dino.losses(outputs, centers, SETTING, koleo_on), model.loss(crops)
     assert set(ours) == set(wanted)
     for name, value in wanted.items():
         assert_near(ours[name], value, name)
@@ -135,7 +135,7 @@ def assert_agree(model: DINO, weights: dict[str, Tensor], crops: dict[str, CropV
     dict(num_global=3, num_local=1)
 ], ids=str)
 def test_dino_equals_the_oracle_in_losses_and_gradients(dino_cfg, crops_as):
-    assert_agree(build(dino_cfg), random_weights(), make_crops(**crops_as), random_centres(64))
+    assert_agree(build(dino_cfg), random_weights(), make_crops(**crops_as), random_centers(64))
 
 
 def test_eighteen_pairs_of_two_global_and_eight_local_crops(dino_cfg):
@@ -208,17 +208,17 @@ def test_dinov2_equals_the_oracle_in_losses_and_gradients(dinov2_cfg, own_head, 
         dinov2_cfg['patch_projector'] = None
     model = build(dict(dinov2_cfg, koleo_on=koleo_on))
     assert_agree(model, random_weights(patch_head=own_head), make_crops(3, masked=True),
-                 random_centres(PATCH_K if own_head else 64), koleo_on)
+                 random_centers(PATCH_K if own_head else 64), koleo_on)
 
 
 @pytest.mark.parametrize('term', ['loss_cls', 'loss_ibot', 'loss_koleo'])
 def test_gradient_of_each_term_equals_the_oracle(dinov2_cfg, term):
     # the sum hides a term whose gradient is small
-    weights, centres = random_weights(1, patch_head=True), random_centres(PATCH_K)
+    weights, centers = random_weights(1, patch_head=True), random_centers(PATCH_K)
     crops, model = make_crops(3, masked=True), build(dinov2_cfg)
-    load(model, weights, centres)
+    load(model, weights, centers)
     model.loss(crops)[term].backward()
-    wanted = dino.losses(dino.forward(weights, crops, SETTING, True), centres, SETTING,
+    wanted = dino.losses(dino.forward(weights, crops, SETTING, True), centers, SETTING,
                          'scores')[term]
     names = [name for name, value in weights.items() if value.requires_grad]
     found = torch.autograd.grad(wanted, [weights[name] for name in names], allow_unused=True)
@@ -233,11 +233,11 @@ def test_gradient_of_each_term_equals_the_oracle(dinov2_cfg, term):
 
 
 def test_training_steps_equal_the_oracle(dinov2_cfg):
-    """Three steps of SGD, teacher and both centres: every tensor ends up the same."""
+    """Three steps of SGD, teacher and both centers: every tensor ends up the same."""
     weights = random_weights(2, patch_head=True)
-    centres = dino.Centres(torch.zeros(1, 64), torch.zeros(1, PATCH_K))
+    centers = dino.Centers(torch.zeros(1, 64), torch.zeros(1, PATCH_K))
     model = build(dinov2_cfg)
-    load(model, weights, centres)
+    load(model, weights, centers)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
     for iteration in range(3):
         crops = make_crops(masked=True, seed=iteration)
@@ -248,7 +248,7 @@ def test_training_steps_equal_the_oracle(dinov2_cfg):
         model.advance()
 
         outputs = dino.forward(weights, crops, SETTING, True)
-        loss = paper.total(dino.losses(outputs, centres, SETTING, 'scores'))
+        loss = paper.total(dino.losses(outputs, centers, SETTING, 'scores'))
         names = [name for name, value in weights.items() if value.requires_grad]
         found = torch.autograd.grad(loss, [weights[name] for name in names], allow_unused=True)
         with torch.no_grad():
@@ -259,13 +259,13 @@ def test_training_steps_equal_the_oracle(dinov2_cfg):
             weights = {**weights, **paper.update_teacher(students, MOMENTUM)}
         weights = {name: value.detach().requires_grad_(not name.startswith('teacher.'))
                    for name, value in weights.items()}
-        centres = dino.update_centres(centres, outputs)
+        centers = dino.update_centers(centers, outputs)
 
     state = model.state_dict()
     for name, value in under_our_names(weights).items():
         assert_near(state[name], value.detach(), name)
-    assert_near(state['distillation.center.value'], centres.cls, 'centre')
-    assert_near(state['ibot.center.value'], centres.patch, 'centre of the patches')
+    assert_near(state['distillation.center.value'], centers.cls, 'center')
+    assert_near(state['ibot.center.value'], centers.patch, 'center of the patches')
 
 
 def test_without_ibot_it_is_dino_and_koleo(dino_cfg, dinov2_cfg):

@@ -35,14 +35,14 @@ def test_uniform_scores_give_log_k():
     assert DistillationLoss(K)(zeros, zeros, 0.04).item() == pytest.approx(math.log(K))
 
 
-@pytest.mark.parametrize('centre', [0., 1.])
+@pytest.mark.parametrize('center', [0., 1.])
 @pytest.mark.parametrize('num_local', [0, 8])
-def test_loss_and_gradient_equal_the_oracle(centre, num_local):
+def test_loss_and_gradient_equal_the_oracle(center, num_local):
     student = [scores(2, seed=1), scores(8, seed=2)][:2 if num_local else 1]
     teacher = [scores(2, seed=3), scores(8, seed=4)][:2 if num_local else 1]
     student = [x.requires_grad_() for x in student]
     loss = DistillationLoss(K)
-    loss.center.value.copy_(centre * scores(1, 1, seed=5)[0])
+    loss.center.value.copy_(center * scores(1, 1, seed=5)[0])
     ours = loss(student, teacher, 0.05)
     oracle = paper.distillation_loss([crop for group in student for crop in group],
                                      [crop for group in teacher for crop in group],
@@ -80,7 +80,7 @@ def test_weight():
 
 
 @pytest.mark.parametrize('momentum', [0., 0.9])
-def test_the_centre_is_that_of_all_crops(momentum):
+def test_the_center_is_that_of_all_crops(momentum):
     loss = DistillationLoss(K, center_momentum=momentum)
     expected = torch.zeros(1, K)
     for batch in range(3):
@@ -90,7 +90,7 @@ def test_the_centre_is_that_of_all_crops(momentum):
         loss.center.accumulate()
         loss.center.update()
         crops = [crop for group in teacher for crop in group]
-        expected = paper.update_centre(expected, paper.batch_mean(crops), momentum)
+        expected = paper.update_center(expected, paper.batch_mean(crops), momentum)
     torch.testing.assert_close(loss.center.value, expected)
 
 
@@ -114,7 +114,7 @@ def test_a_repeated_forward_counts_once():
     assert torch.equal(once.center.value, twice.center.value) and once.center.value.any()
 
 
-def test_the_centre_travels_in_the_state_dict():
+def test_the_center_travels_in_the_state_dict():
     assert list(DistillationLoss(K).state_dict()) == ['center.value']
 
 

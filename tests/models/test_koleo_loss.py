@@ -68,7 +68,7 @@ def test_zero_features_stay_finite():
     assert features.grad.isfinite().all()
 
 
-def test_pushes_neighbours_apart():
+def test_pushes_neighbors_apart():
     features = directions(0., 10.).unsqueeze(0).requires_grad_()
     KoLeoLoss()(features).backward()
     moved = features.detach() - features.grad

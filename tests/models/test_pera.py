@@ -34,16 +34,16 @@ def reference_weights(seed: int = 0, patch_size: int = 16) -> dict[str, Tensor]:
                                 bottleneck=16, prototypes=64, seed=seed)
 
 
-def load(model: PerA, weights: Mapping[str, Tensor], centre: Tensor) -> None:
+def load(model: PerA, weights: Mapping[str, Tensor], center: Tensor) -> None:
     state = reference_to_pera(weights)
-    model.load_state_dict({**state, 'distillation.center.value': centre})  # strict
+    model.load_state_dict({**state, 'distillation.center.value': center})  # strict
 
 
 def setting(patch_size: int = 16) -> paper.Setting:
     return paper.Setting(num_heads=2, patch_size=patch_size, teacher_temp=TEACHER_TEMP)
 
 
-def random_centre() -> Tensor:
+def random_center() -> Tensor:
     return 0.3 * torch.randn(1, 64, generator=torch.Generator().manual_seed(9))
 
 
@@ -52,9 +52,9 @@ def assert_near(ours: Tensor, theirs: Tensor, what: str) -> None:
     assert error <= RELATIVE * size, f'{what}: off by {error:.2e} of {size:.2e}'
 
 
-def oracle_losses(weights: Mapping[str, Tensor], crops: dict[str, CropViews], centre: Tensor,
+def oracle_losses(weights: Mapping[str, Tensor], crops: dict[str, CropViews], center: Tensor,
                   patch_size: int = 16) -> dict[str, Tensor]:
-    return paper.losses(paper.forward(weights, crops, setting(patch_size)), centre,
+    return paper.losses(paper.forward(weights, crops, setting(patch_size)), center,
                         setting(patch_size))
 
 
@@ -87,11 +87,11 @@ def oracle_gradients(weights: Mapping[str, Tensor], loss: Tensor) -> dict[str, T
 def test_losses_and_gradients_equal_the_oracle(tiny_cfg, make_crops, crops_as):
     patch_size = crops_as.get('patch_size', 16)
     crops = make_crops(**dict(dict(num_images=3), **crops_as))
-    weights, centre = trainable(reference_weights(patch_size=patch_size)), random_centre()
+    weights, center = trainable(reference_weights(patch_size=patch_size)), random_center()
     model = build(tiny_cfg, patch_size).train()
-    load(model, weights, centre)
+    load(model, weights, center)
 
-    ours, oracle = model.loss(crops), oracle_losses(weights, crops, centre, patch_size)
+    ours, oracle = model.loss(crops), oracle_losses(weights, crops, center, patch_size)
     assert set(ours) == set(oracle) == {'loss_cls', 'loss_koleo', 'loss_pixel'}
     for name, value in oracle.items():
         assert_near(ours[name], value, name)
@@ -106,11 +106,11 @@ def test_losses_and_gradients_equal_the_oracle(tiny_cfg, make_crops, crops_as):
 def test_gradient_of_each_term_equals_the_oracle(tiny_cfg, make_crops, name):
     # the sum hides a term whose gradient is small
     crops = make_crops(num_images=3, num_local=1)
-    weights, centre = trainable(reference_weights(1)), random_centre()
+    weights, center = trainable(reference_weights(1)), random_center()
     model = build(tiny_cfg)
-    load(model, weights, centre)
+    load(model, weights, center)
     model.loss(crops)[name].backward()
-    term = oracle_losses(weights, crops, centre)[name]
+    term = oracle_losses(weights, crops, center)[name]
     reached = {key: value for key, value in weights.items() if value.requires_grad}
     found = torch.autograd.grad(term, list(reached.values()), allow_unused=True)
     zeros = {key: torch.zeros_like(value) for key, value in weights.items()}
@@ -124,10 +124,10 @@ def test_gradient_of_each_term_equals_the_oracle(tiny_cfg, make_crops, name):
 
 
 def test_training_steps_equal_the_oracle(tiny_cfg, make_crops):
-    """Three steps of SGD, teacher and centre: every tensor of the state ends up the same."""
-    weights, centre = trainable(reference_weights(2)), torch.zeros(1, 64)
+    """Three steps of SGD, teacher and center: every tensor of the state ends up the same."""
+    weights, center = trainable(reference_weights(2)), torch.zeros(1, 64)
     model = build(tiny_cfg).train()
-    load(model, weights, centre)
+    load(model, weights, center)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
     for iteration in range(3):
         crops = make_crops(seed=iteration)
@@ -138,16 +138,16 @@ def test_training_steps_equal_the_oracle(tiny_cfg, make_crops):
         model.advance()
 
         outputs = paper.forward(weights, crops, setting())
-        loss = paper.total(paper.losses(outputs, centre, setting()))
+        loss = paper.total(paper.losses(outputs, center, setting()))
         names = [name for name, value in weights.items() if value.requires_grad]
         gradients = torch.autograd.grad(loss, [weights[name] for name in names])
         stepped = {name: value.detach() for name, value in weights.items()}
         for name, gradient in zip(names, gradients):
             stepped[name] = stepped[name] - 0.01 * gradient
         weights = trainable(paper.update_teacher(stepped, MOMENTUM))
-        centre = paper.update_centre(centre, paper.batch_mean(outputs.teacher))
+        center = paper.update_center(center, paper.batch_mean(outputs.teacher))
 
-    assert_near(model.distillation.center.value, centre, 'centre')
+    assert_near(model.distillation.center.value, center, 'center')
     state = model.state_dict()
     for name, value in reference_to_pera(weights).items():
         assert_near(state[name], value, name)
@@ -155,9 +155,9 @@ def test_training_steps_equal_the_oracle(tiny_cfg, make_crops):
 
 @pytest.mark.parametrize('num_local', [0, 2])
 def test_observed_tensors_equal_the_oracle(tiny_cfg, make_crops, num_local):
-    crops, weights, centre = make_crops(num_local=num_local), reference_weights(3), random_centre()
+    crops, weights, center = make_crops(num_local=num_local), reference_weights(3), random_center()
     model = build(tiny_cfg)
-    load(model, weights, centre)
+    load(model, weights, center)
     model.watch = True
     model.loss(crops)
     outputs = paper.forward(weights, crops, setting())
@@ -223,7 +223,7 @@ def scramble(views: CropViews, view: str, parts: tuple[str, ...]) -> CropViews:
 ])
 def test_each_network_sees_its_own_part_only(tiny_cfg, make_crops, view, parts, changed):
     crops, model = make_crops(), build(tiny_cfg)
-    load(model, reference_weights(), random_centre())
+    load(model, reference_weights(), random_center())
     before = model.loss(crops)
     after = model.loss({name: scramble(views, view, parts) for name, views in crops.items()})
     assert {name for name in before if not torch.equal(before[name], after[name])} == changed
@@ -255,7 +255,7 @@ def test_mask_tokens_join_at_half_depth(tiny_cfg, make_crops):
     assert lengths == [[1 + n_student, local]] * 2 + [[1 + n_student + n_learnable, local]] * 2
 
 
-# Behaviour --------------------------------------------------------------------------------------
+# Behavior --------------------------------------------------------------------------------------
 
 
 def test_every_trainable_parameter_gets_a_gradient(tiny_cfg, make_crops):
@@ -322,7 +322,7 @@ def test_train_step_through_the_preprocessor(tiny_cfg):
 
 def test_teacher_features_are_the_dense_teachers(tiny_cfg):
     model = build(tiny_cfg).train()
-    load(model, reference_weights(), random_centre())
+    load(model, reference_weights(), random_center())
     images = torch.randn(3, 3, 64, 64)
     features = model.teacher_features(images)
     expected = [paper.encode_teacher(image, range(16), reference_weights(), setting())
@@ -337,7 +337,7 @@ def test_terms_can_be_left_out(tiny_cfg, make_crops, switched_off):
     """Table 11: without pixel prediction no mask token exists and none joins."""
     off = dict(koleo=None) if switched_off == 'koleo' else dict(pixel=None, predictor=None)
     model, whole = build(dict(tiny_cfg, **off)), build(tiny_cfg)
-    load(whole, reference_weights(), random_centre())
+    load(whole, reference_weights(), random_center())
     kept = set(model.state_dict())
     model.load_state_dict({k: v for k, v in whole.state_dict().items() if k in kept})
     names = {'mask_token'} | {n for n in whole.state_dict() if n.startswith('predictor.')}
@@ -350,7 +350,7 @@ def test_terms_can_be_left_out(tiny_cfg, make_crops, switched_off):
         views = crops['global']
         split = views.split._replace(learnable=views.split.learnable[..., :0])
         crops = {**crops, 'global': views._replace(split=split)}
-    oracle = oracle_losses(reference_weights(), crops, random_centre())
+    oracle = oracle_losses(reference_weights(), crops, random_center())
     for name, value in losses.items():
         assert_near(value, oracle[name], name)
 
@@ -367,8 +367,8 @@ def test_without_disjoint_mask_both_see_everything(tiny_cfg, make_crops):
     state = reference_to_pera(weights)
     kept = set(model.state_dict())
     model.load_state_dict({**{k: v for k, v in state.items() if k in kept},
-                           'distillation.center.value': random_centre()})
-    oracle = oracle_losses(weights, crops, random_centre())
+                           'distillation.center.value': random_center()})
+    oracle = oracle_losses(weights, crops, random_center())
     for name, value in model.loss(crops).items():
         assert_near(value, oracle[name], name)
 

@@ -112,7 +112,7 @@ def test_embedding_some_patches_equals_embedding_all(patch_size):
 def test_sparse_forward_on_all_patches_equals_the_dense_one():
     vit = make_vit(out_type='raw')
     images = torch.randn(2, 3, 64, 64)
-    tokens, = vit.final(vit.encode([vit.embed(images, torch.arange(16).expand(2, -1))]))
+    tokens, = vit.apply_final_norm(vit.encode([vit.embed(images, torch.arange(16).expand(2, -1))]))
     torch.testing.assert_close(tokens, vit(images)[-1], rtol=1e-5, atol=1e-5)
 
 

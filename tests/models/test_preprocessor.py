@@ -1,4 +1,4 @@
-"""CropPreprocessor: shapes, normalisation, and colours drawn apart for student and teacher."""
+"""CropPreprocessor: shapes, normalization, and colors drawn apart for student and teacher."""
 
 import copy
 
@@ -35,13 +35,13 @@ def equal(one: CropGroup | CropViews, two: CropGroup | CropViews) -> bool:
 
 
 def changed_rows(views: CropViews) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of solid-colour crops: which student rows are gray, which views differ."""
+    """Of solid-color crops: which student rows are gray, which views differ."""
     pixels = views.student_view.flatten(0, 1) * STD + MEAN
     gray = (pixels - pixels[:, :1]).abs().amax(dim=(1, 2, 3)) < 1e-2
     return gray, (views.student_view != views.teacher_view).flatten(0, 1).flatten(1).any(1)
 
 
-def test_without_colours_the_two_views_are_the_normalised_pixels():
+def test_without_colors_the_two_views_are_the_normalized_pixels():
     data = batch()
     out = CropPreprocessor(student=PLAIN, teacher=PLAIN)(data, training=True)
     for name, views in out['inputs'].items():
@@ -74,12 +74,12 @@ def test_two_geometries_go_to_their_own_network():
         torch.testing.assert_close(out[view], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_outside_training_nothing_is_recoloured_and_no_random_number_drawn():
+def test_outside_training_nothing_is_recolored_and_no_random_number_drawn():
     state = torch.get_rng_state()
     data = batch()
     torch.set_rng_state(state)
     out = CropPreprocessor(student=dict(gray=1), teacher=dict(gray=1))(data)['inputs']['global']
-    plain = CropPreprocessor().normalise(data['inputs']['global'].pixels[:, 0]).transpose(0, 1)
+    plain = CropPreprocessor().normalize(data['inputs']['global'].pixels[:, 0]).transpose(0, 1)
     assert torch.equal(out.student_view, plain) and torch.equal(out.teacher_view, plain)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -99,7 +99,7 @@ def test_default_recipes_come_as_often_as_in_the_reference():
     crops = CropGroup(solid, PatchSplit(none, none, none, none.bool()))
     preprocessor = CropPreprocessor()
     out = preprocessor(dict(inputs={'local': crops}), training=True)['inputs']['local']
-    untouched = preprocessor.normalise(solid[0, 0, 0])
+    untouched = preprocessor.normalize(solid[0, 0, 0])
     student, teacher = (view.flatten(0, 1) for view in out[:2])
     student_gray, views_differ = changed_rows(out)
     student_same = (student == untouched).flatten(1).all(1)
@@ -119,7 +119,7 @@ def test_default_recipes_come_as_often_as_in_the_reference():
     assert both_jittered.any() and views_differ[both_jittered].all()
 
 
-def test_colours_follow_the_torch_seed():
+def test_colors_follow_the_torch_seed():
     data, preprocessor = batch(), CropPreprocessor(teacher=dict(jitter=1))
     runs = []
     for seed in (5, 5, 6):
@@ -128,28 +128,28 @@ def test_colours_follow_the_torch_seed():
     assert equal(runs[0], runs[1])
     assert not torch.equal(runs[0].student_view, runs[2].student_view)
     assert not torch.equal(runs[0].teacher_view, runs[2].teacher_view)
-    rows = runs[0].teacher_view - preprocessor.normalise(
+    rows = runs[0].teacher_view - preprocessor.normalize(
         data['inputs']['global'].pixels[:, 0]).transpose(0, 1)
     assert len(rows.flatten(0, 1).flatten(1).unique(dim=0)) == 6  # a draw of its own per crop
 
 
 def test_recipes_per_crop_express_dinov2():
-    """Only global crop 2 is solarised here; only local crops are gray."""
-    colours = dict(global_crops=[dict(blur=1.0), dict(solarize=1.0)],
+    """Only global crop 2 is solarized here; only local crops are gray."""
+    colors = dict(global_crops=[dict(blur=1.0), dict(solarize=1.0)],
                    local_crops=dict(gray=1.0, exclusive=False))
     data = batch()
-    out = CropPreprocessor(student=colours, teacher=PLAIN)(data, training=True)['inputs']
+    out = CropPreprocessor(student=colors, teacher=PLAIN)(data, training=True)['inputs']
     raw = data['inputs']['global'].pixels[:, 0, 1].permute(0, 3, 1, 2).float()
-    solarised = torch.where(raw >= 128, 255 - raw, raw)
-    torch.testing.assert_close(out['global'].student_view[1], (solarised - MEAN) / STD,
+    solarized = torch.where(raw >= 128, 255 - raw, raw)
+    torch.testing.assert_close(out['global'].student_view[1], (solarized - MEAN) / STD,
                                atol=1e-4, rtol=1e-4)
     blurred, sharp = out['global'].student_view[0], out['global'].teacher_view[0]
     assert blurred.diff(dim=-1).abs().mean() < sharp.diff(dim=-1).abs().mean()
     assert changed_rows(out['local'])[0].all()
 
 
-def test_without_teacher_colours_both_networks_see_one_view():
-    """The student's colours are those of a run with teacher colours, at the same seed."""
+def test_without_teacher_colors_both_networks_see_one_view():
+    """The student's colors are those of a run with teacher colors, at the same seed."""
     data, views = batch(), []
     for teacher in (None, PLAIN):
         torch.manual_seed(3)
@@ -167,9 +167,9 @@ def test_one_view_cannot_have_two_geometries():
         CropPreprocessor(teacher=None)(batch(views=2), training=True)
 
 
-def test_normalise_keeps_leading_axes():
+def test_normalize_keeps_leading_axes():
     pixels = torch.randint(256, (2, 5, 8, 8, 3), dtype=torch.uint8)
-    out = CropPreprocessor(mean=(0, 0, 0), std=(255, 255, 255)).normalise(pixels)
+    out = CropPreprocessor(mean=(0, 0, 0), std=(255, 255, 255)).normalize(pixels)
     torch.testing.assert_close(out, pixels.permute(0, 1, 4, 2, 3) / 255)
 
 
@@ -198,8 +198,8 @@ def test_other_batches_are_refused(inputs):
     (dict(mean=(1, 2)), 'three numbers each'),
     (dict(std=(0, 1, 1)), 'std above 0'),
     (dict(student=dict(jitter=2)), 'jitter must be in'),
-    (dict(student=dict(sharpness=1)), "the student's global colours must be .* keys among jitter"),
-    (dict(teacher=dict(global_crops=PLAIN)), "the teacher's colours per group need exactly the"),
+    (dict(student=dict(sharpness=1)), "the student's global colors must be .* keys among jitter"),
+    (dict(teacher=dict(global_crops=PLAIN)), "the teacher's colors per group need exactly the"),
 ])
 def test_bad_arguments_fail_at_build(kwargs, message):
     with pytest.raises(ValueError, match=message):
@@ -224,9 +224,9 @@ def test_one_crop_becomes_one_tensor():
     assert [sample.sample_idx for sample in out['data_samples']] == [0, 1, 2]
 
 
-def test_two_crops_become_a_list_each_with_its_colours():
+def test_two_crops_become_a_list_each_with_its_colors():
     data = views_batch(2)
-    out = ViewsPreprocessor(colours=[{}, dict(gray=1)])(data, training=True)['inputs']
+    out = ViewsPreprocessor(colors=[{}, dict(gray=1)])(data, training=True)['inputs']
     assert isinstance(out, list) and [view.shape for view in out] == [(3, 3, 16, 16)] * 2
     raw = data['inputs']['global'].pixels[:, 0].float().permute(1, 0, 4, 2, 3)
     torch.testing.assert_close(out[0], (raw[0] - MEAN) / STD, atol=1e-5, rtol=1e-5)
@@ -235,9 +235,9 @@ def test_two_crops_become_a_list_each_with_its_colours():
                                atol=1e-4, rtol=1e-4)
 
 
-def test_views_are_coloured_in_training_only():
+def test_views_are_colored_in_training_only():
     data = views_batch(2)
-    preprocessor = ViewsPreprocessor(colours=dict(gray=1))
+    preprocessor = ViewsPreprocessor(colors=dict(gray=1))
     plain, gray = (preprocessor(data, training=training)['inputs'] for training in (False, True))
     for index in (0, 1):
         raw = data['inputs']['global'].pixels[:, 0, index].float().permute(0, 3, 1, 2)
@@ -251,6 +251,6 @@ def test_views_are_coloured_in_training_only():
     (lambda: views_batch(3), 'list 2 recipes, but there are 3 global crops'),
 ])
 def test_batches_that_are_no_views_are_refused(make, message):
-    preprocessor = ViewsPreprocessor(colours=[PLAIN] * 2)
+    preprocessor = ViewsPreprocessor(colors=[PLAIN] * 2)
     with pytest.raises(ValueError, match=message):
         preprocessor(make(), training=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pera_mm.models.losses.soft_cross_entropy import ROWS, soft_cross_entropy
+from pera_mm.models.losses.soft_cross_entropy import ROWS_AT_ONCE, soft_cross_entropy
 
 
 def draw(rows: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -14,7 +14,7 @@ def draw(rows: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return logits.requires_grad_(), targets
 
 
-@pytest.mark.parametrize('rows', [1, ROWS, ROWS + 1, 3 * ROWS - 1])
+@pytest.mark.parametrize('rows', [1, ROWS_AT_ONCE, ROWS_AT_ONCE + 1, 3 * ROWS_AT_ONCE - 1])
 @pytest.mark.parametrize('mass', [1., 2.])  # DINO gives a local crop the sum of two targets
 def test_value_and_gradient_equal_torchs(rows, mass):
     logits, targets = draw(rows)

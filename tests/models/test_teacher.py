@@ -163,12 +163,12 @@ def test_resumed_state_continues_exactly(tiny_cfg, make_crops):
 
 
 class Witness(Hook):
-    """Remembers both networks and the centre after every iteration, and what the teacher said."""
+    """Remembers both networks and the center after every iteration, and what the teacher said."""
 
     priority = 'LOWEST'
 
     def __init__(self) -> None:
-        self.students, self.teachers, self.centres = [], [], []
+        self.students, self.teachers, self.centers = [], [], []
         self.momenta, self.said = [], []
 
     def before_train(self, runner: Runner) -> None:
@@ -184,7 +184,7 @@ class Witness(Hook):
     def _note(self, model: PerA) -> None:
         self.students.append(snapshot(model.student))
         self.teachers.append(snapshot(model.teacher))
-        self.centres.append(model.distillation.center.value.clone())
+        self.centers.append(model.distillation.center.value.clone())
 
 
 def samples(number: int) -> list[dict]:
@@ -242,16 +242,16 @@ def test_runner_moves_the_teacher_after_real_steps_only(accumulating_run):
             assert equal(seen.teachers[i + 1], seen.teachers[i]), f'iteration {i + 1}'
 
 
-def test_runner_centres_on_all_accumulated_batches(accumulating_run):
+def test_runner_centers_on_all_accumulated_batches(accumulating_run):
     _, seen = accumulating_run
     assert len(seen.said) == 8 and all(rows.shape == (8, 64) for rows in seen.said)  # 4 crops x 2
-    centre, begin = torch.zeros(1, 64), 0
+    center, begin = torch.zeros(1, 64), 0
     for i in range(8):
         if i + 1 in (3, 6, 8):
             mean = torch.cat(seen.said[begin:i + 1]).mean(0, keepdim=True)
-            centre, begin = 0.9 * centre + 0.1 * mean, i + 1
-        torch.testing.assert_close(seen.centres[i + 1], centre, rtol=1e-5, atol=1e-7)
-    assert centre.any()
+            center, begin = 0.9 * center + 0.1 * mean, i + 1
+        torch.testing.assert_close(seen.centers[i + 1], center, rtol=1e-5, atol=1e-7)
+    assert center.any()
 
 
 def test_runner_gives_the_optimizer_no_teacher_tensor(accumulating_run):

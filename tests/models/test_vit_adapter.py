@@ -11,10 +11,10 @@ from mmcv.ops.multi_scale_deform_attn import (
 )
 from torch import Tensor, nn
 
-from pera_mm.models.backbones.adapter_layers import make_grid, to_maps, to_tokens
+from pera_mm.models.backbones.adapter_layers import make_token_grid, to_maps, to_tokens
 from pera_mm.models.backbones.deform_attn import DeformableAttention, sample_levels
 from pera_mm.models.backbones.pera_vit import PerAViT
-from pera_mm.models.backbones.vit_adapter import ViTAdapter, ViTPyramid, check_groups
+from pera_mm.models.backbones.vit_adapter import ViTAdapter, ViTPyramid, divide_layers
 from pera_mm.registry import MODELS
 
 ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64)
@@ -97,7 +97,7 @@ def test_the_module_equals_mmcvs_with_the_same_weights():
     torch.testing.assert_close(ours.sampling_offsets.bias, theirs.sampling_offsets.bias)
     ours.load_state_dict(randomised(theirs).state_dict())
     queries, tokens = torch.randn(2, 8, 32), torch.randn(2, 32, 32)
-    places = make_grid([(4, 2)], queries.device).places
+    places = make_token_grid([(4, 2)], queries.device).places
     expected = theirs(queries, value=tokens, identity=torch.zeros_like(queries),
                       reference_points=places[None, :, None].expand(2, -1, 3, -1),
                       spatial_shapes=torch.tensor(shapes),
@@ -113,13 +113,13 @@ def test_an_attention_without_offsets_reads_its_own_place():
     for layer in (attention.value_proj, attention.output_proj):
         nn.init.eye_(layer.weight)
     tokens = torch.randn(1, 15, 8)
-    grid = make_grid([(3, 5)], tokens.device)
+    grid = make_token_grid([(3, 5)], tokens.device)
     out = attention(torch.randn(1, 15, 8), grid.places, tokens, grid.shapes)
     torch.testing.assert_close(out, tokens)
 
 
-def test_places_are_centres_x_first_in_raster_order():
-    places = make_grid([(2, 3), (1, 1)], torch.device('cpu')).places
+def test_places_are_centers_x_first_in_raster_order():
+    places = make_token_grid([(2, 3), (1, 1)], torch.device('cpu')).places
     expected = [(1 / 6, 1 / 4), (1 / 2, 1 / 4), (5 / 6, 1 / 4), (1 / 6, 3 / 4), (1 / 2, 3 / 4),
                 (5 / 6, 3 / 4), (1 / 2, 1 / 2)]
     torch.testing.assert_close(places, torch.tensor(expected))
@@ -180,7 +180,7 @@ def test_any_norm(norm):
 
 def vit_stream(backbone: ViTAdapter, images: Tensor) -> list[Tensor]:
     finest, *maps = backbone.prior(images)
-    grid = make_grid([x.shape[-2:] for x in maps], images.device)
+    grid = make_token_grid([x.shape[-2:] for x in maps], images.device)
     return backbone._interact(images, to_tokens(maps), grid)[1]
 
 
@@ -227,7 +227,7 @@ def test_vit_feature_stages_adds_each_map_and_last_the_last_one():
 
 def vit_stream_with_levels(backbone: ViTAdapter, images: Tensor) -> list[Tensor]:
     finest, *maps = backbone.prior(images)
-    grid = make_grid([x.shape[-2:] for x in maps], images.device)
+    grid = make_token_grid([x.shape[-2:] for x in maps], images.device)
     tokens = to_tokens([x + level[:, None, None] for x, level in zip(maps, backbone.level_embed)])
     return backbone._interact(images, tokens, grid)[1]
 
@@ -274,7 +274,7 @@ def test_with_cp_reaches_the_vit(kind):
 
 def test_bfloat16_samples_in_float32():
     attention = randomised(DeformableAttention(32, 2, 1, 4))
-    grid = make_grid([(64, 64)], torch.device('cpu'))
+    grid = make_token_grid([(64, 64)], torch.device('cpu'))
     tokens = torch.randn(1, 64 * 64, 32)
     exact = attention(tokens, grid.places, tokens, grid.shapes)
     with torch.autocast('cpu', torch.bfloat16):
@@ -300,12 +300,12 @@ def test_it_exports():
     (4, [(0, 0), (1, 1), (2, 2), (3, 3)]),
 ])
 def test_groups_from_the_depth(depth, groups):
-    assert check_groups(None, depth) == groups
-    assert check_groups([list(group) for group in groups], depth) == groups
+    assert divide_layers(None, depth) == groups
+    assert divide_layers([list(group) for group in groups], depth) == groups
 
 
 def test_groups_of_an_uneven_depth_cover_every_layer():
-    groups = check_groups(None, 14)
+    groups = divide_layers(None, 14)
     assert [i for first, last in groups for i in range(first, last + 1)] == list(range(14))
 
 
@@ -314,7 +314,7 @@ def test_groups_of_an_uneven_depth_cover_every_layer():
     [[0, 5], [6, 5], [6, 8], [9, 11]]])
 def test_groups_with_holes_are_refused(indexes):
     with pytest.raises(ValueError, match='follow each other over the 12 layers'):
-        check_groups(indexes, 12)
+        divide_layers(indexes, 12)
 
 
 @pytest.mark.parametrize(('kwargs', 'words'), [

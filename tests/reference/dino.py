@@ -15,7 +15,7 @@ from reference import paper
 from torch import Tensor
 
 
-class Centres(NamedTuple):
+class Centers(NamedTuple):
     cls: Tensor  # [1, K]
     patch: Tensor  # [1, K of the patches' head]
 
@@ -86,38 +86,38 @@ def forward(weights: Mapping[str, Tensor], crops: Mapping, setting: paper.Settin
     return outputs
 
 
-def cross_crop_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], centre: Tensor,
+def cross_crop_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], center: Tensor,
                     student_temp: float, teacher_temp: float) -> Tensor:
     """Mean over the pairs of a teacher's crop and any other crop of the student."""
     total, pairs = torch.zeros(()), 0
     for t, z_teacher in enumerate(teacher):
         for s, z_student in enumerate(student):
             if s != t:
-                total = total + paper.cross_entropy(z_student, z_teacher, centre, student_temp,
+                total = total + paper.cross_entropy(z_student, z_teacher, center, student_temp,
                                                     teacher_temp)
                 pairs += 1
     return total / pairs
 
 
-def ibot_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], centre: Tensor,
+def ibot_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], center: Tensor,
               student_temp: float, teacher_temp: float) -> Tensor:
     """One item per global crop of an image: its masked patches ``[M, K]``, M may be 0."""
     total = torch.zeros(())
     for given, wanted in zip(student, teacher):
         if len(given):
-            total = total + paper.cross_entropy(given, wanted, centre, student_temp, teacher_temp)
+            total = total + paper.cross_entropy(given, wanted, center, student_temp, teacher_temp)
     return total / len(student)
 
 
-def losses(outputs: Outputs, centres: Centres, setting: paper.Setting,
+def losses(outputs: Outputs, centers: Centers, setting: paper.Setting,
            koleo_on: str | None = None) -> dict[str, Tensor]:
     """The weighted terms; iBOT where a patch is masked."""
     temperatures = (setting.student_temp, setting.teacher_temp)
-    terms = dict(loss_cls=cross_crop_loss(outputs.student, outputs.teacher, centres.cls,
+    terms = dict(loss_cls=cross_crop_loss(outputs.student, outputs.teacher, centers.cls,
                                           *temperatures))
     if any(len(patches) for patches in outputs.student_patches):
         terms['loss_ibot'] = ibot_loss(outputs.student_patches, outputs.teacher_patches,
-                                       centres.patch, *temperatures)
+                                       centers.patch, *temperatures)
     if koleo_on:
         spread = outputs.student_cls if koleo_on == 'features' else outputs.student[
             :len(outputs.teacher)]
@@ -125,9 +125,9 @@ def losses(outputs: Outputs, centres: Centres, setting: paper.Setting,
     return terms
 
 
-def update_centres(centres: Centres, outputs: Outputs) -> Centres:
+def update_centers(centers: Centers, outputs: Outputs) -> Centers:
     """Momentum .9: the mean over all rows of the teacher, and over all its masked patches."""
     patches = [rows for rows in outputs.teacher_patches if len(rows)]
-    return Centres(
-        paper.update_centre(centres.cls, paper.batch_mean(outputs.teacher)),
-        paper.update_centre(centres.patch, paper.batch_mean(patches)) if patches else centres.patch)
+    return Centers(
+        paper.update_center(centers.cls, paper.batch_mean(outputs.teacher)),
+        paper.update_center(centers.patch, paper.batch_mean(patches)) if patches else centers.patch)

@@ -189,18 +189,18 @@ def encode_student(image: Tensor, student: Sequence[int], learnable: Sequence[in
 
 
 def head(tokens: Tensor, weights: Weights, mlp: str, last_layer: str) -> Tensor:
-    """MLP, L2 norm, weight-normalised linear without bias: ``[..., D]`` to ``[..., K]``."""
+    """MLP, L2 norm, weight-normalized linear without bias: ``[..., D]`` to ``[..., K]``."""
     for layer in (0, 2, 4):
         tokens = linear(tokens, weights, f'{mlp}.{layer}')
         if layer < 4:
             tokens = gelu(tokens)
-    tokens = normalise(tokens, 1e-12)
+    tokens = normalize(tokens, 1e-12)
     direction = weights[f'{last_layer}.weight_v']
     length = torch.sqrt((direction**2).sum(dim=1, keepdim=True))
     return tokens @ (weights[f'{last_layer}.weight_g'] * direction / length).T
 
 
-def normalise(x: Tensor, eps: float) -> Tensor:
+def normalize(x: Tensor, eps: float) -> Tensor:
     return x / torch.sqrt((x**2).sum(dim=-1, keepdim=True)).clamp(min=eps)
 
 
@@ -239,24 +239,24 @@ def log_softmax(x: Tensor) -> Tensor:
     return shifted - torch.log(torch.exp(shifted).sum(dim=-1, keepdim=True))
 
 
-def cross_entropy(student: Tensor, teacher: Tensor, centre: Tensor, student_temp: float,
+def cross_entropy(student: Tensor, teacher: Tensor, center: Tensor, student_temp: float,
                   teacher_temp: float) -> Tensor:
     """Eq. 5 for one aligned crop: ``[B, K]`` each, mean over the images."""
     total = torch.zeros(())
     for z_student, z_teacher in zip(student, teacher):
-        wanted = softmax((z_teacher.detach() - centre.reshape(-1)) / teacher_temp)
+        wanted = softmax((z_teacher.detach() - center.reshape(-1)) / teacher_temp)
         log_predicted = log_softmax(z_student / student_temp)
         for k in range(len(wanted)):
             total = total - wanted[k] * log_predicted[k]
     return total / len(student)
 
 
-def distillation_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], centre: Tensor,
+def distillation_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], center: Tensor,
                       student_temp: float, teacher_temp: float) -> Tensor:
     """Mean over the aligned pairs: crop i of the student meets crop i of the teacher only."""
     total = torch.zeros(())
     for z_student, z_teacher in zip(student, teacher):
-        total = total + cross_entropy(z_student, z_teacher, centre, student_temp, teacher_temp)
+        total = total + cross_entropy(z_student, z_teacher, center, student_temp, teacher_temp)
     return total / len(student)
 
 
@@ -270,9 +270,9 @@ def batch_mean(teacher: Sequence[Tensor]) -> Tensor:
     return total / rows
 
 
-def update_centre(centre: Tensor, mean: Tensor, momentum: float = 0.9) -> Tensor:
+def update_center(center: Tensor, mean: Tensor, momentum: float = 0.9) -> Tensor:
     """Eq. 7; the result serves the NEXT batch: step t sees the batches before t only."""
-    return momentum * centre + (1 - momentum) * mean
+    return momentum * center + (1 - momentum) * mean
 
 
 # Equation 8 ------------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ def update_centre(centre: Tensor, mean: Tensor, momentum: float = 0.9) -> Tensor
 
 def koleo(features: Tensor, eps: float = 1e-8) -> Tensor:
     """One crop's term over ``[B, K]``: -mean log of the distance to the nearest other row."""
-    rows = [normalise(row, eps) for row in features]
+    rows = [normalize(row, eps) for row in features]
     total = torch.zeros(())
     for i, row in enumerate(rows):
         nearest, best = None, -math.inf
@@ -344,10 +344,10 @@ def forward(weights: Weights, crops: Mapping, setting: Setting) -> Outputs:
     return outputs
 
 
-def losses(outputs: Outputs, centre: Tensor, setting: Setting) -> dict[str, Tensor]:
+def losses(outputs: Outputs, center: Tensor, setting: Setting) -> dict[str, Tensor]:
     """The weighted terms of eq. 9 (the reference's weights: 1, 0.1, 0.01)."""
     terms = dict(
-        loss_cls=distillation_loss(outputs.student, outputs.teacher, centre,
+        loss_cls=distillation_loss(outputs.student, outputs.teacher, center,
                                    setting.student_temp, setting.teacher_temp),
         loss_koleo=setting.koleo_weight * koleo_loss(outputs.student[:outputs.num_global]))
     if outputs.predictions:

@@ -61,16 +61,16 @@ def test_cross_entropy_by_hand():
 
 def test_distillation_pairs_crop_i_with_crop_i():
     certain = [torch.tensor([[50., 0.]]), torch.tensor([[0., 50.]])]
-    centre = torch.zeros(1, 2)
-    assert paper.distillation_loss(certain, certain, centre, 0.1, 0.1).item() < 1e-6
-    assert paper.distillation_loss(certain, certain[::-1], centre, 0.1, 0.1).item() > 100
+    center = torch.zeros(1, 2)
+    assert paper.distillation_loss(certain, certain, center, 0.1, 0.1).item() < 1e-6
+    assert paper.distillation_loss(certain, certain[::-1], center, 0.1, 0.1).item() > 100
 
 
-def test_centre_by_hand():
+def test_center_by_hand():
     teacher = [torch.tensor([[1., 0.], [3., 4.]]), torch.tensor([[5., 2.], [7., 6.]])]
     mean = paper.batch_mean(teacher)
     assert mean.tolist() == [[4., 3.]]
-    torch.testing.assert_close(paper.update_centre(torch.tensor([[10., 20.]]), mean),
+    torch.testing.assert_close(paper.update_center(torch.tensor([[10., 20.]]), mean),
                                torch.tensor([[9.4, 18.3]]))
 
 
@@ -130,7 +130,7 @@ def test_positions_of_another_grid_are_sampled_at_the_scale_plus_a_tenth():
     assert field[1 + 3 * 6].item() == pytest.approx(3.5 * 28 / 6.1 - 0.5, abs=0.02)
 
 
-def test_weight_normalisation_by_hand():
+def test_weight_normalization_by_hand():
     weights = {'m.0.weight': torch.eye(2), 'm.0.bias': torch.zeros(2),
                'm.2.weight': torch.eye(2), 'm.2.bias': torch.zeros(2),
                'm.4.weight': torch.zeros(2, 2), 'm.4.bias': torch.tensor([3., 4.]),

@@ -305,7 +305,7 @@ def test_kinds_and_seeds_share_no_picture(tmp_path):
 
 def test_a_folder_with_other_files_is_refused_and_unchanged(tmp_path):
     (tmp_path / 'holiday.jpg').write_bytes(b'mine')
-    with pytest.raises(ValueError, match='is not an empty folder: choose another'):
+    with pytest.raises(ValueError, match='is not an empty folder: move its files away, or cho'):
         write_scenes(tmp_path, 'unlabeled', 3, 40)
     assert _files(tmp_path) == {'holiday.jpg': b'mine'}
     with pytest.raises(ValueError, match='is not an empty folder'):
@@ -317,11 +317,11 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path):
     before = _files(tmp_path)
     for change in (dict(kind='detection', count=4), dict(size=48), dict(seed=1)):
         arguments = dict(kind='unlabeled', count=2, size=40, seed=0) | change
-        with pytest.raises(ValueError, match='was begun with'):
+        with pytest.raises(ValueError, match='was begun with .*, not with .*: choose another f'):
             write_scenes(tmp_path, **arguments)
     assert _files(tmp_path) == before
     (tmp_path / 'scenes.json').write_text('{')
-    with pytest.raises(ValueError, match='something unreadable'):
+    with pytest.raises(ValueError, match='its scenes.json cannot be read: choose another folder'):
         write_scenes(tmp_path, 'unlabeled', 2, 40)
 
 

@@ -12,15 +12,17 @@ import pytest
 from mmengine.config import Config
 from programs import Done, run
 
+from pera_mm.models.backbones.pera_vit import PerAViT
+
 BENCHMARKS = Path(__file__).parents[2] / 'tools/benchmarks'
 sys.path.insert(0, str(BENCHMARKS))
 import compare  # noqa: E402
 import probe  # noqa: E402
-from runs import Job, Step, run_all  # noqa: E402
+from runs import Step, TrainingJob, run_all  # noqa: E402
 
 SMALL = Path(__file__).parents[2] / 'configs/small'
-TINY = ['model.backbone.arch.num_layers=2', 'train_dataloader.batch_size=4',
-        'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False']
+TINY = ['train_dataloader.batch_size=4', 'train_dataloader.num_workers=0',
+        'train_dataloader.persistent_workers=False']
 
 
 @pytest.fixture
@@ -39,14 +41,14 @@ def python(code: str) -> tuple[str, ...]:
     return sys.executable, '-c', code
 
 
-def writes(name: str, result: Path, code: str = 'pass') -> Job:
+def writes(name: str, result: Path, code: str = 'pass') -> TrainingJob:
     """A job whose command runs ``code`` and notes each start in a file."""
     note = f'open({str(result) + ".starts"!r}, "a").write("x")'
-    return Job(name, result.with_suffix('.log'),
+    return TrainingJob(name, result.with_suffix('.log'),
                (Step(python(f'{note}; {code}'), result, lambda: dict(name=name)), ))
 
 
-def starts(job: Job) -> int:
+def starts(job: TrainingJob) -> int:
     return len(Path(f'{job.steps[0].result}.starts').read_text())
 
 
@@ -70,13 +72,13 @@ def test_steps_follow_each_other_on_one_thread(tmp_path):
     first, second = tmp_path / 'first.json', tmp_path / 'second.json'
     code = (f'import os; assert os.path.exists({str(first)!r}); '
             f'open({str(second)!r}, "w").write(os.environ["OMP_NUM_THREADS"])')
-    job = Job('two', tmp_path / 'log', (Step(python('pass'), first, lambda: 0),
+    job = TrainingJob('two', tmp_path / 'log', (Step(python('pass'), first, lambda: 0),
                                         Step(python(code), second)))
     assert run_all([job], 1) == [] and second.read_text() == '1'
 
 
 def test_an_interrupt_ends_the_commands(tmp_path):
-    job = Job('long', tmp_path / 'log', (Step(python('import time; time.sleep(60)'),
+    job = TrainingJob('long', tmp_path / 'log', (Step(python('import time; time.sleep(60)'),
                                               tmp_path / 'never.json'), ))
 
     def interrupt(running, ended):
@@ -193,7 +195,8 @@ def test_what_does_not_fit_together_is_said_before_anything_runs(monkeypatch, cl
 def test_the_probes_vit_is_that_of_the_config(config):
     cfg = Config.fromfile(SMALL / f'{config}.py')
     vit = probe.vit_config(cfg, Path('x.pth'))
-    assert vit['arch'] == dict(cfg.small_arch) and vit['img_size'] == cfg.model.backbone.img_size
+    assert vit['arch'] == PerAViT.arch_zoo['demo']
+    assert vit['img_size'] == cfg.model.backbone.img_size
     assert vit['init_cfg']['checkpoint'] == 'x.pth'
     assert probe.vit_config(cfg, None)['init_cfg'] is None
 

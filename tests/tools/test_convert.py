@@ -78,7 +78,7 @@ def raw(tmp_path_factory) -> Path:
 
 
 def run(src: Path, dst: Path, to: str, **options) -> Path:
-    defaults = dict(network=None, heads=None, normalisation=None, force=False)
+    defaults = dict(network=None, heads=None, normalization=None, force=False)
     if to in convert.WRITERS:
         defaults['heads'] = HEADS
     convert.convert(Namespace(src=src, dst=dst, to=to, **defaults | options))
@@ -170,7 +170,7 @@ def test_the_checkpoint_of_a_run_of_ours(tmp_path, tiny_cfg, capsys):
     torch.save(dict(state_dict=model.state_dict(), meta=dict(epoch=3), optimizer={}),
                tmp_path / 'epoch_3.pth')
     written = load_checkpoint(run(tmp_path / 'epoch_3.pth', tmp_path / 'slim.pth', 'pera_mm'))
-    assert written['state_dict'].keys() == model.state_dict().keys()  # the centre, too
+    assert written['state_dict'].keys() == model.state_dict().keys()  # the center, too
     theirs = load_checkpoint(run(tmp_path / 'epoch_3.pth', tmp_path / 'a.params', 'reference'))
     assert theirs['epoch'] == 2 and len(theirs['model']) == 24 * 4 + 37
     assert 'the authors do not keep distillation.center.value' in capsys.readouterr().out
@@ -199,14 +199,14 @@ def test_a_file_of_vit_gs_true_size(tmp_path):
 
 
 def test_the_header_and_the_card_say_what_it_is(raw, tmp_path):
-    slim = run(raw, tmp_path / 'slim.safetensors', 'backbone', normalisation='perascd')
+    slim = run(raw, tmp_path / 'slim.safetensors', 'backbone', normalization='perascd')
     with safe_open(slim, 'pt') as file:
         noted = file.metadata()
     assert noted == read_metadata(slim)
     assert {key: noted[key] for key in ('arch', 'embed_dims', 'num_layers', 'num_heads', 'network',
-                                        'patch_size', 'img_size', 'normalisation', 'source')} == {
+                                        'patch_size', 'img_size', 'normalization', 'source')} == {
         'arch': 'custom', 'embed_dims': '32', 'num_layers': '40', 'num_heads': '2',
-        'network': 'teacher', 'patch_size': '16', 'img_size': '64', 'normalisation': 'perascd',
+        'network': 'teacher', 'patch_size': '16', 'img_size': '64', 'normalization': 'perascd',
         'source': raw.name}
     assert noted['source_sha256'] == hashlib.sha256(raw.read_bytes()).hexdigest()
     assert json.loads(noted['mean']) == [.3585, .3741, .3155]
@@ -217,23 +217,23 @@ def test_the_header_and_the_card_say_what_it_is(raw, tmp_path):
     preprocessor = json.loads((folder / 'preprocessor_config.json').read_text())
     assert preprocessor['image_mean'] == [.3585, .3741, .3155]
     assert read_metadata(folder / 'model.safetensors')['source'] == raw.name
-    folder = run(slim, tmp_path / 'timm', 'timm', heads=None, normalisation='imagenet')
+    folder = run(slim, tmp_path / 'timm', 'timm', heads=None, normalization='imagenet')
     config = json.loads((folder / 'config.json').read_text())
     assert config['pretrained_cfg']['std'] == [.229, .224, .225]
 
 
-def test_the_libraries_normalise_as_noted(raw, tmp_path):
+def test_the_libraries_normalize_as_noted(raw, tmp_path):
     timm, transformers = pytest.importorskip('timm'), pytest.importorskip('transformers')
     from PIL import Image
     image = Image.new('RGB', (SIZE, SIZE), (91, 95, 80))
     expected = [(value / 255 - mean) / std for value, mean, std in
-                zip((91, 95, 80), *export.NORMALISATIONS['perascd'])]
-    folder = run(raw, tmp_path / 'hf', 'hf', normalisation='perascd')
+                zip((91, 95, 80), *export.NORMALIZATIONS['perascd'])]
+    folder = run(raw, tmp_path / 'hf', 'hf', normalization='perascd')
     processor = transformers.ViTImageProcessor.from_pretrained(folder)
     pixels = processor(image, return_tensors='pt')['pixel_values']
     assert pixels.shape == (1, 3, SIZE, SIZE)
     torch.testing.assert_close(pixels[0, :, 5, 5], torch.tensor(expected), atol=1e-5, rtol=0)
-    folder = run(raw, tmp_path / 'timm', 'timm', normalisation='perascd')
+    folder = run(raw, tmp_path / 'timm', 'timm', normalization='perascd')
     vit = timm.create_model(f'local-dir:{folder}', pretrained=True)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(vit))
     assert transform(image).shape == (3, SIZE, SIZE)
@@ -308,7 +308,8 @@ def test_nothing_is_replaced_unasked(raw, tmp_path):
     folder = run(raw, tmp_path / 'hf', 'hf')
     run(raw, folder, 'hf', force=True)
     (folder / 'notes.txt').touch()
-    with pytest.raises(ValueError, match='hf has other files too, as notes.txt: not replaced'):
+    with pytest.raises(ValueError,
+                       match='hf also has other files, such as notes.txt: not replaced'):
         run(raw, folder, 'hf', force=True)
     with pytest.raises(ValueError, match='slim.safetensors writes|leave out the .safetensors'):
         run(raw, slim, 'timm', force=True)
@@ -326,7 +327,7 @@ def test_what_reads_back_differently_is_not_kept(raw, tmp_path, monkeypatch, to)
             key = next(key for key in state if key in ('ln1.weight', 'teacher.backbone.ln1.weight'))
             state[key] = state[key] * 1.001
             if hasattr(weights, 'state'):
-                state = export.Backbone(state, weights.heads, weights.normalisation, weights.source)
+                state = export.Backbone(state, weights.heads, weights.normalization, weights.source)
             write(state, *args)
         return spoil
 
@@ -345,8 +346,8 @@ def test_what_reads_back_differently_is_not_kept(raw, tmp_path, monkeypatch, to)
 
 
 @pytest.mark.parametrize('spoil, words', [
-    (lambda state: state.pop('teacher.backbone.blocks.7.norm2.bias'), r'missing blocks.7.norm2.b'),
-    (lambda state: state.update({'teacher.backbone.extra': torch.zeros(1)}), 'unknown extra'),
+    (lambda state: state.pop('teacher.backbone.blocks.7.norm2.bias'), r'1 missing .first blocks.7.norm2.b'),
+    (lambda state: state.update({'teacher.backbone.extra': torch.zeros(1)}), r'1 without a place .first extra'),
     (lambda state: [state.pop(key) for key in list(state) if 'backbone' in key],
      'There is no teacher backbone'),
     (lambda state: state.update({'teacher.backbone.pos_embed': torch.zeros(1, 13, WIDTH)}),

@@ -12,19 +12,19 @@ import demo  # noqa: E402
 def test_a_folder_that_is_no_demo_is_not_deleted(tmp_path):
     (tmp_path / 'thesis.txt').write_text('years of work')
     with pytest.raises(SystemExit, match='holds something other than a demo; choose another'):
-        demo.clear(tmp_path)
+        demo.remove_earlier_demo(tmp_path)
     assert (tmp_path / 'thesis.txt').exists()
 
 
 def test_an_earlier_demo_is_replaced(tmp_path):
     (tmp_path / demo.CONFIG.name).write_text('')
-    demo.clear(tmp_path)
+    demo.remove_earlier_demo(tmp_path)
     assert not tmp_path.exists()
 
 
 def test_a_new_folder_may_be_missing_or_empty(tmp_path):
-    demo.clear(tmp_path)
-    demo.clear(tmp_path / 'new')
+    demo.remove_earlier_demo(tmp_path)
+    demo.remove_earlier_demo(tmp_path / 'new')
 
 
 @pytest.mark.slow

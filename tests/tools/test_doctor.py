@@ -187,5 +187,5 @@ def test_configs_are_found_in_the_repository_and_in_the_package(
 def test_the_same_problem_of_many_configs_is_one_sentence(doctor: ModuleType):
     findings = [doctor.Finding(name, '', f'{name} finds no images.') for name in ('a', 'b', 'c')]
     findings += [doctor.Finding('d', '', 'd is missing.', True), doctor.Finding('e', 'fine')]
-    assert doctor.problems(findings) == [
+    assert doctor.problem_sentences(findings) == [
         'BROKEN: d is missing.', 'note: a (and 2 more, see the table) finds no images.']

@@ -43,7 +43,7 @@ def test_every_class_gives_its_exact_share(split, share, counts):
 
 def test_lists_are_found_in_a_checkout_and_in_a_wheel(tmp_path):
     for place in ('configs', 'site-packages/pera_mm/.mim/configs'):
-        path = tmp_path / place / '_base_/data/splits/aid_tr20.txt'
+        path = tmp_path / place / '_base_/datasets/splits/aid_tr20.txt'
         path.parent.mkdir(parents=True)
         path.write_text('')
     assert splits.list_path('aid_tr20', tmp_path / 'pera_mm').parts[-5] == 'configs'

@@ -106,7 +106,7 @@ def test_reconstruction_repeats_itself_and_changes_nothing(model, images):
     assert (triplets.predicted == again.predicted).all()
     assert model.training and not model.teacher.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    # A head that paints a constant: normalised 0 is the mean colour.
+    # A head that paints a constant: normalized 0 is the mean color.
     model.predictor.last_layer.weight_g.data.zero_()
     constant = reconstruct(model, images)
     hidden = (constant.masked == HIDDEN_GRAY).all(axis=-1)
@@ -114,7 +114,7 @@ def test_reconstruction_repeats_itself_and_changes_nothing(model, images):
 
 
 def test_a_model_that_knows_the_picture_paints_it(model, images, monkeypatch):
-    """Colours survive normalising, painting and undoing."""
+    """Colors survive normalizing, painting and undoing."""
 
     def know(crops):
         target = patchify(crops[0].student_view[0], 16)
@@ -133,7 +133,7 @@ def test_attention_equals_that_of_the_layer_computed_by_loops(model, images):
     assert maps.shape == (2, 2, 4, 4)
     inputs = []
     handle = backbone.layers[-1].ln1.register_forward_hook(lambda m, a, out: inputs.append(out))
-    model.teacher_features(model.data_preprocessor.normalise(images))
+    model.teacher_features(model.data_preprocessor.normalize(images))
     handle.remove()
     tokens = inputs[0].reshape(2, 17, 32)
     weight, bias = backbone.layers[-1].attn.qkv.weight, backbone.layers[-1].attn.qkv.bias
@@ -149,7 +149,7 @@ def test_attention_equals_that_of_the_layer_computed_by_loops(model, images):
             torch.testing.assert_close(maps[image, head].flatten(), expected)
 
 
-def count_colours(path: Path) -> int:
+def count_colors(path: Path) -> int:
     return len(np.unique(cv2.imread(str(path)).reshape(-1, 3), axis=0))
 
 
@@ -159,10 +159,10 @@ def test_draws_a_picture_with_and_without_a_predictor(tmp_path, tiny_cfg, model,
     write_scalars(tmp_path, '20250101_000000', losses(9., 10), losses(8., 20), *probes)
     path = draw_report(tmp_path, model, images)
     assert path == tmp_path / 'report.png'
-    assert cv2.imread(str(path)).shape[1] == 1200 and count_colours(path) > 5000
+    assert cv2.imread(str(path)).shape[1] == 1200 and count_colors(path) > 5000
     plain = MODELS.build(dict(tiny_cfg, predictor=None, pixel=None))
     other = draw_report(tmp_path, plain, images[:1], out=tmp_path / 'plain.png')
-    assert count_colours(other) > 5000
+    assert count_colors(other) > 5000
 
 
 def test_pick_images_spreads_over_the_folder_and_skips_the_broken(tmp_path):

@@ -30,7 +30,7 @@ def args(**changes) -> Namespace:
 @pytest.fixture
 def here(monkeypatch):
     """In this process: the seconds that another one needs to import torch are tested once."""
-    monkeypatch.setattr(resources, 'alone', lambda run, variant, args: run(variant, args))
+    monkeypatch.setattr(resources, 'in_new_process', lambda run, variant, args: run(variant, args))
     monkeypatch.setattr(steps, 'keep_freed_memory', lambda: None)
 
 
@@ -129,7 +129,7 @@ def test_no_steps_count_only(here, monkeypatch, capsys):
 # -- fine-tunings ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('config, dims, depth', [('aid_tr20_pera_vitb', 768, 12),
+@pytest.mark.parametrize('config, dims, depth', [('classification/aid_tr20_pera_vitb', 768, 12),
                                                  ('aid_tr20_pera', 1024, 40)])
 def test_counts_of_the_vit_are_those_of_the_formula(config, dims, depth):
     counted = steps.count(Variant(CONFIGS / f'{config}.py', 'fp32', False), args(image_size=512))
@@ -145,7 +145,7 @@ def test_counts_of_the_vit_are_those_of_the_formula(config, dims, depth):
 @pytest.mark.slow
 def test_a_detector_is_counted_and_measured(here, monkeypatch, capsys, tmp_path):
     pytest.importorskip('mmdet')
-    text, code = run(monkeypatch, capsys, CONFIGS / 'dior_faster_rcnn_pera_vitb.py',
+    text, code = run(monkeypatch, capsys, CONFIGS / 'detection/dior_faster_rcnn_pera_vitb.py',
                      '--image-size', 64, '--steps', 1, '--repeats', 1, '--json',
                      tmp_path / 'r.json')
     row, = json.loads((tmp_path / 'r.json').read_text())['rows']
@@ -162,8 +162,13 @@ def test_a_detector_is_counted_and_measured(here, monkeypatch, capsys, tmp_path)
 
 def test_every_config_is_a_pretraining_or_a_finetuning():
     """Which of the two counts it is decided by the images that a config reads."""
-    for folder, expected in (('small', False), ('pera', False), ('baselines', False), ('', True)):
+    pretraining = ('small', 'pera', 'baselines')
+    finetuning = ('.', 'scenes', 'classification', 'segmentation', 'change_detection', 'detection')
+    for folder in pretraining + finetuning:
         for path in (CONFIGS / folder).glob('*.py'):
+            if 'opencd' in path.name:
+                continue  # not on the package index
+            expected = folder in finetuning
             assert downstream.is_downstream(Config.fromfile(path)) == expected, path
 
 
@@ -179,7 +184,7 @@ def die(variant: Variant, args: Namespace) -> None:
 @pytest.mark.slow
 def test_a_process_of_its_own_measures_and_its_death_is_an_error():
     variant = Variant(SMALL / 'mae.py', 'fp32', False)
-    measured = resources.alone(steps.measure, variant, args())
+    measured = resources.in_new_process(steps.measure, variant, args())
     assert len(measured['seconds']) == 1 and 0 < measured['peak_memory_gb'] < 2
     with pytest.raises(Exception, match='terminated abruptly'):
-        resources.alone(die, variant, args())
+        resources.in_new_process(die, variant, args())

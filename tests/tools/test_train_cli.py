@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from programs import claimed, environment, run
+
+from pera_mm import files
 
 TOOLS = Path(__file__).parents[2] / 'tools'
 
@@ -120,25 +123,20 @@ def test_refusal_is_one_line(folder, run_tool):
         'optim_wrapper.optimizer.lr? To add a new key, write +optim_wrapper.optimiser.lr=...')
 
 
-def run(folder, *command):
-    """Run a shell script of tools/ as a user does."""
-    return subprocess.run([str(part) for part in command], cwd=folder, env=environment(folder),
-                          capture_output=True, text=True, timeout=240)
+def run_script(folder, program, *arguments, **options):
+    """Run a script of tools/ as a user does."""
+    return run(*arguments, program=program, cwd=folder, **variables(folder), **options)
 
 
-def environment(folder):
-    """Of a program that a user starts."""
-    variables = dict(os.environ, PYTHONPATH=str(folder), PYTHON=sys.executable,
-                     OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
-    for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'PORT'):
-        variables.pop(name, None)
-    return variables
+def variables(folder):
+    """Of a program that a user starts on a machine without a GPU."""
+    return dict(PYTHONPATH=str(folder), PYTHON=sys.executable, CUDA_VISIBLE_DEVICES='',
+                RANK=None, LOCAL_RANK=None, WORLD_SIZE=None, PORT=None)
 
 
 @pytest.mark.dist
 def test_two_processes_without_gpu_train_on_the_global_batch(folder):
-    done = run(folder, TOOLS / 'dist_train.sh', folder / 'toy_config.py', 2, '--work-dir', 'two')
-    assert done.returncode == 0, done.stderr
+    run_script(folder, TOOLS / 'dist_train.sh', folder / 'toy_config.py', 2, '--work-dir', 'two')
     slope, offset = line(folder / 'two/epoch_1.pth')
     for batch in torch.arange(8.0).view(2, 4):  # the second epoch by hand, 2 x 2 images a step
         x, y = batch / 8, batch / 4
@@ -182,7 +180,7 @@ def endless(folder):
     with open(folder / 'said', 'w') as said:
         launcher = subprocess.Popen(
             [str(TOOLS / 'dist_train.sh'), 'endless.py', '2', '--work-dir', 'run'], cwd=folder,
-            env=environment(folder), stdout=said, stderr=subprocess.STDOUT)
+            env=environment(**variables(folder)), stdout=said, stderr=subprocess.STDOUT)
     wait_until(lambda: len(list(folder.glob('reader_*'))) == 2 or launcher.poll() is not None, 240)
     yield launcher
     launcher.kill()
@@ -253,8 +251,8 @@ def test_ctrl_c_reaches_all_processes_and_is_one_line(folder):
     (folder / 'endless.py').write_text(ENDLESS)
     process = subprocess.Popen(
         [sys.executable, TOOLS / 'train.py', 'endless.py', '--work-dir', 'run'], cwd=folder,
-        env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True)
+        env=environment(**variables(folder)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, start_new_session=True)
     wait_until(lambda: list(folder.glob('reader_*')) or process.poll() is not None, 240)
     os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=60)
@@ -271,10 +269,9 @@ def test_small_shared_memory_is_one_sentence(folder, size):
     namespace = ['unshare', '-m', 'sh', '-c', mount, '-']
     if subprocess.run([*namespace, 'true'], capture_output=True).returncode:
         pytest.skip('may not mount a small /dev/shm here')
-    done = run(folder, *namespace, sys.executable, TOOLS / 'train.py', 'toy_config.py',
-               '--cfg-options', 'train_dataloader.num_workers=1',
-               'train_dataloader.dataset.type=Large')
-    assert done.returncode == 1
+    done = run_script(folder, *namespace, sys.executable, TOOLS / 'train.py', 'toy_config.py',
+                      '--cfg-options', 'train_dataloader.num_workers=1',
+                      'train_dataloader.dataset.type=Large', code=1)
     before, sentence, _ = done.stderr.partition('Error: the shared memory /dev/shm, through which')
     assert sentence
     assert 'Traceback' not in before  # torch's own destructor may fail after it
@@ -289,41 +286,34 @@ def test_a_file_in_place_of_the_work_folder_is_one_sentence(folder, run_tool):
             'Error: cannot write to the work folder taken (a file has its name')
 
 
-def test_training_is_refused_where_another_run_trains_and_testing_is_not(folder, run_tool):
+def test_training_is_refused_where_another_run_trains_and_testing_is_not(
+        folder, run_tool, monkeypatch):
+    monkeypatch.setattr(files, 'MAX_WAIT', .2)
     run_tool('train.py', 'toy_config.py', '--work-dir', 'run')
-    claim = 'import time; from pathlib import Path; from pera_mm.files import Claim\n' \
-            'with Claim(Path("run")): print("claimed", flush=True); time.sleep(600)'
-    other = subprocess.Popen([sys.executable, '-c', claim], stdout=subprocess.PIPE, text=True)
-    try:
-        assert other.stdout.readline() == 'claimed\n'
+    with claimed(Path('run')):
         before = sorted(Path('run').rglob('*'))
         with pytest.raises(SystemExit, match='^Error: another run is at work in run .process '):
             run_tool('train.py', 'toy_config.py', '--work-dir', 'run', '--resume')
         assert sorted(Path('run').rglob('*')) == before
         shutil.copy('toy_config.py', 'beside.py')
         run_tool('test.py', 'beside.py', 'run/epoch_2.pth', '--work-dir', 'run')
-    finally:
-        other.kill()
-        other.wait()
 
 
 def test_shell_scripts_explain_themselves(folder):
     for script, usage in [('dist_train.sh', 'CONFIG GPUS'),
                           ('dist_test.sh', 'CONFIG CHECKPOINT GPUS'),
                           ('slurm_train.sh', 'PARTITION JOB_NAME CONFIG')]:
-        done = run(folder, TOOLS / script, 'toy_config.py')
-        assert done.returncode == 2
-        assert usage in done.stderr
-    not_a_number = run(folder, TOOLS / 'dist_train.sh', 'toy_config.py', '--resume')
-    assert not_a_number.returncode == 2
+        assert usage in run_script(folder, TOOLS / script, 'toy_config.py', code=2).stderr
+    not_a_number = run_script(folder, TOOLS / 'dist_train.sh', 'toy_config.py', '--resume', code=2)
+    assert 'CONFIG GPUS' in not_a_number.stderr
 
 
 def test_slurm_script_calls_srun(folder):
     (folder / 'srun').write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     (folder / 'srun').chmod(0o755)
-    path = f'PATH={folder}:{os.environ["PATH"]}'
-    done = run(folder, 'env', path, 'GPUS=16', 'SRUN_ARGS=--a --b=c', TOOLS / 'slurm_train.sh',
-               'gpu', 'my job', 'a config.py', '--resume')
+    path = f'{folder}:{os.environ["PATH"]}'
+    done = run_script(folder, TOOLS / 'slurm_train.sh', 'gpu', 'my job', 'a config.py', '--resume',
+                      PATH=path, GPUS='16', SRUN_ARGS='--a --b=c')
     arguments = done.stdout.splitlines()
     assert {'--partition=gpu', '--job-name=my job', '--gres=gpu:8', '--ntasks=16',
             '--ntasks-per-node=8', '--a', '--b=c'} <= set(arguments)

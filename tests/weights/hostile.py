@@ -4,7 +4,7 @@ import io
 import pickle
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -58,6 +58,12 @@ def steps(value: object) -> bytes:
         items = b''.join(steps(part) for item in value.items() for part in item)
         return pickle.EMPTY_DICT + pickle.MARK + items + pickle.SETITEMS
     return pickle.dumps(value, 2)[2:-1]
+
+
+def a_dict_of(keys: Iterable[object]) -> Op:
+    """The steps of a dict that Python itself would take long to make."""
+    items = b''.join(steps(key) + pickle.NONE for key in keys)
+    return Op(pickle.EMPTY_DICT, pickle.MARK, items, pickle.SETITEMS)
 
 
 def body(value: object) -> bytes:
@@ -229,9 +235,9 @@ def bombs() -> Iterator[tuple[str, bytes]]:
     yield 'a memo of a huge index', start + pickle.NONE + pickle.LONG_BINPUT + struct.pack(
         '<I', 2**32 - 1) + b'i'
     modulus = 2**61 - 1  # all of these numbers have the hash 0
-    yield 'keys of one hash', body({number * modulus: None for number in range(20_000)})
+    yield 'keys of one hash', body(a_dict_of(number * modulus for number in range(20_000)))
     yield 'a set of one hash', body(call('__builtin__ set', [n * modulus for n in range(20_000)]))
-    yield 'tuples of one hash', body({(number * modulus, ): None for number in range(20_000)})
+    yield 'tuples of one hash', body(a_dict_of((n * modulus, ) for n in range(20_000)))
     long = pickle.LONG4 + struct.pack('<i', 4_000_000) + b'\x11' * 4_000_000 + \
         pickle.BINPUT + b'\0'
     many = pickle.MARK + (pickle.BINGET + b'\0') * 64 + pickle.TUPLE

@@ -26,6 +26,11 @@ def test_differences_are_counted_and_the_first_is_named():
     assert found.misshaped['bn.num_batches_tracked'] == 'a int in the file, [] in the model'
 
 
+def test_a_key_of_a_file_is_short_and_printable_in_the_words():
+    assert str(compare({'\x1b' + 'x' * 5000: 1}, {})) == (
+        '1 without a place (first \\x1b' + 'x' * 96 + ')')
+
+
 def test_only_square_position_embeddings_of_the_same_width_are_resizable():
     model = {'pos_embed': torch.zeros(1, 17, 8)}
     for shape, fits in [((1, 26, 8), True), ((1, 26, 9), False), ((1, 25, 8), False),

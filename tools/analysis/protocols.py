@@ -1,17 +1,17 @@
-r"""One checkpoint under all protocols of its config, in one table.
+r"""Score a checkpoint under all protocols of its config, in one table.
 
     python tools/analysis/protocols.py configs/potsdam_upernet_pera.py CHECKPOINT
 
-prints it and writes ``protocols.md`` into the work folder. What is counted stands in the config's
-``test_evaluator.protocols`` (pera_mm.ConfusionMetric), how the maps are predicted in its
-``inference_modes``, several named forms of ``model.test_cfg``, like
+It prints the table and writes ``protocols.md`` into the work folder. The config's
+``test_evaluator.protocols`` (pera_mm.ConfusionMetric) say what is counted. Its ``inference_modes``
+say how the maps are predicted: several named forms of ``model.test_cfg``, such as
 
     inference_modes = {
         'whole image': dict(mode='whole'),
         'tiles 256': dict(mode='slide', crop_size=(256, 256), stride=(256, 256)),
     }
 
-without which ``model.test_cfg`` is the only one. The images are predicted once for each.
+Without them, ``model.test_cfg`` is the only mode. The images are predicted once for each mode.
 """
 
 import argparse
@@ -24,14 +24,14 @@ from mmengine.dist import is_main_process
 from rich.console import Console
 from rich.table import Table
 
-import pera_mm  # noqa: F401  before any toolbox: it supplies the operators mmcv.ops asks for
+import pera_mm  # noqa: F401  before any toolbox: it supplies the operators of mmcv.ops
 from pera_mm.engine.hooks.teacher import inner_model
 from pera_mm.errors import UserError
 from pera_mm.launch import (
     build_runner,
     errors_in_one_sentence,
     load_config,
-    parser,
+    make_parser,
     require_test_loop,
     set_checkpoint,
 )
@@ -40,7 +40,7 @@ OUTPUT = 'protocols.md'
 RGB_LOADERS = ('pera_mm.LoadRGB', 'pera_mm.LoadPair')
 
 
-class Row(NamedTuple):
+class ProtocolScores(NamedTuple):
     """The scores of one protocol, in percent."""
 
     inference: str
@@ -49,16 +49,16 @@ class Row(NamedTuple):
 
 
 def parse_args() -> argparse.Namespace:
-    table = parser('One checkpoint under all protocols of its config, in one table.')
+    table = make_parser('Score a checkpoint under all protocols of its config, in one table.')
     table.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file')
     return table.parse_args()
 
 
 def inference_modes(cfg: Config) -> dict[str, dict]:
-    """What the config declares, else its ``model.test_cfg`` under a name that says what it is.
+    """Return the config's modes, else its ``model.test_cfg`` under a descriptive name.
 
     Raises:
-        ValueError: if the config has no test or its metric no protocols.
+        ValueError: if the config has no test, or its metric has no protocols.
     """
     require_test_loop(cfg)
     if 'protocols' not in cfg.test_evaluator:
@@ -76,7 +76,7 @@ def _size(size: tuple[int, int]) -> str:
     return str(size[0]) if size[0] == size[1] else f'{size[0]} x {size[1]}'
 
 
-def score(cfg: Config) -> list[Row]:
+def score(cfg: Config) -> list[ProtocolScores]:
     """Test in every inference mode; one row for each protocol of each.
 
     Args:
@@ -91,17 +91,17 @@ def score(cfg: Config) -> list[Row]:
     return rows
 
 
-def to_rows(inference: str, metrics: Mapping[str, float]) -> list[Row]:
+def to_rows(inference: str, metrics: Mapping[str, float]) -> list[ProtocolScores]:
     """Group ``protocol/score`` by protocol, in the metric's order."""
     found: dict[str, dict[str, float]] = {}
     for key, value in metrics.items():
         protocol, _, name = key.rpartition('/')
         found.setdefault(protocol, {})[name] = value
-    return [Row(inference, protocol, scores) for protocol, scores in found.items()]
+    return [ProtocolScores(inference, protocol, scores) for protocol, scores in found.items()]
 
 
-def as_cells(rows: list[Row]) -> list[list[str]]:
-    """The table as text, its heading first; a score that a protocol does not have is empty."""
+def as_cells(rows: list[ProtocolScores]) -> list[list[str]]:
+    """Write the table as text, its heading first; a score that a protocol lacks is empty."""
     names = list(dict.fromkeys(name for row in rows for name in row.scores))
     heading = ['inference', 'protocol', *names]
     return [heading] + [
@@ -111,7 +111,7 @@ def as_cells(rows: list[Row]) -> list[list[str]]:
 
 
 def to_markdown(cells: list[list[str]], cfg: Config) -> str:
-    """The table with what it was made from."""
+    """Write the table with its config, checkpoint and images."""
     heading, *rows = ('| ' + ' | '.join(line) + ' |' for line in cells)
     rule = '|' + ' --- |' * len(cells[0])
     data = cfg.test_dataloader.dataset

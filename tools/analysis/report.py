@@ -1,8 +1,8 @@
-"""One picture of a pre-training run: losses, probe, reconstructions, attention of [cls].
+"""Draw a picture of a pre-training run: losses, probe, reconstructions, attention of [cls].
 
     python tools/analysis/report.py work_dirs/pera_vitb_rsrsd --images data/AID
 
-writes ``report.png`` into the folder of the run, from its last checkpoint.
+It writes ``report.png`` into the folder of the run, from its last checkpoint.
 
 Shapes: B images, S side in pixels, N = h * w patches, k patches of one part, p patch side.
 """
@@ -33,7 +33,7 @@ from pera_mm.weights.loading import load_checkpoint
 LOSSES = dict(loss_cls='agreement on prototypes', loss_pixel='pixel prediction',
               loss_koleo='KoLeo')
 PROBES = {'probe/knn': 'kNN', 'probe/linear': 'linear'}
-HIDDEN_GRAY = 235  # light, so that it is not taken for paint
+HIDDEN_GRAY = 235  # 0-255; light, so that it does not look like painted pixels
 
 
 class Curve(NamedTuple):
@@ -44,7 +44,7 @@ class Curve(NamedTuple):
 
 
 class Triplets(NamedTuple):
-    """What the student saw, what it painted, what was there; uint8 RGB ``[B, S, S, 3]``."""
+    """The pictures that the student saw and painted, and the original; uint8 ``[B, S, S, 3]``."""
 
     masked: np.ndarray
     predicted: np.ndarray
@@ -52,13 +52,13 @@ class Triplets(NamedTuple):
 
 
 def read_scalars(work_dir: str | Path) -> dict[str, Curve]:
-    """All numbers that a run wrote to ``WORK_DIR/<time>/vis_data/scalars.json``.
+    """Read all numbers that a run wrote to ``WORK_DIR/<time>/vis_data/scalars.json``.
 
     A resumed run writes a file of its own; where its steps overlap with those of an earlier
     start, the later start counts.
 
     Raises:
-        ValueError: if there is no such file.
+        ValueError: if the file does not exist.
     """
     files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
     if not files:
@@ -90,9 +90,9 @@ def reconstruct(model: nn.Module, images: Tensor, visible: float = 0.2, per_pass
                 seed: int = 0) -> Triplets:
     """Let the student paint everything that it does not see.
 
-    In training it sees ``visible`` of the patches and paints ``per_pass`` of them, wherever they
-    are. Here the rest of the picture is covered in several such passes with the same visible
-    patches, so that each pass is one the model knows.
+    In training it sees the share ``visible`` of the patches and paints the share ``per_pass``. Here
+    several such passes with the same visible patches cover the rest of the picture, so that each
+    pass is as in training.
 
     Args:
         model: a PerA with a predictor.
@@ -101,20 +101,20 @@ def reconstruct(model: nn.Module, images: Tensor, visible: float = 0.2, per_pass
         per_pass: share of patches painted at a time (the learnable ratio of the run).
         seed: of the mask.
     """
-    normalised = model.data_preprocessor.normalise(images)  # [B, 3, S, S]
+    normalized = model.data_preprocessor.normalize(images)  # [B, 3, S, S]
     p = model.patch_size
-    grid = patch_grid(*normalised.shape[-2:], p)
+    grid = patch_grid(*normalized.shape[-2:], p)
     counts = split_counts(grid[0] * grid[1], visible, per_pass, 1 - visible - per_pass)
     noise = torch.rand(len(images), grid[0] * grid[1],
                        generator=torch.Generator().manual_seed(seed))
-    order = noise.argsort(dim=1).to(normalised.device)
+    order = noise.argsort(dim=1).to(normalized.device)
     seen, hidden = order[:, :counts.student].sort(dim=1).values, order[:, counts.student:]
-    patches = patchify(normalised, p)  # [B, N, p*p*3]
+    patches = patchify(normalized, p)  # [B, N, p*p*3]
     painted = patches.clone()
     for start in range(0, hidden.shape[1], counts.learnable):
-        start = min(start, hidden.shape[1] - counts.learnable)  # the last pass is a whole one
+        start = min(start, hidden.shape[1] - counts.learnable)  # the last pass is complete
         part = hidden[:, start:start + counts.learnable].sort(dim=1).values
-        _put(painted, part, _paint(model, normalised, seen, part))
+        _put(painted, part, _paint(model, normalized, seen, part))
     masked = _to_uint8(model, unpatchify(patches, p, grid))
     is_hidden = torch.ones_like(patches[..., :1]).scatter_(1, seen.unsqueeze(-1), 0)  # 1: hidden
     cover = unpatchify(is_hidden.expand(-1, -1, p * p), p, grid)[:, 0].bool().cpu().numpy()
@@ -122,10 +122,10 @@ def reconstruct(model: nn.Module, images: Tensor, visible: float = 0.2, per_pass
     return Triplets(masked, _to_uint8(model, unpatchify(painted, p, grid)), images.cpu().numpy())
 
 
-def _paint(model: nn.Module, normalised: Tensor, seen: Tensor, part: Tensor) -> Tensor:
-    """The student's pixels ``[B, k, p*p*3]`` for ``part`` when it sees ``seen``."""
-    crop = normalised.unsqueeze(0)  # one global crop per image
-    split = PatchSplit(seen, part, part, masked=seen[:, :0].bool())  # the teacher is not asked
+def _paint(model: nn.Module, normalized: Tensor, seen: Tensor, part: Tensor) -> Tensor:
+    """Let the student paint pixels ``[B, k, p*p*3]`` of ``part`` from the patches ``seen``."""
+    crop = normalized.unsqueeze(0)  # one global crop per image
+    split = PatchSplit(seen, part, part, masked=seen[:, :0].bool())  # the teacher is not used
     views = CropViews(crop, crop, PatchSplit(*(indices.unsqueeze(0) for indices in split)))
     with _evaluating(model), torch.no_grad():
         return model.study([views]).pixels.float()
@@ -135,11 +135,11 @@ def _put(patches: Tensor, indices: Tensor, values: Tensor) -> None:
     patches.scatter_(1, indices.unsqueeze(-1).expand_as(values), values)
 
 
-def _to_uint8(model: nn.Module, normalised: Tensor) -> np.ndarray:
-    """Undo ``normalise``, whatever its mean and deviation: ``[B, 3, S, S]`` to ``[B, S, S, 3]``."""
+def _to_uint8(model: nn.Module, normalized: Tensor) -> np.ndarray:
+    """Undo ``normalize``, whatever its mean and deviation: ``[B, 3, S, S]`` to ``[B, S, S, 3]``."""
     ends = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 1, 1, 3)
-    black, white = model.data_preprocessor.normalise(ends)  # [3, 1, 1] each
-    pixels = (normalised - black) / (white - black) * 255
+    black, white = model.data_preprocessor.normalize(ends)  # [3, 1, 1] each
+    pixels = (normalized - black) / (white - black) * 255
     return pixels.round().clamp(0, 255).byte().movedim(1, -1).cpu().numpy()
 
 
@@ -154,33 +154,33 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def cls_attention(model: nn.Module, images: Tensor) -> Tensor:
-    """How much the teacher's [cls] looks at each patch in its last layer.
+    """Compute the attention of the teacher's [cls] to each patch in the last layer.
 
     Args:
-        model: gives ``teacher_features`` and ``data_preprocessor.normalise``.
+        model: gives ``teacher_features`` and ``data_preprocessor.normalize``.
         images: uint8 RGB ``[B, S, S, 3]``.
 
     Returns:
-        float ``[B, heads, h, w]``; a map sums to 1 less what [cls] spends on itself.
+        float ``[B, heads, h, w]``; a map sums to 1 minus the attention of [cls] to itself.
     """
-    normalised = model.data_preprocessor.normalise(images)
+    normalized = model.data_preprocessor.normalize(images)
     attention = model.teacher.backbone.layers[-1].attn
     seen: list[Tensor] = []
     handle = attention.qkv.register_forward_hook(lambda module, args, output: seen.append(output))
     try:
-        model.teacher_features(normalised)
+        model.teacher_features(normalized)
     finally:
         handle.remove()
     qkv = seen[0].reshape(len(images), -1, 3, attention.num_heads, attention.head_dims)
     query, key = qkv[:, 0, 0], qkv[:, :, 1]  # [B, heads, d], [B, 1 + N, heads, d]
     scores = torch.einsum('bhd,bnhd->bhn', query, key) * attention.head_dims**-0.5
-    grid = patch_grid(*normalised.shape[-2:], model.patch_size)
+    grid = patch_grid(*normalized.shape[-2:], model.patch_size)
     return scores.softmax(dim=-1)[..., 1:].unflatten(-1, grid).cpu()
 
 
 def draw_report(work_dir: str | Path, model: nn.Module, images: Tensor,
                 out: str | Path | None = None) -> Path:
-    """Draw the run of ``work_dir`` and what its model makes of some images.
+    """Draw the run of ``work_dir`` and the outputs of its model for some images.
 
     Args:
         work_dir: of the run, with its scalars.
@@ -217,7 +217,7 @@ def draw_report(work_dir: str | Path, model: nn.Module, images: Tensor,
 
 
 def _draw_curves(figure: Figure, grid: GridSpec, curves: dict[str, Curve]) -> None:
-    """The losses, then the probe, from left to right."""
+    """Draw the losses, then the probe, from left to right."""
     losses = [name for name in LOSSES if name in curves]
     for column, name in enumerate(losses):
         axes = figure.add_subplot(grid[0, column])
@@ -244,7 +244,7 @@ def _label(axes: Axes, title: str, x: str) -> None:
 
 
 def _draw_attention(axes: Axes, image: np.ndarray, attention: np.ndarray) -> None:
-    """The image in gray under its attention, stretched from the least to the most."""
+    """Draw the image in gray under its attention, stretched from the least to the most."""
     side = image.shape[0]
     axes.imshow(image.mean(axis=-1), cmap='gray', vmin=0, vmax=255)
     axes.imshow(attention, cmap='inferno', alpha=0.6, interpolation='bicubic',
@@ -260,10 +260,10 @@ def _bare(axes: Axes, title: str) -> None:
 
 
 def load_run(work_dir: str | Path) -> tuple[Config, nn.Module]:
-    """The config of a run and its model with the weights of the last checkpoint, on the CPU.
+    """Load the config of a run and its model with the last checkpoint, on the CPU.
 
     Raises:
-        ValueError: if the folder has no config or no checkpoint of one file.
+        ValueError: if the folder has no config, or no checkpoint in one file.
     """
     work_dir = Path(work_dir)
     configs = sorted(work_dir.glob('*.py'), key=lambda path: path.stat().st_mtime)
@@ -282,7 +282,7 @@ def load_run(work_dir: str | Path) -> tuple[Config, nn.Module]:
 
 
 def pick_images(folder: str, number: int, size: int) -> Tensor:
-    """Readable images spread evenly over a folder: uint8 RGB ``[B, size, size, 3]``.
+    """Read images spread evenly over a folder: uint8 RGB ``[B, size, size, 3]``.
 
     Raises:
         ValueError: if the folder is missing or has no readable image.

@@ -8,9 +8,9 @@ images per class; labels are not used). Then kNN, a linear classifier and a shor
 from half of each class and are scored on the other half (tools/benchmarks/probe.py). Random
 weights are scored, too. With several --data (Table 8) all are scored on --probe-data.
 
-Writes results.json, table.md and plot.png into the work folder whenever a run ends. Stop it at any
-time: a later start repeats nothing that is finished and continues what was interrupted. A run that
-fails is named with its log and does not stop the others; the exit code is 1 then.
+Whenever a run ends, it writes results.json, table.md and plot.png into the work folder. Stop it at
+any time: the next start skips what is finished and continues what was interrupted. A run that fails
+is named with its log and does not stop the others; the exit code is then 1.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from runs import ROOT, Job, Step, run_all, scalars, train_command
+from runs import ROOT, Step, TrainingJob, logged_scalars, run_all, train_command
 
 from pera_mm.evaluation.features import read_labelled_folder, stratified_split
 from pera_mm.files import write_whole
@@ -44,17 +44,17 @@ RANDOM = 'random weights'
 
 
 class Run(NamedTuple):
-    """One pre-training (none for random weights) and its probe, in a folder of its own."""
+    """A pre-training (none for random weights) and its probe, in their own folder."""
 
     row: str  # of the table
     seed: int
     folder: Path
     cfg: Config
-    job: Job
+    job: TrainingJob
     epochs: int  # 0 for random weights
 
     def result(self) -> dict | None:
-        """Scores in percent and minutes of pre-training; None if it is not finished."""
+        """Return scores in percent and minutes of pre-training; None if it is not finished."""
         if self.job.next_step() is not None:
             return None
         return {key: value for step in self.job.steps
@@ -82,7 +82,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def plan(args: argparse.Namespace) -> list[Run]:
-    """All runs, seed by seed, so that the first table is complete early.
+    """List all runs, seed by seed, so that the first table is complete early.
 
     Raises:
         SystemExit: if the arguments do not fit together or the work folder holds another
@@ -97,7 +97,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
             raise SystemExit(f'Two {kind} have the same name, which is their row in the table: '
                              f'{", ".join(names)}.')
     for path in {*args.data, args.probe_data or args.data[0]}:
-        stratified_split(read_labelled_folder(path).labels)  # complains now and not in an hour
+        stratified_split(read_labelled_folder(path).labels)  # raises now and not in an hour
     runs = []
     for seed in args.seeds:
         for config in args.configs:
@@ -119,23 +119,23 @@ def pretraining(args: argparse.Namespace, config: Path, data: Path, seed: int) -
     checkpoints = folder / 'train'
     train = Step(train_command(config, checkpoints, *options), folder / 'pretraining.json',
                  partial(pretraining_summary, checkpoints))
-    # The checkpoint's name is known when the training is over: the probe asks for the folder.
+    # The name of the checkpoint is known only after the training, so the probe gets the folder.
     probe = Step(probe_command(args, path, seed, checkpoints), folder / 'probe.json')
     name = f'{row}, seed {seed}'
-    return Run(row, seed, folder, cfg, Job(name, folder / 'output.txt', (train, probe)),
+    return Run(row, seed, folder, cfg, TrainingJob(name, folder / 'output.txt', (train, probe)),
                cfg.train_cfg.max_epochs)
 
 
 def random_start(args: argparse.Namespace, cfg: Config, seed: int) -> Run:
-    """The first config's ViT as it is before training."""
+    """Plan the probe of the first config's ViT before training."""
     folder = args.work_dir / 'random' / f'seed{seed}'
     probe = Step(probe_command(args, write_config(folder, cfg, args), seed), folder / 'probe.json')
     return Run(RANDOM, seed, folder, cfg,
-               Job(f'{RANDOM}, seed {seed}', folder / 'output.txt', (probe,)), 0)
+               TrainingJob(f'{RANDOM}, seed {seed}', folder / 'output.txt', (probe,)), 0)
 
 
 def resolved(config: Path, options: list[str]) -> Config:
-    """The config with its options, as tools/train.py reads them."""
+    """Load a config with its options, as tools/train.py does."""
     parser = argparse.ArgumentParser()
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
     parsed = parser.parse_args(['--cfg-options', *options])
@@ -144,7 +144,7 @@ def resolved(config: Path, options: list[str]) -> Config:
 
 
 def write_config(folder: Path, cfg: Config, args: argparse.Namespace) -> Path:
-    """Keep what a run was made with, and refuse results that were made with something else."""
+    """Write the settings of a run, and refuse a folder with other settings."""
     path = folder / 'config.json'
     probe = dict(data=args.probe_data or args.data[0], size=args.size,
                  finetune_epochs=args.finetune_epochs)
@@ -166,8 +166,8 @@ def probe_command(args: argparse.Namespace, config: Path, seed: int,
 
 
 def pretraining_summary(work_dir: Path) -> dict[str, float]:
-    """Minutes of the steps alone: their number times the median of their logged times."""
-    lines = [line for line in scalars(work_dir) if 'time' in line]
+    """Return the minutes of the steps alone: their number times their median logged time."""
+    lines = [line for line in logged_scalars(work_dir) if 'time' in line]
     steps = max(line['step'] for line in lines)
     return dict(minutes=steps * statistics.median(line['time'] for line in lines) / 60)
 
@@ -175,22 +175,22 @@ def pretraining_summary(work_dir: Path) -> dict[str, float]:
 def epochs_done(run: Run) -> int:
     if run.job.steps[0].result.exists():
         return run.epochs
-    lines = scalars(run.folder / 'train')
+    lines = logged_scalars(run.folder / 'train')
     return max(lines[-1].get('epoch', 1) - 1, 0) if lines else 0
 
 
 @contextmanager
 def progress(args: argparse.Namespace, runs: list[Run]) -> Iterator[Any]:
-    """A bar over all epochs; for every run that ends a line, and the table and plot so far."""
+    """Show a bar over all epochs; when a run ends, print a line and write table and plot."""
     by_job = {run.job: run for run in runs}
-    failed: list[Job] = []
+    failed: list[TrainingJob] = []
     columns = ('{task.description}', BarColumn(), MofNCompleteColumn(), TextColumn('epochs'),
                TimeElapsedColumn(), TextColumn('left:'), TimeRemainingColumn())
     with Progress(*columns, refresh_per_second=2, speed_estimate_period=600) as bar:
         done = sum(epochs_done(run) for run in runs)
         total = bar.add_task('', total=sum(run.epochs for run in runs), completed=done)
 
-        def show(running: list[Job], ended: list[Job]) -> None:
+        def show(running: list[TrainingJob], ended: list[TrainingJob]) -> None:
             for job in ended:
                 scores = by_job[job].result()
                 if scores is None:
@@ -207,8 +207,8 @@ def progress(args: argparse.Namespace, runs: list[Run]) -> Iterator[Any]:
         yield show
 
 
-def collect(args: argparse.Namespace, runs: list[Run], failed: list[Job]) -> dict:
-    """What results.json holds; runs that are neither finished nor failed are still to come."""
+def collect(args: argparse.Namespace, runs: list[Run], failed: list[TrainingJob]) -> dict:
+    """Collect what results.json holds; runs not finished and not failed are still to come."""
     rows: dict[str, dict] = {}
     for run in sorted(runs, key=lambda run: run.row == RANDOM):
         row = rows.setdefault(run.row, dict(name=run.row, seeds={}, failed={}, unfinished={}))
@@ -231,13 +231,13 @@ def values(row: dict, key: str) -> list[float]:
 
 
 def mean_and_deviation(found: list[float]) -> str:
-    """Like ``61.2 ± 0.8``, the deviation over seeds with n - 1; a single value has none."""
+    """Format as ``61.2 ± 0.8``; the deviation over seeds has n - 1, a single value has none."""
     mean = f'{statistics.mean(found):.1f}'
     return mean if len(found) < 2 else f'{mean} ± {statistics.stdev(found):.1f}'
 
 
 def table(results: dict) -> str:
-    """Markdown: mean ± standard deviation over the seeds, and the single values."""
+    """Write Markdown: mean ± standard deviation over the seeds, and the single values."""
     probes = [key for key in PROBES if any(values(row, key) for row in results['rows'])]
     epochs = ' / '.join(map(str, results['epochs']))
     lines = [f'# {results["title"]}', ''] if results['title'] else []
@@ -267,7 +267,7 @@ def table(results: dict) -> str:
 
 
 def plot(results: dict, path: Path) -> None:
-    """Mean and standard deviation of every row, one panel per probe, every seed a small point."""
+    """Plot mean and standard deviation of every row, a panel per probe, a mark per seed."""
     rows = [row for row in results['rows'] if row['seeds']][::-1]  # the first on top
     probes = [key for key in PROBES if any(values(row, key) for row in rows)]
     figure = Figure(figsize=(2.2 + 3.2 * len(probes), 1.4 + 0.45 * len(rows)),
@@ -278,13 +278,13 @@ def plot(results: dict, path: Path) -> None:
             found = values(row, key)
             if not found:
                 continue
-            colour = 'tab:gray' if row['name'] == RANDOM else 'tab:blue'
+            color = 'tab:gray' if row['name'] == RANDOM else 'tab:blue'
             mean = statistics.mean(found)
             if row['name'] == RANDOM:
-                panel.axvline(mean, color=colour, linestyle=':', linewidth=1, zorder=0)
+                panel.axvline(mean, color=color, linestyle=':', linewidth=1, zorder=0)
             panel.errorbar(mean, height, xerr=statistics.stdev(found) if len(found) > 1 else None,
-                           fmt='o', color=colour, capsize=4)
-            panel.plot(found, [height - 0.22] * len(found), '|', color=colour, alpha=0.6)
+                           fmt='o', color=color, capsize=4)
+            panel.plot(found, [height - 0.22] * len(found), '|', color=color, alpha=0.6)
             panel.annotate(f'{mean:.1f}', (mean, height), (0, 6), textcoords='offset points',
                            ha='center', fontsize=8,
                            bbox=dict(facecolor='white', edgecolor='none', pad=0.5))

@@ -1,7 +1,7 @@
-"""What resources.py does apart for a fine-tuning: labels in the batch, and costs by part.
+"""The part of resources.py for fine-tunings: labels in the batch, and costs by part.
 
-Parameters and the GFLOPs of one forward pass are counted on the meta device. The sampling of
-deformable attention and of RoIAlign is not in the GFLOPs.
+Parameters and the GFLOPs of one forward pass are counted on the meta device. The GFLOPs do not
+include the sampling of deformable attention and of RoIAlign.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,8 @@ from pera_mm.errors import UserError
 from pera_mm.registry import MODELS
 
 BOXES = 10  # per image; DIOR has eight
-COLOURS = 3
+COLORS = 3  # channels of an image
+BOX_SIDE = 0.1  # of a random box, share of the image side
 
 
 def is_downstream(cfg: Config) -> bool:
@@ -26,8 +27,8 @@ def is_downstream(cfg: Config) -> bool:
 
 
 def dates(cfg: Config) -> int:
-    """The images that the config's model reads as one input."""
-    return len(cfg.model.data_preprocessor.mean) // COLOURS
+    """Return the number of images that the model reads as one input."""
+    return len(cfg.model.data_preprocessor.mean) // COLORS
 
 
 def prepare(cfg: Config, side: int) -> None:
@@ -43,11 +44,11 @@ def vit_config(cfg: Config) -> Any:
 
 
 def count(cfg: Config) -> dict[str, Any]:
-    """GFLOPs of one forward pass; parameters in millions and GFLOPs of ViT, adapter and head."""
+    """Count the GFLOPs of a forward pass, and parameters and GFLOPs of ViT, adapter and head."""
     with torch.device('meta'):
         model = MODELS.build(cfg.model).eval()
     side, number = vit_config(cfg).img_size, dates(cfg)
-    image = torch.empty(1, COLOURS, side, side, device='meta')
+    image = torch.empty(1, COLORS, side, side, device='meta')
     images = torch.cat([image] * number, dim=1)
     backbone = model.backbone
     vit = getattr(backbone, 'vit', backbone)
@@ -74,7 +75,7 @@ def gflops(run: Callable[[], Any]) -> float:
 
 
 def forward(model: nn.Module, images: Tensor) -> None:
-    """Everything that computes in a forward pass, without choices that depend on the pixels."""
+    """Run all that computes in a forward pass, without choices that depend on the pixels."""
     if not hasattr(model, 'roi_head'):
         model(images, mode='tensor')
         return
@@ -88,18 +89,18 @@ def forward(model: nn.Module, images: Tensor) -> None:
 
 
 def make_batch(cfg: Config, batch_size: int) -> dict:
-    """Noise with labels, as the data loader would give it to the model."""
+    """Make noise with labels, in the form that the data loader gives to the model."""
     side = vit_config(cfg).img_size
     shape = (side, side)
     meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, scale_factor=(1., 1.))
     samples = [labelled_sample(cfg, meta) for _ in range(batch_size)]
-    pixels = torch.randint(0, 256, (batch_size, COLOURS * dates(cfg), *shape), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (batch_size, COLORS * dates(cfg), *shape), dtype=torch.uint8)
     inputs = pixels if cfg.default_scope == 'mmpretrain' else list(pixels)
     return dict(inputs=inputs, data_samples=samples)
 
 
 def labelled_sample(cfg: Config, meta: dict) -> Any:
-    """A data sample of the config's toolbox with a random label."""
+    """Make a data sample of the config's toolbox with a random label."""
     side = meta['img_shape'][0]
     sample: Any
     if cfg.default_scope == 'mmpretrain':
@@ -115,7 +116,7 @@ def labelled_sample(cfg: Config, meta: dict) -> Any:
         sample = DetDataSample(metainfo=meta)
         corners = torch.rand(BOXES, 2) * side * 0.8
         sample.gt_instances = InstanceData(
-            bboxes=torch.cat([corners, corners + side * 0.1], dim=1),
+            bboxes=torch.cat([corners, corners + side * BOX_SIDE], dim=1),
             labels=torch.randint(0, cfg.model.roi_head.bbox_head.num_classes, (BOXES, )))
     else:
         raise UserError(f'No labels can be made for models of {cfg.default_scope}: give configs '

@@ -1,13 +1,12 @@
-"""Images that `rsrsd.py fetch` collects per second, from a server on this machine.
+"""Measure how many images `rsrsd.py fetch` collects per second from a server on this machine.
 
     python tools/benchmarks/fetch.py --images 300
 
-The server, two processes of its own, answers every request at once with one of sixteen JPEG tiles
-in its memory. The figures are those of the whole step: requests, decoding, assembling, resampling,
-encoding, writing. "Per core" is per CPU second of the step's own process.
+The server has two processes and answers every request at once with one of sixteen JPEG tiles in its
+memory. The figures include the whole step: requests, decoding, assembling, resampling, encoding,
+writing. "Per core" is per CPU second of the step's own process.
 
-The last two lines: how long the step takes, and its process's peak memory, where all of --points
-images are there already.
+The last two lines are the time and peak memory of the step if all of --points images already exist.
 """
 
 import argparse
@@ -32,7 +31,10 @@ from PIL import Image
 from pera_mm.collect.fetch.results import IMAGES_PER_FOLDER
 from pera_mm.collect.fetch.step import fetch
 
-SERVERS = 2
+SERVERS = 2  # processes
+TILES = 16  # different ones
+TILE_SIZE = 256  # pixels
+JPEG_QUALITY = 85
 
 
 def parse_args() -> argparse.Namespace:
@@ -49,15 +51,16 @@ def parse_args() -> argparse.Namespace:
 
 
 def make_tiles() -> list[bytes]:
-    """Sixteen tiles as busy as land: noise at several scales, JPEG."""
+    """Make JPEG tiles as detailed as land: noise at several scales."""
     rng = np.random.default_rng(0)
     tiles = []
-    for _ in range(16):
+    for _ in range(TILES):
         layers = [Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
-                  .resize((256, 256), Image.Resampling.BICUBIC) for side in (4, 16, 64, 256)]
+                  .resize((TILE_SIZE, TILE_SIZE), Image.Resampling.BICUBIC)
+                  for side in (4, 16, 64, 256)]
         pixels = np.average([np.asarray(layer) for layer in layers], axis=0, weights=[4, 3, 2, 1])
         file = io.BytesIO()
-        Image.fromarray(pixels.astype(np.uint8)).save(file, 'JPEG', quality=85)
+        Image.fromarray(pixels.astype(np.uint8)).save(file, 'JPEG', quality=JPEG_QUALITY)
         tiles.append(file.getvalue())
     return tiles
 
@@ -65,7 +68,7 @@ def make_tiles() -> list[bytes]:
 def serve(listener: socket.socket, served: Any) -> None:
     tiles = make_tiles()
 
-    class Handler(BaseHTTPRequestHandler):
+    class CannedTileHandler(BaseHTTPRequestHandler):
         protocol_version = 'HTTP/1.1'  # connections are kept
 
         def do_GET(self) -> None:  # noqa: N802
@@ -81,7 +84,7 @@ def serve(listener: socket.socket, served: Any) -> None:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(('127.0.0.1', 0), Handler, bind_and_activate=False)
+    server = ThreadingHTTPServer(('127.0.0.1', 0), CannedTileHandler, bind_and_activate=False)
     server.socket = listener
     server.serve_forever()
 
@@ -117,7 +120,7 @@ def measure(args: argparse.Namespace, url: str, served: Any) -> dict[str, float]
 
 
 def measure_start(args: argparse.Namespace, url: str) -> dict[str, float]:
-    """One image is fetched; the other rows are like its own, their files empty."""
+    """Fetch one image, copy its row for all others with empty files, and time a new start."""
     points = make_points(args.points)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -133,7 +136,7 @@ def measure_start(args: argparse.Namespace, url: str) -> dict[str, float]:
                     file.parent.mkdir(exist_ok=True)
                     os.mknod(file)
                     journal.write(json.dumps(row) + '\n')
-        # In a process of its own, for its peak memory.
+        # In its own process, for its peak memory.
         with multiprocessing.get_context('spawn').Pool(1) as pool:
             return pool.apply(start_again, (name, args, url))
 

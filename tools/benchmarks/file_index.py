@@ -1,15 +1,15 @@
-"""Start time and memory of UnlabeledImages over millions of images.
+"""Measure start time and memory of UnlabeledImages with millions of images.
 
     python tools/benchmarks/file_index.py [--paths 5000000] [--workers 4] [--method fork]
 
-Writes a list of paths of realistic length, the index of tar shards and an LMDB (no images), opens
-each as a training does at every start but its first, starts data loader workers, lets each look up
-20,000 images in the order of an epoch, and prints the seconds to start and the memory of all
-processes together: the proportional set size, which counts a page shared by n processes as 1/n in
-each, minus what the processes take with 10,000 images (Python, torch and OpenCV).
+It writes a list of paths of realistic length, the index of tar shards and an LMDB (no images). It
+opens each as a training does at every start but its first, starts data loader workers, and lets
+each look up 20,000 images in the order of an epoch. It prints the seconds to start and the memory
+of all processes together: the proportional set size, which counts a page shared by n processes as
+1/n in each, minus the memory with 10,000 images (Python, torch and OpenCV).
 
-Looking up is the name of a path, the header of an image in a tar (there a hole), and the value of a
-key in the LMDB: 8 bytes, as many as the place of a real image takes in its tree.
+A look-up returns the name of a path, the header of an image in a tar (here a hole), or the value of
+a key in the LMDB: 8 bytes, the size of a real image's place in its tree.
 """
 
 import argparse
@@ -30,11 +30,15 @@ from pera_mm.datasets.sampler import DrawSampler
 from pera_mm.datasets.shard_index import INDEX, PLACE, SHARD, write_index
 from pera_mm.datasets.unlabeled import UnlabeledImages
 
-PER_SHARD, IMAGE_BLOCKS, JSON_BLOCKS = 1000, 118, 2  # 60 KB an image
+PER_SHARD, IMAGE_BLOCKS, JSON_BLOCKS = 1000, 118, 2  # 60 KB per image
+BLOCK = 512  # bytes, of a tar
+FEW_IMAGES = 10_000  # for the memory of Python and libraries alone
+LMDB_BYTES = 1 << 34  # most that the file may take
+BATCH, BATCHES_PER_WORKER = 100, 200  # of the look-ups
 
 
 class PathsOnly(Dataset):
-    """What is looked up to find an image in place of the image, and who did."""
+    """A data set that looks an image up without reading it, and gives the process id."""
 
     def __init__(self, images: UnlabeledImages) -> None:
         self.images = images
@@ -50,7 +54,7 @@ class PathsOnly(Dataset):
 
 
 def write_list(folder: Path, count: int) -> Path:
-    """Paths as in RSRSD-like collections: about 70 bytes each."""
+    """Write paths as in collections like RSRSD: about 70 bytes each."""
     file = folder / 'list.txt'
     with open(file, 'w') as stream:
         for i in range(count):
@@ -64,13 +68,13 @@ def write_list(folder: Path, count: int) -> Path:
 
 
 def write_shards(folder: Path, count: int) -> Path:
-    """Tars that are holes, and the index of what would lie in them."""
+    """Write tars that are holes, and the index of the images that they would hold."""
     numbers = np.arange(count)
     places = np.empty(count, PLACE)
     places['shard'] = numbers // PER_SHARD
-    places['offset'] = 512 * (1 + numbers % PER_SHARD * (1 + IMAGE_BLOCKS + JSON_BLOCKS))
-    places['size'] = 512 * IMAGE_BLOCKS
-    size = 512 * PER_SHARD * (1 + IMAGE_BLOCKS + JSON_BLOCKS)
+    places['offset'] = BLOCK * (1 + numbers % PER_SHARD * (1 + IMAGE_BLOCKS + JSON_BLOCKS))
+    places['size'] = BLOCK * IMAGE_BLOCKS
+    size = BLOCK * PER_SHARD * (1 + IMAGE_BLOCKS + JSON_BLOCKS)
     shards = [(b'%06d.tar' % number, size) for number in range(-(-count // PER_SHARD))]
     for name, _ in shards:
         with open(folder / name.decode(), 'wb') as file:
@@ -80,19 +84,19 @@ def write_shards(folder: Path, count: int) -> Path:
 
 
 def write_lmdb(folder: Path, count: int) -> Path:
-    """Keys with 8 bytes each."""
-    with lmdb.open(str(folder), map_size=1 << 34) as environment:
+    """Write keys with values of 8 bytes."""
+    with lmdb.open(str(folder), map_size=LMDB_BYTES) as environment:
         with environment.begin(write=True) as transaction:
             for position in range(count):
                 transaction.put(position_key(position), bytes(8), append=True)
     return folder
 
 
-FORMS = dict(list=write_list, webdataset=write_shards, lmdb=write_lmdb)
+WRITERS = dict(list=write_list, webdataset=write_shards, lmdb=write_lmdb)
 
 
 def proportional_mib(pids: set[int]) -> float:
-    """Proportional set size of the processes together, MiB."""
+    """Sum the proportional set sizes of the processes, in MiB."""
     kib = 0
     for pid in pids:
         for line in Path(f'/proc/{pid}/smaps_rollup').read_text().splitlines():
@@ -103,7 +107,7 @@ def proportional_mib(pids: set[int]) -> float:
 
 def measure(write: Callable[[Path, int], Path], count: int, workers: int,
             method: str) -> tuple[float, float, float, float]:
-    """Seconds to open, seconds to order an epoch, lookups per second, MiB in use."""
+    """Measure seconds to open, seconds to order an epoch, look-ups per second, MiB in use."""
     with tempfile.TemporaryDirectory() as folder:
         path = write(Path(folder), count)
         begin = time.perf_counter()
@@ -111,26 +115,26 @@ def measure(write: Callable[[Path, int], Path], count: int, workers: int,
         opened = time.perf_counter()
         images.epoch_order(torch.Generator().manual_seed(0))
         ordered = time.perf_counter()
-        loader = DataLoader(PathsOnly(images), sampler=DrawSampler(images), batch_size=100,
+        loader = DataLoader(PathsOnly(images), sampler=DrawSampler(images), batch_size=BATCH,
                             num_workers=workers, multiprocessing_context=method)
         batches = iter(loader)
         pids = {os.getpid(), *next(batches)[0].tolist()}
         begin_lookups = time.perf_counter()
         lookups = 0
-        for pid, _ in islice(batches, min(200 * workers, count // 100 - 2)):  # none may end
+        for pid, _ in islice(batches, min(BATCHES_PER_WORKER * workers, count // BATCH - 2)):
             pids.update(pid.tolist())
             lookups += len(pid)
         rate = lookups / (time.perf_counter() - begin_lookups)
         return opened - begin, ordered - opened, rate, proportional_mib(pids)
 
 
-def starts(count: int, workers: int, method: str = 'fork') -> str:
-    """A table of all forms, markdown."""
+def start_table(count: int, workers: int, method: str = 'fork') -> str:
+    """Measure all forms and write a Markdown table."""
     lines = [f'{count:,} images, {workers} {method}ed workers; MiB over all processes:', '',
              '| form | start, s | order of an epoch, s | lookups/s | memory, MiB |',
              '|---|---:|---:|---:|---:|']
-    for form, write in FORMS.items():
-        *_, empty = measure(write, 10_000, workers, method)
+    for form, write in WRITERS.items():
+        *_, empty = measure(write, FEW_IMAGES, workers, method)
         start, order, rate, full = measure(write, count, workers, method)
         lines.append(f'| {form} | {start:.2f} | {order:.2f} | {rate:,.0f} | {full - empty:.0f} |')
     return '\n'.join([*lines, '', f'Python and libraries take {empty:.0f} MiB more.'])
@@ -143,7 +147,7 @@ def main() -> None:
     parser.add_argument('--workers', type=int, default=4)
     parser.add_argument('--method', default='fork', choices=['fork', 'spawn', 'forkserver'])
     args = parser.parse_args()
-    print(starts(args.paths, args.workers, args.method))
+    print(start_table(args.paths, args.workers, args.method))
 
 
 if __name__ == '__main__':

@@ -1,11 +1,11 @@
-"""How good a pre-trained ViT is for scenes: kNN, linear, and a short fine-tuning.
+"""Score a pre-trained ViT on scenes: kNN, linear, and a short fine-tuning.
 
     python tools/benchmarks/probe.py CONFIG [CHECKPOINT] --data FOLDER --json FILE
 
-CONFIG is the pre-training's; of it only the ViT counts. CHECKPOINT is a file, or a work folder for
-its latest. Without it the ViT starts at random. The classifiers learn from half of each class of
-FOLDER (one folder of images per class) and are tested on the other half, the same for all; of the
-fine-tuning (configs/aid_pera_scenes.py on these images) the last epoch counts.
+CONFIG is that of the pre-training; only its ViT is used. CHECKPOINT is a file, or a work folder for
+its last checkpoint. Without it the ViT starts at random. The classifiers learn from half of each
+class of FOLDER (one folder of images per class) and are tested on the other half, the same for all.
+In the fine-tuning (configs/scenes/aid_pera_scenes.py on these images) the last epoch counts.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from pera_mm.files import write_whole
 from pera_mm.launch import build_runner, errors_in_one_sentence
 from pera_mm.models.preprocessor import CropPreprocessor
 
-FINE_TUNING = Path(__file__).resolve().parents[2] / 'configs/aid_pera_scenes.py'
+FINE_TUNING = Path(__file__).resolve().parents[2] / 'configs/scenes/aid_pera_scenes.py'
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,7 +52,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def vit_config(cfg: Config, checkpoint: Path | None) -> dict:
-    """The ViT of a pre-training as a dense PerAViT that gives [cls], filled from ``checkpoint``."""
+    """Return a pre-training's ViT as a dense PerAViT for [cls], filled from ``checkpoint``."""
     vit = cfg.model.backbone
     arch = vit.get('arch', 'base')
     shape = MODELS.get(vit.type).arch_zoo[arch] if isinstance(arch, str) else arch
@@ -65,7 +65,7 @@ def vit_config(cfg: Config, checkpoint: Path | None) -> dict:
 
 
 def latest(checkpoint: Path | None) -> Path | None:
-    """A file as it is; of a work folder the checkpoint that was written last."""
+    """Return a file as it is, or the last checkpoint of a work folder."""
     if checkpoint is None or not checkpoint.is_dir():
         return checkpoint
     pointer = checkpoint / 'last_checkpoint'
@@ -76,7 +76,7 @@ def latest(checkpoint: Path | None) -> Path | None:
 
 def frozen_scores(vit: dict, cfg: Config, folder: LabelledFolder, split: Split,
                   size: int) -> dict[str, float]:
-    """Accuracy of kNN (k = 10) and of a linear classifier on the frozen [cls], in percent."""
+    """Score kNN (k = 10) and a linear classifier on the frozen [cls], in percent."""
     backbone = MODELS.build(vit)
     backbone.init_weights()
     backbone.eval()
@@ -91,7 +91,7 @@ def frozen_scores(vit: dict, cfg: Config, folder: LabelledFolder, split: Split,
 
 def fine_tuned_accuracy(vit: dict, cfg: Config, folder: LabelledFolder, split: Split, size: int,
                         epochs: int, seed: int, work_dir: str) -> float:
-    """Accuracy in percent after a short training of the ViT and a linear classifier."""
+    """Train the ViT and a linear classifier briefly and return the accuracy in percent."""
     run = Config.fromfile(FINE_TUNING)
     classes = len(folder.classes)
     preprocessor = cfg.model.data_preprocessor
@@ -108,7 +108,7 @@ def fine_tuned_accuracy(vit: dict, cfg: Config, folder: LabelledFolder, split: S
     run.merge_from_dict(options)
     batch_size = min(run.train_dataloader.batch_size, len(split.train))
     run.train_dataloader.batch_size = batch_size
-    # A tenth of the steps to warm up, as there.
+    # The warm-up is a tenth of the steps, as in that config.
     warmup, cosine = run.param_scheduler
     warmup.end = cosine.begin = max(epochs * (len(split.train) // batch_size) // 10, 1)
     for schedule in (warmup, cosine):

@@ -1,23 +1,24 @@
-"""What a training costs: the paper's Table 10 for any configs, in one run.
+"""Measure what a training costs: the paper's Table 10 for any configs, in one run.
 
     python tools/benchmarks/resources.py configs/pera/pera_vits_rsrsd.py --parts
     python tools/benchmarks/resources.py CONFIG CONFIG ... --dtype fp32 bf16 --batch-size 4
     python tools/benchmarks/resources.py CONFIG ... --steps 0        # GFLOPs alone
 
-    python tools/benchmarks/resources.py --steps 0 configs/potsdam_upernet_pera{,_vitb}.py
+    python tools/benchmarks/resources.py --steps 0 configs/potsdam_upernet_pera.py \
+        configs/segmentation/potsdam_upernet_pera_vitb.py
 
-Whole training steps on one random batch that went through the config's own pipeline: colour views,
+It times whole training steps on one random batch from the config's own pipeline: color views,
 forward passes, losses, backward, optimizer, teacher update; no data loading, no logging. Every
-measurement is a process of its own, and the configs take turns, so that a disturbed minute hits all
-alike. Times are the median (fastest-slowest) of all steps of all repeats; the epoch is 100,000
+measurement has its own process, and the configs take turns, so that a disturbance affects all of
+them. Times are the median (fastest-slowest) of all steps of all repeats; the epoch is 100,000
 images at that speed. GFLOPs are torch's count of matrix products, convolutions and attention, two
-per multiply-add. Memory is what the run added to its process, weights and optimizer included (on
-CUDA: what torch allocated at most). Ratios are to the first line of the same dtype and compile.
-A measurement that fails is a line with the reason; the exit code is 1 then.
+per multiply-add. Memory is what the run added to its process, with weights and optimizer (on CUDA:
+the most that torch allocated). Ratios are to the first line of the same dtype and compile. A
+measurement that fails is a line with the reason, and the exit code is 1.
 
 A fine-tuning reads noise with labels, of --image-size. A second table has its parameters and the
 GFLOPs of one forward pass by ViT / adapter / head, without the sampling of deformable attention and
-RoIAlign, and what a prediction of the batch costs.
+RoIAlign, and the cost of a prediction of the batch.
 """
 
 import argparse
@@ -49,12 +50,12 @@ def parse_args() -> argparse.Namespace:
                         help='of pre-trainings or fine-tunings')
     parser.add_argument('--batch-size', type=int, default=4)
     parser.add_argument('--image-size', type=int, default=512, help='side of the images, px')
-    parser.add_argument('--steps', type=int, default=3, help='timed ones; 0: count GFLOPs only')
+    parser.add_argument('--steps', type=int, default=3, help='steps to time; 0: count GFLOPs only')
     parser.add_argument('--repeats', type=int, default=3, help='turns of every config')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--dtype', nargs='+', choices=AMP, default=['fp32'],
                         help='bf16 is autocast, on a CPU too')
-    parser.add_argument('--compile', action='store_true', help='with torch.compile, too')
+    parser.add_argument('--compile', action='store_true', help='measure also with torch.compile')
     parser.add_argument('--parts', action='store_true', help='the share of each part of a step')
     parser.add_argument('--json', type=Path, help='write all figures here')
     parser.add_argument('--markdown', type=Path, help='write the table here')
@@ -62,14 +63,14 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def alone(run: Callable, variant: Variant, args: argparse.Namespace) -> Any:
-    """``run`` in a new process, so that nothing of an earlier one is in the figures."""
+def in_new_process(run: Callable, variant: Variant, args: argparse.Namespace) -> Any:
+    """Call ``run`` in a new process, so that no earlier run affects the figures."""
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process:
-        return process.submit(in_words, run, variant, args).result()
+        return process.submit(with_plain_error, run, variant, args).result()
 
 
-def in_words(run: Callable, variant: Variant, args: argparse.Namespace) -> Any:
-    """``run`` with an error that can travel between processes; torch.compile's cannot."""
+def with_plain_error(run: Callable, variant: Variant, args: argparse.Namespace) -> Any:
+    """Call ``run`` with errors that can travel between processes; torch.compile's cannot."""
     try:
         return run(variant, args)
     except Exception as error:
@@ -79,8 +80,8 @@ def in_words(run: Callable, variant: Variant, args: argparse.Namespace) -> Any:
 
 
 def measure_all(variants: list[Variant], args: argparse.Namespace) -> list[dict]:
-    """One row per variant; its turns alternate with the others'."""
-    rows = {variant: dict(name(variant), turns=[], gflops=None, failed=None)
+    """Measure a row per variant; the variants take turns."""
+    rows = {variant: dict(labels_of(variant), turns=[], gflops=None, failed=None)
             for variant in variants}
     counted: dict[Path, Any] = {}
     with Progress(transient=True) as progress:
@@ -89,8 +90,8 @@ def measure_all(variants: list[Variant], args: argparse.Namespace) -> list[dict]
 
         def attempt(run: Callable, variant: Variant) -> Any:
             progress.update(bar, description=f'{variant.config.stem} {variant.dtype}')
-            with reason_in(rows[variant]):
-                return alone(run, variant, args)
+            with failure_noted(rows[variant]):
+                return in_new_process(run, variant, args)
 
         for variant in variants:
             if variant.config not in counted:
@@ -103,26 +104,26 @@ def measure_all(variants: list[Variant], args: argparse.Namespace) -> list[dict]
                     rows[variant]['turns'].append(attempt(measure, variant))
                 progress.advance(bar)
     for row in rows.values():
-        summarise(row, args.batch_size)
+        summarize(row, args.batch_size)
     add_ratios(list(rows.values()))
     return list(rows.values())
 
 
-def name(variant: Variant) -> dict[str, Any]:
+def labels_of(variant: Variant) -> dict[str, Any]:
     return dict(config=str(variant.config), dtype=variant.dtype,
                 compile='compiled' if variant.compile else 'eager')
 
 
 @contextmanager
-def reason_in(row: dict) -> Iterator[None]:
-    """Write why a process failed, or was killed, into the row; Ctrl-C goes through."""
+def failure_noted(row: dict) -> Iterator[None]:
+    """Write into the row why a process failed or was killed; let Ctrl-C pass."""
     try:
         yield
     except Exception as error:
         row['failed'] = str(error)
 
 
-def summarise(row: dict, batch_size: int) -> None:
+def summarize(row: dict, batch_size: int) -> None:
     turns = row.pop('turns')
     if row['failed'] is not None or not turns:
         return
@@ -146,20 +147,20 @@ def summarise(row: dict, batch_size: int) -> None:
 
 
 def add_ratios(rows: list[dict]) -> None:
-    """Speed and memory relative to the first row of the same dtype and compile."""
+    """Add speed and memory relative to the first row of the same dtype and compile."""
     first: dict[tuple, dict] = {}
     for row in rows:
         base = first.setdefault((row['dtype'], row['compile']), row)
         if 'step_seconds' in row and 'step_seconds' in base:
             row['relative_speed'] = (
                 row['images_per_second']['median'] / base['images_per_second']['median'])
-            # The kernel counts pages late: a tiny model may be seen to need none.
+            # The kernel counts pages late: a tiny model may seem to need no memory.
             row['relative_memory'] = (row['peak_memory_gb'] / base['peak_memory_gb']
                                       if base['peak_memory_gb'] else math.nan)
 
 
 def table(result: dict) -> str:
-    """Markdown: one line per row, and the parts of those that have them."""
+    """Write Markdown: a line per row, and the parts of the rows that have them."""
     rows = result['rows']
     names = {row['config']: Path(row['config']).stem for row in rows}
     head = ['config', 'dtype', '', 'images/s (min-max)', 'x', 'GFLOPs/image, forward',
@@ -170,7 +171,7 @@ def table(result: dict) -> str:
         if row['failed'] is not None:
             cells += [f'failed: {row["failed"]}'.replace('|', '/'), *[''] * (len(head) - 4)]
         else:
-            cells += figures(row)
+            cells += measured_cells(row)
         lines.append('| ' + ' | '.join(cells) + ' |')
     lines += shares_table(rows, names) + downstream_table(rows, names)
     where = f'{result["device"]}, torch {result["torch"]}, batch {result["batch_size"]}'
@@ -178,7 +179,7 @@ def table(result: dict) -> str:
 
 
 def shares_table(rows: list[dict], names: dict[str, str]) -> list[str]:
-    """The share of each part of a step, of the rows that have them."""
+    """Write the shares of the parts of a step, for the rows that have them."""
     rows = [row for row in rows if 'parts' in row]
     if not rows:
         return []
@@ -191,7 +192,7 @@ def shares_table(rows: list[dict], names: dict[str, str]) -> list[str]:
 
 
 def downstream_table(rows: list[dict], names: dict[str, str]) -> list[str]:
-    """Parameters and arithmetic by part, and the cost of a prediction, of the fine-tunings."""
+    """Write parameters and GFLOPs by part and the cost of a prediction of the fine-tunings."""
     rows = [row for row in rows if row['gflops'] and 'gflops_by_part' in row['gflops']]
     if not rows:
         return []
@@ -211,7 +212,7 @@ def downstream_table(rows: list[dict], names: dict[str, str]) -> list[str]:
     return lines
 
 
-def figures(row: dict) -> list[str]:
+def measured_cells(row: dict) -> list[str]:
     gflops = row['gflops'] or dict(forward=float('nan'), forward_backward=float('nan'))
     counted = ['' if gflops[key] is None else f'{gflops[key]:.1f}'
                for key in ('forward', 'forward_backward')]

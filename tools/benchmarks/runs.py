@@ -1,4 +1,4 @@
-"""Many trainings, a few at a time, that can be stopped and started again."""
+"""Run many trainings, a few at a time; they can be stopped and started again."""
 
 import json
 import os
@@ -15,20 +15,20 @@ from pera_mm.files import write_whole
 from pera_mm.stopping import sigterm_as_interrupt
 
 ROOT = Path(__file__).resolve().parents[2]
-POLL = 0.5  # seconds between two looks at the processes
-GRACE = 10.  # seconds that a stopped process has to end
+POLL = 0.5  # seconds between two checks of the processes
+GRACE = 10.  # seconds for a stopped process to end
 
 
 class Step(NamedTuple):
-    """A command and the JSON file whose presence says that it is done."""
+    """A command and the JSON file that exists when it is done."""
 
     command: tuple[str, ...]
     result: Path
     summary: Callable[[], Any] | None = None  # what to write there; None: the command writes it
 
 
-class Job(NamedTuple):
-    """Steps that run one after the other; all that they print goes to one log."""
+class TrainingJob(NamedTuple):
+    """A sequence of steps; all that they print goes to one log."""
 
     name: str
     log: Path
@@ -39,17 +39,17 @@ class Job(NamedTuple):
 
 
 def train_command(config: Path, work_dir: Path, *options: str) -> tuple[str, ...]:
-    """tools/train.py; it continues from the latest checkpoint in ``work_dir``, if there is one."""
+    """Build the command of a training that continues from the last checkpoint, if any."""
     return (sys.executable, str(ROOT / 'tools/train.py'), str(config), '--work-dir', str(work_dir),
             '--resume', '--cfg-options', *options)
 
 
-def run_all(jobs: Sequence[Job], at_a_time: int,
-            show: Callable[[list[Job], list[Job]], None] = lambda running, ended: None,
-            ) -> list[Job]:
-    """Run what is not done yet, each command on one thread; the jobs that failed.
+def run_all(jobs: Sequence[TrainingJob], at_a_time: int,
+            show: Callable[[list[TrainingJob], list[TrainingJob]], None] = lambda *_: None,
+            ) -> list[TrainingJob]:
+    """Run what is not done yet, each command on one thread, and return the jobs that failed.
 
-    A job that fails does not stop the others. On Ctrl-C and SIGTERM all commands are ended.
+    A job that fails does not stop the others. Ctrl-C and SIGTERM end all commands.
 
     Args:
         jobs: to start in this order.
@@ -57,7 +57,7 @@ def run_all(jobs: Sequence[Job], at_a_time: int,
         show: called often with the jobs that run and those that ended since the last call.
     """
     waiting = deque(jobs)
-    running: dict[Job, tuple[Step, subprocess.Popen]] = {}
+    running: dict[TrainingJob, tuple[Step, subprocess.Popen]] = {}
     failed = []
     try:
         with sigterm_as_interrupt():
@@ -65,7 +65,7 @@ def run_all(jobs: Sequence[Job], at_a_time: int,
                 ended = []
                 while waiting and len(running) < at_a_time:
                     job = waiting.popleft()
-                    if not _go_on(job, running):
+                    if not _start_next(job, running):
                         ended.append(job)
                 for job, (step, process) in list(running.items()):
                     if process.poll() is None:
@@ -74,7 +74,7 @@ def run_all(jobs: Sequence[Job], at_a_time: int,
                     if not _succeeded(step, process):
                         failed.append(job)
                         ended.append(job)
-                    elif not _go_on(job, running):
+                    elif not _start_next(job, running):
                         ended.append(job)
                 show(list(running), ended)
                 time.sleep(POLL if running else 0)
@@ -83,14 +83,15 @@ def run_all(jobs: Sequence[Job], at_a_time: int,
     return failed
 
 
-def _go_on(job: Job, running: dict[Job, tuple[Step, subprocess.Popen]]) -> bool:
-    """Start the job's next step; False if there is none."""
+def _start_next(job: TrainingJob,
+                running: dict[TrainingJob, tuple[Step, subprocess.Popen]]) -> bool:
+    """Start the next step of a job; False if there is none."""
     step = job.next_step()
     if step is None:
         return False
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with open(job.log, 'a') as output:
-        # A session of its own: Ctrl-C reaches us alone, and we end the workers with their parent.
+        # In its own session: Ctrl-C reaches only us, and we end the workers with their parent.
         process = subprocess.Popen(
             step.command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             env=os.environ | {'OMP_NUM_THREADS': '1'})
@@ -116,7 +117,7 @@ def _stop(processes: list[subprocess.Popen]) -> None:
             time.sleep(POLL)
 
 
-def scalars(work_dir: Path) -> list[dict]:
-    """What a training logged, also in several attempts: lines of later attempts last."""
+def logged_scalars(work_dir: Path) -> list[dict]:
+    """Read what a training logged in all its attempts, the lines of the last one last."""
     return [json.loads(line) for file in sorted(work_dir.glob('*/vis_data/scalars.json'))
             for line in file.read_text().splitlines() if line.endswith('}')]

@@ -1,4 +1,4 @@
-"""What resources.py runs in a process of its own: counting and timing the steps of one config."""
+"""The part of resources.py that runs in its own process: count and time steps of one config."""
 
 import argparse
 import time
@@ -12,7 +12,7 @@ import downstream
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import Compose, default_collate
+from mmengine.dataset import default_collate
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
@@ -21,14 +21,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import pera_mm  # noqa: F401  activates the bridges
+from pera_mm.datasets.unlabeled import compose
 from pera_mm.launch import keep_freed_memory, merge_options, set_precision
 from pera_mm.registry import MODELS
 
+MAX_ITERS = 1000  # any number
+TEACHER_TEMP, MOMENTUM = 0.05, 0.996  # any typical values
 AMP = {'fp32': 'off', 'bf16': 'bf16'}
-WARMUP = {False: 1, True: 12}  # steps; torch.compile gives up on changing shapes after eight
-# The parts of a step: (what has the method: model or optimizer wrapper; its name).
+WARMUP = {False: 1, True: 12}  # steps; torch.compile stops adapting to new shapes after eight
+# The parts of a step: the object (model or optimizer wrapper) and its method.
 PARTS = {
-    'colour views': ('model', 'data_preprocessor'), 'teacher': ('model', 'teach'),
+    'color views': ('model', 'data_preprocessor'), 'teacher': ('model', 'teach'),
     'student': ('model', 'study'), 'losses': ('model', 'losses'),
     'backward': ('optim_wrapper', 'backward'), 'optimizer': ('optim_wrapper', 'step'),
     'teacher update': ('model', 'advance'),
@@ -36,7 +39,7 @@ PARTS = {
 
 
 class Variant(NamedTuple):
-    """One line of the table."""
+    """A line of the table."""
 
     config: Path
     dtype: str
@@ -46,7 +49,7 @@ class Variant(NamedTuple):
 def load(variant: Variant, args: argparse.Namespace) -> Config:
     warnings.simplefilter('ignore')
     MMLogger.get_instance('resources', log_level='ERROR')
-    MessageHub.get_current_instance().update_info('max_iters', 1000)  # MoCo v3's momentum asks
+    MessageHub.get_current_instance().update_info('max_iters', MAX_ITERS)  # for MoCo v3
     cfg = Config.fromfile(variant.config)
     merge_options(cfg, args.cfg_options)
     set_precision(cfg, AMP[variant.dtype])
@@ -59,8 +62,8 @@ def load(variant: Variant, args: argparse.Namespace) -> Config:
 
 
 def make_batch(cfg: Config, batch_size: int, image_size: int) -> dict:
-    """Random images through the worker's pipeline, collated."""
-    pipeline = Compose(cfg.train_dataloader.dataset.pipeline)
+    """Send random images through the worker's pipeline and collate them."""
+    pipeline = compose(cfg.train_dataloader.dataset.pipeline)
     rng = np.random.default_rng(0)
     samples = [
         pipeline(dict(img=rng.integers(0, 256, (image_size, image_size, 3), dtype=np.uint8),
@@ -75,12 +78,12 @@ def build(cfg: Config, device: str) -> nn.Module:
         model = MODELS.build(cfg.model)
     model.init_weights()
     if hasattr(model, 'advance'):
-        model.teacher_temp, model.momentum = 0.05, 0.996  # what ScheduleHook sets
+        model.teacher_temp, model.momentum = TEACHER_TEMP, MOMENTUM  # as ScheduleHook does
     return model.to(device).train()
 
 
 def train_step(model: nn.Module, batch: dict, optim_wrapper: Any) -> None:
-    """What an iteration of the training loop computes, the teacher's hook included."""
+    """Compute what an iteration of the training loop computes, with the teacher's hook."""
     model.train_step(batch, optim_wrapper)
     if hasattr(model, 'advance'):  # MMPretrain's models update their teacher in the loss
         model.accumulate()
@@ -88,10 +91,10 @@ def train_step(model: nn.Module, batch: dict, optim_wrapper: Any) -> None:
 
 
 def count(variant: Variant, args: argparse.Namespace) -> dict[str, Any]:
-    """GFLOPs per image of the forward passes, and of forward and backward together.
+    """Count GFLOPs per image of the forward passes, and of forward and backward together.
 
-    Those of a downstream model are of one forward pass, and come with parameters and GFLOPs of
-    ViT, adapter and head.
+    For a downstream model, count one forward pass, and the parameters and GFLOPs of ViT, adapter
+    and head.
     """
     cfg = load(variant, args)
     if downstream.is_downstream(cfg):
@@ -109,7 +112,7 @@ def count(variant: Variant, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(variant: Variant, args: argparse.Namespace) -> dict:
-    """Seconds of every step, peak memory in GB and, if asked for, the parts' shares."""
+    """Measure seconds of every step, peak memory in GB and, with ``--parts``, the shares."""
     cfg = load(variant, args)
     if args.device == 'cpu':
         keep_freed_memory()  # as training does
@@ -131,12 +134,12 @@ def measure(variant: Variant, args: argparse.Namespace) -> dict:
                                       WARMUP[variant.compile], args.steps, clock)
     measured['peak_memory_gb'] = used_gb(args.device, most=True) - before
     if args.parts and not variant.compile:
-        measured['parts'] = shares(model, batch, optim_wrapper, args.steps, clock)
+        measured['parts'] = part_shares(model, batch, optim_wrapper, args.steps, clock)
     return measured
 
 
 def prediction_seconds(model: nn.Module, batch: dict, steps: int, clock: 'Clock') -> list[float]:
-    """Seconds of predictions in evaluation mode, after one to warm up."""
+    """Time predictions in evaluation mode, in seconds, after a prediction to warm up."""
     model.eval()
     with torch.no_grad():
         seconds = timed_calls(lambda: model.test_step(batch), 1, steps, clock)
@@ -145,7 +148,7 @@ def prediction_seconds(model: nn.Module, batch: dict, steps: int, clock: 'Clock'
 
 
 def timed_calls(run: Callable[[], Any], warmup: int, steps: int, clock: 'Clock') -> list[float]:
-    """Seconds of each of ``steps`` calls, after ``warmup`` calls that are not timed."""
+    """Time each of ``steps`` calls, in seconds, after ``warmup`` calls without timing."""
     for _ in range(warmup):
         run()
     seconds = []
@@ -157,7 +160,7 @@ def timed_calls(run: Callable[[], Any], warmup: int, steps: int, clock: 'Clock')
 
 
 def used_gb(device: str, most: bool) -> float:
-    """What this process holds now, or held at most."""
+    """Return the memory that this process holds now, or the most that it held."""
     if device.startswith('cuda'):
         now, peak = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
         return (peak if most else now) / 1e9
@@ -168,7 +171,7 @@ def used_gb(device: str, most: bool) -> float:
 
 
 class Clock:
-    """Wall time, synchronised with the device."""
+    """A clock of wall time, synchronized with the device."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -190,9 +193,9 @@ class Clock:
         return call
 
 
-def shares(model: nn.Module, batch: dict, optim_wrapper: Any, steps: int,
+def part_shares(model: nn.Module, batch: dict, optim_wrapper: Any, steps: int,
            clock: Clock) -> dict[str, float]:
-    """The share of each part that the model has; forward passes without a name are the rest."""
+    """Measure the share of each part that the model has; the rest is all other work."""
     owners = dict(model=model, optim_wrapper=optim_wrapper)
     for name, (owner, method) in PARTS.items():
         place, attribute = owners[owner], method

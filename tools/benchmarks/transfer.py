@@ -1,11 +1,11 @@
-"""What pre-training is worth: every downstream task on drawn scenes, from the teacher and random.
+"""Measure the gain of pre-training: all downstream tasks on drawn scenes, teacher or random start.
 
     make demo
     python tools/benchmarks/transfer.py
 
-Draws the scenes that are missing, trains every task's scenes config from the demo's teacher and
-from random weights with several seeds, and prints the metric after the last epoch as a table. Stop
-it at any time: a later start repeats nothing that is done and continues what was interrupted.
+It draws the scenes that are missing, trains the scenes config of every task from the demo's teacher
+and from random weights with several seeds, and prints the metric after the last epoch as a table.
+Stop it at any time: the next start skips what is done and continues what was interrupted.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rich.progress import Progress
-from runs import ROOT, Job, Step, run_all, scalars, train_command
+from runs import ROOT, Step, TrainingJob, logged_scalars, run_all, train_command
 
 from pera_mm.launch import errors_in_one_sentence
 from pera_mm.scenes.folders import write_scenes
@@ -27,7 +27,7 @@ STARTS = ('random', 'teacher')
 
 
 class Task(NamedTuple):
-    """A scenes config, the metric that counts, and where its ViT is."""
+    """A scenes config, the metric that counts, and the key of its ViT."""
 
     config: str
     metric: str
@@ -36,16 +36,17 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    'linear': Task('aid_pera_linear_scenes', 'accuracy/top1', 'classification, linear: OA',
+    'linear': Task('scenes/aid_pera_linear_scenes', 'accuracy/top1', 'classification, linear: OA',
                    'model.backbone'),
-    'aid': Task('aid_pera_scenes', 'accuracy/top1', 'classification, fine-tuned: OA',
+    'aid': Task('scenes/aid_pera_scenes', 'accuracy/top1', 'classification, fine-tuned: OA',
                 'model.backbone'),
-    'potsdam': Task('potsdam_upernet_pera_scenes', '7-class/mF1', 'segmentation, UPerNet: mF1'),
-    'levircd': Task('levircd_bit_pera_scenes', 'change/F1', 'change detection, BIT: F1'),
-    'dior': Task('dior_faster_rcnn_pera_scenes', 'pascal_voc/AP50',
+    'potsdam': Task('scenes/potsdam_upernet_pera_scenes', '7-class/mF1',
+                    'segmentation, UPerNet: mF1'),
+    'levircd': Task('scenes/levircd_bit_pera_scenes', 'change/F1', 'change detection, BIT: F1'),
+    'dior': Task('scenes/dior_faster_rcnn_pera_scenes', 'pascal_voc/AP50',
                  'detection, Faster R-CNN: AP50'),
 }
-# As the headers of the scenes configs say: kind, count, size.
+# As in the headers of the scenes configs: kind, count, size in pixels.
 SCENES = (('classification', 1200, 128), ('segmentation', 250, 256), ('change', 600, 128),
           ('detection', 300, 160))
 
@@ -57,7 +58,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--seeds', nargs='+', type=int, default=[10, 11, 12])
     parser.add_argument('--jobs', type=int, default=2, help='trainings at a time, one core each')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/transfer'),
-                        help='another one for another teacher')
+                        help='use another folder for another teacher')
     parser.add_argument('--teacher', type=Path, default=Path('work_dirs/demo/iter_800.pth'))
     return parser.parse_args()
 
@@ -88,26 +89,26 @@ def draw_scenes() -> None:
                         splits / 'tr50', '--share', '0.5'], check=True, stdout=subprocess.DEVNULL)
 
 
-def job(args: argparse.Namespace, name: str, start: str, seed: int) -> Job:
-    """Train, unless it is done, and keep the metric after the last epoch."""
+def job(args: argparse.Namespace, name: str, start: str, seed: int) -> TrainingJob:
+    """Plan a training whose result is the metric after the last epoch."""
     task, work_dir = TASKS[name], args.work_dir / f'{name}_{start}_{seed}'
     init = f'{task.vit}.init_cfg=None' if start == 'random' else (
         f'{task.vit}.init_cfg.checkpoint={args.teacher}')
     command = train_command(ROOT / f'configs/{task.config}.py', work_dir,
                             f'randomness.seed={seed}', init)
-    return Job(work_dir.name, work_dir / 'output.txt',
+    return TrainingJob(work_dir.name, work_dir / 'output.txt',
                (Step(command, work_dir / 'score.json',
                      partial(last_value, work_dir, task.metric)), ))
 
 
 def last_value(work_dir: Path, metric: str) -> float:
-    """The metric of the last validation, in percent."""
-    value = [line[metric] for line in scalars(work_dir) if metric in line][-1]
+    """Return the metric of the last validation, in percent."""
+    value = [line[metric] for line in logged_scalars(work_dir) if metric in line][-1]
     return value * 100 if metric.startswith('pascal_voc') else value
 
 
 def table(tasks: list[str], seeds: list[int], scores: dict[tuple[str, str, int], float]) -> str:
-    """Markdown: mean of the seeds and the single values."""
+    """Write Markdown: the mean of the seeds and the single values."""
     lines = [f'| task, metric in percent (seeds {", ".join(map(str, seeds))}) | random | teacher '
              '| gain |', '|---|---|---|---|']
     for name in tasks:

@@ -2,8 +2,8 @@ r"""Draw a small synthetic planet: land cover and imagery, to try the data pipel
 
     python tools/data/make_planet.py data/planet
 
-Six islands of 6.4 km, one on each continent: data/planet/landcover/*.tif (10 m, ESRI codes) and
-data/planet/imagery/*.tif (4 m, RGB). About 5 MB.
+It has six islands of 6.4 km, one on each continent, in about 5 MB: data/planet/landcover/*.tif
+(10 m, ESRI codes) and data/planet/imagery/*.tif (4 m, RGB).
 """
 
 import argparse

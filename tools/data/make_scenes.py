@@ -4,7 +4,7 @@ r"""Draw remote-sensing scenes into a folder, in the layout of a real data set.
     python tools/data/make_scenes.py data/scenes/unlabeled unlabeled 3200 --size 128
     python tools/data/make_scenes.py data/scenes/classification classification 1200 --size 128
 
-When it is stopped, the same command continues where it stopped.
+If it is stopped, repeat the command to continue.
 """
 
 import argparse

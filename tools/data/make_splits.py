@@ -1,10 +1,10 @@
 r"""Split the images of a scene classification data set into training and test, class by class.
 
 The committed lists, which prepare.py uses:
-    python tools/data/make_splits.py aid configs/_base_/data/splits/aid_tr20.txt --share 0.2
-    python tools/data/make_splits.py aid configs/_base_/data/splits/aid_tr50.txt --share 0.5
-    python tools/data/make_splits.py ucm configs/_base_/data/splits/ucm_tr50.txt --share 0.5
-    python tools/data/make_splits.py ucm configs/_base_/data/splits/ucm_tr80.txt --share 0.8
+    python tools/data/make_splits.py aid configs/_base_/datasets/splits/aid_tr20.txt --share 0.2
+    python tools/data/make_splits.py aid configs/_base_/datasets/splits/aid_tr50.txt --share 0.5
+    python tools/data/make_splits.py ucm configs/_base_/datasets/splits/ucm_tr50.txt --share 0.5
+    python tools/data/make_splits.py ucm configs/_base_/datasets/splits/ucm_tr80.txt --share 0.8
 
 For any folder of class folders, as lists for MMPretrain (tr20_train.txt, tr20_test.txt):
     python tools/data/make_splits.py data/rsscn7 data/rsscn7/splits/tr20 --share 0.2

@@ -1,10 +1,10 @@
-r"""Turn the archives of a downstream data set into what the configs read, and verify it.
+r"""Turn the archives of a downstream data set into the folders that the configs read; verify them.
 
     python tools/data/prepare.py aid ~/Downloads/aid data/aid
     python tools/data/prepare.py potsdam ~/Downloads/potsdam data/potsdam
 
-SRC holds the official archives or their contents, in any folders. It is never changed, and not
-needed afterwards. When the command is stopped, repeat it: it continues where it stopped.
+SRC holds the official archives or their contents, in any folders. The command never changes SRC,
+and you may delete it afterwards. If the command is stopped, repeat it to continue.
 docs/datasets.md lists the archives and the checks.
 
 Exit code 0: everything is as published. 1: a sentence names each difference.

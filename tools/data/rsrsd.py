@@ -2,14 +2,14 @@ r"""Collect a pre-training data set as RSRSD-5m was collected (paper §3.1), ste
 
     python tools/data/rsrsd.py sample configs/collect/rsrsd-5m.py   # points, balanced by land cover
     python tools/data/rsrsd.py fetch  configs/collect/rsrsd-5m.py   # an image at every point
-    python tools/data/rsrsd.py filter configs/collect/rsrsd-5m.py   # leave out what teaches nothing
+    python tools/data/rsrsd.py filter configs/collect/rsrsd-5m.py   # drop useless images
     python tools/data/rsrsd.py pack   configs/collect/rsrsd-5m.py   # shards, LMDB or a folder
 
-    python tools/data/rsrsd.py stats  data/rsrsd-5m        # of any data set: Table 1, mean, std
-    python tools/data/rsrsd.py verify data/rsrsd-5m        # every image by its hash
+    python tools/data/rsrsd.py stats  data/rsrsd-5m        # any data set: Table 1, mean, std
+    python tools/data/rsrsd.py verify data/rsrsd-5m        # check every image by its hash
     python tools/data/rsrsd.py subset data/tov-rs data/tov-rs-100k.txt --count 100000
 
-CONFIG has all settings. A step reads the tables that the step before wrote into the work folder.
+CONFIG has all settings. A step reads the tables that the previous step wrote into the work folder.
 It writes its own tables, a log (logs/STEP.log) and a summary (STEP.json) there. To continue a step
 that was stopped, run the same command again. docs/rsrsd.md has an example that needs no network.
 """
@@ -33,8 +33,8 @@ from pera_mm.errors import UserError
 from pera_mm.files import WORK_FOLDER_MARKER, Claim, write_whole
 from pera_mm.launch import (
     errors_in_one_sentence,
+    key_and_value,
     merge_options,
-    option,
     read_config,
 )
 from pera_mm.stopping import sigterm_as_interrupt
@@ -54,7 +54,7 @@ except ModuleNotFoundError as missing:
     sys.exit(f'rsrsd: the package {missing.name} is not installed: pip install -e .[collect]')
 
 MAX_PRINTED = 20  # problems
-MAX_WIDTH = 10_000  # characters; of a line that is not for a terminal
+MAX_WIDTH = 10_000  # characters of a line that does not go to a terminal
 
 STEPS: dict[str, Callable[..., dict[str, Any]]] = dict(
     sample=sample, fetch=fetch, filter=filter_tiles, pack=pack)
@@ -70,7 +70,7 @@ def parse_args() -> argparse.Namespace:
         command.add_argument('config', metavar='CONFIG', type=Path)
         command.add_argument('--work-dir', metavar='DIR', type=Path,
                              help='default: work_dirs/collect/<name of the config>')
-        command.add_argument('--cfg-options', metavar='KEY=VALUE', nargs='+', type=option,
+        command.add_argument('--cfg-options', metavar='KEY=VALUE', nargs='+', type=key_and_value,
                              action=DictAction, default={})
         if name == 'fetch':
             command.add_argument('--accept-terms', metavar='SOURCE', default='',
@@ -82,14 +82,14 @@ def parse_args() -> argparse.Namespace:
     command.add_argument('--count', type=int, help='read only COUNT images, drawn by --seed')
     command.add_argument('--seed', type=int, default=0)
     command.add_argument('--bands', type=int, nargs='+', metavar='BAND',
-                         help='one or three of a raster, 1-based (default: the first three)')
+                         help='one or three bands of a raster, 1-based (default: the first three)')
     command.add_argument('--scale', type=float, nargs=2, metavar=('LOW', 'HIGH'),
-                         help='what becomes 0 and 255 where pixels are not 8-bit '
+                         help='the values that become 0 and 255 if pixels are not 8-bit '
                               '(default: percentiles of each image)')
     command.add_argument('--data-root', metavar='DIR',
                          help="the folder that a list's paths are relative to (default: its own)")
     command.add_argument('--index-file', metavar='FILE',
-                         help="a list of a folder's images, or the index of shards: written once")
+                         help="where to keep the list of a folder's images, or the index of shards")
     command = commands.add_parser('verify', help='check all images of a packed data set by hash')
     command.add_argument('data', metavar='DATA', type=Path, help='the folder with manifest.csv')
     command.add_argument('--out', metavar='FILE.csv', type=Path,
@@ -110,14 +110,14 @@ def summary_line(step: Callable) -> str:
 
 
 def run_step(args: argparse.Namespace) -> None:
-    """Run one step with its settings of the config and a log; print and keep its summary."""
+    """Run one step with its settings from the config; print and keep its summary."""
     cfg = config_of(args.config)
     merge_options(cfg, args.cfg_options)
     folder = args.work_dir or Path('work_dirs/collect') / args.config.stem
     settings = settings_of(cfg, args.command, args.config)
     if args.command == 'fetch':
         settings['accept_terms'] = args.accept_terms
-    with Claim(folder), logged(folder / 'logs' / f'{args.command}.log'):
+    with Claim(folder), logging_to(folder / 'logs' / f'{args.command}.log'):
         (folder / WORK_FOLDER_MARKER).touch()
         summary = STEPS[args.command](folder, **settings)
         write_whole(folder / f'{args.command}.json', json.dumps(summary, indent=1).encode())
@@ -126,7 +126,7 @@ def run_step(args: argparse.Namespace) -> None:
 
 
 def config_of(path: Path) -> Config:
-    """Read the config in a file; whatever is wrong with it becomes a UserError."""
+    """Read the config in a file; any error in it becomes a UserError."""
     try:
         return read_config(str(path))
     except ValueError as error:
@@ -161,20 +161,20 @@ def settings_of(cfg: Config, command: str, path: Path) -> dict[str, Any]:
 
 
 class LogFile(logging.FileHandler):
-    """A log file that ignores a full disk: the step itself stops with the better message."""
+    """A log file that ignores a full disk, because the step stops with a better message."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Print nothing: the default is a traceback for every line."""
+        """Print nothing; the default prints a traceback for every line."""
 
     def close(self) -> None:
-        """Close the file; lines that are not written yet may be lost."""
+        """Close the file; lines that are not yet written may be lost."""
         with suppress(OSError):
             super().close()
 
 
 @contextmanager
-def logged(file: Path) -> Iterator[None]:
-    """Send what the step logs to the terminal and append it to a file."""
+def logging_to(file: Path) -> Iterator[None]:
+    """Send the log of the step to the terminal and append it to a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     to_file = LogFile(file, encoding='utf-8')
     to_file.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(message)s'))
@@ -200,26 +200,27 @@ def show(summary: dict[str, Any]) -> None:
     console = Console(width=None if sys.stdout.isatty() else MAX_WIDTH)
     for name, value in summary.items():
         if not isinstance(value, list):
-            console.print(f'{name}: {text(value)}', soft_wrap=True, markup=False, highlight=False)
+            console.print(f'{name}: {as_text(value)}', soft_wrap=True, markup=False,
+                          highlight=False)
         elif value:
             table = Table(*(Column(str(key), overflow='fold') for key in value[0]), title=name,
                           title_justify='left')
             for row in value:
-                table.add_row(*(text(cell) for cell in row.values()))
+                table.add_row(*(as_text(cell) for cell in row.values()))
             console.print(table)
 
 
-def text(value: Any) -> str:
+def as_text(value: Any) -> str:
     if isinstance(value, bool):
         return 'yes' if value else 'no'
     return f'{value:,}' if isinstance(value, int) else \
         f'{value:,.4g}' if isinstance(value, float) else str(value)
 
 
-# Looking at data sets ----------------------------------------------------------------------------
+# Data sets ----------------------------------------------------------------------------
 
 
-def run_other(args: argparse.Namespace) -> None:
+def run_data_command(args: argparse.Namespace) -> None:
     if args.command == 'stats':
         show(describe(args.data, folder=args.out, count=args.count, seed=args.seed,
                       data_root=args.data_root, index_file=args.index_file, bands=args.bands,
@@ -249,7 +250,7 @@ def main() -> None:
             if args.command in STEPS:
                 run_step(args)
             else:
-                run_other(args)
+                run_data_command(args)
     except KeyboardInterrupt:
         sys.exit('rsrsd: stopped; run the same command again to continue.')
 

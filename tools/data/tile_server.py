@@ -2,10 +2,11 @@ r"""Serve GeoTIFFs as XYZ map tiles from this machine, to try the data pipeline 
 
     python tools/data/tile_server.py data/planet/imagery/*.tif --port 8000
 
-It prints the address for the `url` of a source in the config. Any projections and resolutions do;
-where rasters overlap, the first one wins. Where no raster has a pixel, the answer is 404. Pixels
-that are not 8-bit need --scale: tiles that are stretched one by one do not fit together. Tiles are
-256 x 256; the address may end in .png (lossless) instead of .jpg. Only this machine can reach it.
+It prints the address for the `url` of a source in the config. The rasters may have any projections
+and resolutions; where they overlap, the first one counts. Where no raster has a pixel, the response
+is 404. Pixels that are not 8-bit need --scale, because tiles that are stretched one by one do not
+fit together. Tiles are 256 x 256; the address may end in .png (lossless) instead of .jpg. Only this
+machine can reach the server.
 """
 
 import argparse
@@ -23,15 +24,16 @@ from pera_mm.collect.fetch.rasters import RasterSource
 from pera_mm.errors import UserError
 from pera_mm.launch import errors_in_one_sentence
 
-TILE_SIZE = 256
+TILE_SIZE = 256  # pixels
 MAX_ZOOM = 23
 CACHED = 2000  # tiles, about 40 MB
+JPEG_QUALITY = 95
 FORMATS = {'jpg': ('JPEG', 'image/jpeg'), 'png': ('PNG', 'image/png')}
 
 
 def open_rasters(paths: Sequence[str], bands: Sequence[int] | None,
                  scale: Sequence[float] | None) -> RasterSource:
-    """The rasters as a source.
+    """Open the rasters as a source.
 
     Raises:
         ValueError: if they cannot be served.
@@ -47,23 +49,23 @@ def open_rasters(paths: Sequence[str], bands: Sequence[int] | None,
 
 def render_tile(source: RasterSource, zoom: int, column: int, row: int,
                 ending: str) -> bytes | None:
-    """An encoded tile; None where the source has no pixel."""
+    """Encode a tile; None if the source has no pixel there."""
     side = 2 * HALF_WORLD / 2**zoom
     pixels, valid = source.read(column * side - HALF_WORLD, HALF_WORLD - row * side,
                                 side / TILE_SIZE, TILE_SIZE)
     if not valid.any():
         return None
     stream = io.BytesIO()
-    options = {'quality': 95} if ending == 'jpg' else {}
+    options = {'quality': JPEG_QUALITY} if ending == 'jpg' else {}
     Image.fromarray(pixels).save(stream, FORMATS[ending][0], **options)
     return stream.getvalue()
 
 
 def make_server(source: RasterSource, port: int) -> ThreadingHTTPServer:
-    """A server of the source's tiles on 127.0.0.1, ready for ``serve_forever()``."""
+    """Make a server of the source's tiles on 127.0.0.1, ready for ``serve_forever()``."""
     tile = lru_cache(CACHED)(lambda *place: render_tile(source, *place))
 
-    class Handler(BaseHTTPRequestHandler):
+    class XYZHandler(BaseHTTPRequestHandler):
         protocol_version = 'HTTP/1.1'  # connections are kept
         disable_nagle_algorithm = True
 
@@ -80,7 +82,7 @@ def make_server(source: RasterSource, port: int) -> ThreadingHTTPServer:
             self.wfile.write(data or b'')
 
         def log_message(self, *_: object) -> None:
-            """Silent: there are thousands of requests."""
+            """Log nothing, because there are thousands of requests."""
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
@@ -90,7 +92,7 @@ def make_server(source: RasterSource, port: int) -> ThreadingHTTPServer:
                 return
             print(f'tile_server: {error}', file=sys.stderr, flush=True)
 
-    return Server(('127.0.0.1', port), Handler)
+    return Server(('127.0.0.1', port), XYZHandler)
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -101,7 +103,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--port', type=int, default=8000, help='default: 8000; 0: any free one')
     parser.add_argument('--bands', type=int, nargs='+', help='one or three, 1-based')
     parser.add_argument('--scale', type=float, nargs=2, metavar=('LOW', 'HIGH'),
-                        help='what becomes 0 and 255 of pixels that are not 8-bit')
+                        help='the values that become 0 and 255 if pixels are not 8-bit')
     return parser.parse_args(arguments)
 
 

@@ -1,8 +1,8 @@
-r"""Convert PerA weights, every tensor accounted for, and check what was written.
+r"""Convert PerA weights, report every tensor, and check what was written.
 
 SRC is the authors' raw training file (9 GB; mapped into memory, not read whole), a checkpoint of
 pera_mm, a PerASCD-style file (an encoder under student.backbone.*), or a backbone under our
-names, timm's or Hugging Face's. --to says what DST becomes:
+names, timm's or Hugging Face's. --to is the kind of DST:
 
     backbone   DST.safetensors  the teacher's ViT under our names, and DST.md, its model card
     timm       a folder         for timm.create_model('local-dir:DST', pretrained=True)
@@ -12,7 +12,7 @@ names, timm's or Hugging Face's. --to says what DST becomes:
 
 Examples (docs/weights.md has more):
     python tools/weights/convert.py pera_ViTG161024.params checkpoints/pera_vitg.safetensors \
-        --to backbone --normalisation perascd
+        --to backbone --normalization perascd
     python tools/weights/convert.py work_dirs/demo/iter_800.pth demo_timm --to timm --heads 2
 """
 
@@ -33,10 +33,11 @@ from pera_mm.launch import errors_in_one_sentence
 from pera_mm.weights.loading import load_checkpoint, read_metadata
 from pera_mm.weights.names import backbone_prefix, pera_weights, teacher_backbone, weights_of
 
-TOLERANCE = 1e-5  # of features after writing, over their root mean square
+HEAD_WIDTH = 64  # channels of a head in most ViTs
+TOLERANCE = 1e-5  # largest change of features by writing, over their root mean square
 SUFFIXES = dict(backbone=('.safetensors',), timm=('',), hf=('',), pera_mm=('.pth',),
                 reference=('.params', '.pth'))
-OURS = {'README.md', 'config.json', 'model.safetensors', 'preprocessor_config.json'}
+WRITTEN_NAMES = {'README.md', 'config.json', 'model.safetensors', 'preprocessor_config.json'}
 WRITERS = dict(backbone=export.write_backbone, timm=export.write_timm, hf=export.write_hf)
 
 
@@ -49,16 +50,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--network', choices=['teacher', 'student'],
                         help='whose backbone to take (default: teacher)')
     parser.add_argument('--heads', type=int, metavar='N',
-                        help="of the attention, where width and depth are none of PerAViT's archs")
-    parser.add_argument('--normalisation', choices=list(export.NORMALISATIONS),
-                        help='which mean and std to note (default: those that SRC notes, else '
+                        help='of the attention, needed if no arch of PerAViT has this width and '
+                             'depth')
+    parser.add_argument('--normalization', choices=list(export.NORMALIZATIONS),
+                        help='which mean and std to record (default: those recorded in SRC, else '
                              "imagenet, as in the authors' configs; docs/weights.md)")
     parser.add_argument('--force', action='store_true', help='replace DST')
     return parser.parse_args()
 
 
 def check_paths(args: argparse.Namespace) -> None:
-    """Raise before any work is done."""
+    """Raise for paths that cannot be used, before any work."""
     suffixes, dst = SUFFIXES[args.to], args.dst
     if dst.suffix not in suffixes and suffixes != ('',):
         raise UserError(
@@ -75,9 +77,9 @@ def check_paths(args: argparse.Namespace) -> None:
         if path.is_dir() != (suffixes == ('',)):
             kind = 'folder' if path.is_dir() else 'file'
             raise UserError(f'{path} is a {kind}, which --to {args.to} does not replace.')
-        others = {item.name for item in path.iterdir()} - OURS if path.is_dir() else ()
+        others = {item.name for item in path.iterdir()} - WRITTEN_NAMES if path.is_dir() else ()
         if others:
-            raise UserError(f'{path} has other files too, as {min(others)}: not replaced.')
+            raise UserError(f'{path} also has other files, such as {min(others)}: not replaced.')
 
 
 def targets(args: argparse.Namespace) -> list[Path]:
@@ -106,37 +108,38 @@ def convert_backbone(args: argparse.Namespace, checkpoint: Mapping[str, Any]) ->
     state = teacher_backbone(checkpoint, network)
     state = {key: value.detach().float() for key, value in state.items()}
     prefix = backbone_prefix(weights_of(checkpoint), network) or ''
-    account(checkpoint, state, f"the {network}'s backbone", prefix)
+    report_taken(checkpoint, state, f"the {network}'s backbone", prefix)
     heads = args.heads or int(noted.get('num_heads', 0)) or export.known_heads(state)
     width = state['cls_token'].shape[-1]
     if not heads or width % heads:
         raise UserError(f'the number of attention heads is not in the weights, and no arch of '
                         f'PerAViT has width {width} and this depth: give --heads, which divides '
-                        f'{width} (most ViTs have {width // 64 or 1} there, one per 64).')
-    normalisation = args.normalisation or noted.get('normalisation', 'imagenet')
-    if not (args.normalisation or noted):
-        print('mean and std: imagenet (see --normalisation in docs/weights.md)')
+                        f'{width} (most ViTs have {width // HEAD_WIDTH or 1} there, one per '
+                        f'{HEAD_WIDTH}).')
+    normalization = args.normalization or noted.get('normalization', 'imagenet')
+    if not (args.normalization or noted):
+        print('mean and std: imagenet (see --normalization in docs/weights.md)')
     source = dict(source=args.src.name, source_sha256=export.sha256(args.src), network=network)
-    if 'source' in noted:  # the first source of all, not a copy of a copy
+    if 'source' in noted:  # the original source, not a copy of it
         source = {key: noted[key] for key in source}
-    backbone = export.Backbone(state, heads, normalisation, source)
+    backbone = export.Backbone(state, heads, normalization, source)
     check_room(args.dst, state)
     with ExitStack() as stack:
         part, *card = [stack.enter_context(export.whole(path)) for path in targets(args)]
         WRITERS[args.to](backbone, part)
         text = export.model_card(backbone, args.to, args.dst.name)
         (card[0] if card else part / 'README.md').write_text(text)
-        check(backbone, args, part)
+        check_features(backbone, args, part)
     print(f'{args.dst}: {backbone.name} of depth {backbone.arch["num_layers"]} and width {width}, '
-          f'{backbone.img_size} px, normalisation {normalisation}')
+          f'{backbone.img_size} px, normalization {normalization}')
 
 
 def convert_model(args: argparse.Namespace, checkpoint: Mapping[str, Any]) -> None:
-    if args.network or args.heads or args.normalisation:
+    if args.network or args.heads or args.normalization:
         raise UserError(f'--to {args.to} writes the whole model, so --network, --heads and '
-                        '--normalisation have no meaning.')
+                        '--normalization have no meaning.')
     weights = pera_weights(checkpoint)
-    account(checkpoint, weights, 'the whole model', '')
+    report_taken(checkpoint, weights, 'the whole model', '')
     meta = checkpoint.get('meta') or {}
     # The authors count epochs from 0; MMEngine keeps how many are finished.
     epoch = checkpoint['epoch'] + 1 if 'epoch' in checkpoint else meta.get('epoch', 0)
@@ -151,9 +154,9 @@ def convert_model(args: argparse.Namespace, checkpoint: Mapping[str, Any]) -> No
     print(f'{args.dst}: {count} tensors')
 
 
-def account(checkpoint: Mapping[str, Any], taken: Mapping[str, Tensor], what: str,
+def report_taken(checkpoint: Mapping[str, Any], taken: Mapping[str, Tensor], what: str,
             prefix: str) -> None:
-    """Say what was taken, and what of the file was not."""
+    """Print what was taken from the file, and what was left out."""
     weights = weights_of(checkpoint)
     count = sum(value.numel() for value in taken.values())
     print(f'{what}: {len(taken)} tensors, {count:,} parameters, of {len(weights)} tensors')
@@ -172,8 +175,8 @@ def check_room(dst: Path, state: Mapping[str, Tensor]) -> None:
         raise UserError(f'{dst} needs {need:,} bytes, and its disk has {free:,} free.')
 
 
-def check(backbone: export.Backbone, args: argparse.Namespace, part: Path) -> None:
-    difference = export.difference(backbone, args.to, part)
+def check_features(backbone: export.Backbone, args: argparse.Namespace, part: Path) -> None:
+    difference = export.feature_difference(backbone, args.to, part)
     library = dict(timm='timm', hf='transformers').get(args.to, 'pera_mm')
     if difference is None:
         print(f'not checked: {library} is not installed here')
@@ -185,7 +188,7 @@ def check(backbone: export.Backbone, args: argparse.Namespace, part: Path) -> No
 
 
 def check_model(weights: Mapping[str, Tensor], part: Path) -> int:
-    """How many tensors were read back."""
+    """Check the tensors that were written and return their number."""
     found = pera_weights(load_checkpoint(part))
     wrong = [key for key in found if not found[key].equal(weights[key])]
     if wrong:

@@ -2,11 +2,11 @@
 # of 32 channels a date, one encoder and eight decoder layers of 8 heads, working at stride 4. Where
 # its ResNet gave one map of 256 channels, the neck makes one of the adapter's four: a 1 x 1
 # convolution of each, summed at stride 4.
-_base_ = '../normalisation.py'
+_base_ = '../normalization.py'
 
 # both dates of a pair, stacked along the channels
-normalisation = {name: {key: values * 2 for key, values in statistics.items()}
-                 for name, statistics in _base_.normalisation.items()}
+normalization = {name: {key: values * 2 for key, values in statistics.items()}
+                 for name, statistics in _base_.normalization.items()}
 default_scope = 'mmseg'
 custom_imports = dict(
     imports=['pera_mm', 'pera_mm.downstream.bit_head', 'pera_mm.downstream.change',
@@ -18,7 +18,7 @@ model = dict(
     type='pera_mm.SiameseEncoderDecoder',
     data_preprocessor=dict(
         type='SegDataPreProcessor',
-        **normalisation['imagenet'],
+        **normalization['imagenet'],
         bgr_to_rgb=False,  # pera_mm.LoadPair reads RGB
         size_divisor=1,
         pad_val=0,

@@ -1,5 +1,5 @@
 # A linear classifier on [cls] (paper 4.2.1): after the final norm, as pre-training's projector.
-_base_ = '../normalisation.py'
+_base_ = '../normalization.py'
 
 default_scope = 'mmpretrain'
 custom_imports = dict(imports=['pera_mm'], allow_failed_imports=False)
@@ -9,7 +9,7 @@ model = dict(
     data_preprocessor=dict(
         type='ClsDataPreprocessor',
         num_classes=30,
-        **_base_.normalisation.imagenet,
+        **_base_.normalization.imagenet,
         to_rgb=False),  # pera_mm.LoadRGB reads RGB
     backbone=dict(
         type='pera_mm.PerAViT', arch='pera-g', img_size=512, patch_size=16, drop_path_rate=0.3,

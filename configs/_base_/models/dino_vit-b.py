@@ -1,13 +1,14 @@
 # DINO with ViT-B/16 as in the PerA authors' repository (its DINO classes and the first commit's
 # Configs/dino_vitb.yaml); DINO itself: configs/baselines/dino_vitb_tov-100k_original.py.
+_base_ = '../normalization.py'
+
 model = dict(
     type='pera_mm.DINO',
     data_preprocessor=dict(
         type='pera_mm.CropPreprocessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
+        **_base_.normalization.imagenet,
         non_blocking=True,
-        # jitter alone: no gray, blur or solarisation; the second global crop has hardly any
+        # jitter alone: no gray, blur or solarization; the second global crop has hardly any
         student=dict(
             global_crops=[
                 dict(jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1),
@@ -15,7 +16,7 @@ model = dict(
             ],
             local_crops=dict(
                 jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)),
-        teacher=None),  # sees the student's colours
+        teacher=None),  # sees the student's colors
     backbone=dict(
         type='pera_mm.PerAViT',
         arch='base',

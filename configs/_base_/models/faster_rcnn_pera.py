@@ -1,7 +1,7 @@
 # ViT-Adapter + Faster R-CNN as in section 4.2.4 of the paper. The authors used torchvision's Faster
 # R-CNN and changed some of its parameters. Those of the paper are marked; all others have
 # torchvision's values, with a word where MMDetection's habit differs.
-_base_ = '../normalisation.py'
+_base_ = '../normalization.py'
 
 default_scope = 'mmdet'
 custom_imports = dict(
@@ -11,7 +11,7 @@ model = dict(
     type='FasterRCNN',
     data_preprocessor=dict(
         type='DetDataPreprocessor',
-        **_base_.normalisation.imagenet,
+        **_base_.normalization.imagenet,
         bgr_to_rgb=True,
         pad_size_divisor=32),
     backbone=dict(

@@ -1,10 +1,11 @@
 # MAE with ViT-B/16 on one crop of 512 px: MMPretrain's classes. The mask is drawn by MAEViT.
+_base_ = '../normalization.py'
+
 model = dict(
     type='MAE',
     data_preprocessor=dict(
         type='pera_mm.ViewsPreprocessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
+        **_base_.normalization.imagenet,
         non_blocking=True),
     backbone=dict(
         type='MAEViT', arch='base', img_size=512, patch_size=16, mask_ratio=0.75),

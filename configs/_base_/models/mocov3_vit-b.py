@@ -1,5 +1,7 @@
-# MoCo v3 with ViT-B/16 on two crops of 512 px: MMPretrain's classes, BYOL's colours. The loss has
+# MoCo v3 with ViT-B/16 on two crops of 512 px: MMPretrain's classes, BYOL's colors. The loss has
 # twice the temperature as its weight, in the original too: change both together.
+_base_ = '../normalization.py'
+
 mlp = dict(
     type='NonLinearNeck', hid_channels=4096, out_channels=256, with_bias=False,
     with_last_bias=False, with_last_bn_affine=False, with_avg_pool=False,
@@ -11,10 +13,9 @@ model = dict(
     base_momentum=0.01,  # share of the NEW weights: .99 of the old ones stay, rising to 1
     data_preprocessor=dict(
         type='pera_mm.ViewsPreprocessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
+        **_base_.normalization.imagenet,
         non_blocking=True,
-        colours=[dict(**jitter, blur=1.0), dict(**jitter, blur=0.1, solarize=0.2)]),
+        colors=[dict(**jitter, blur=1.0), dict(**jitter, blur=0.1, solarize=0.2)]),
     backbone=dict(
         type='MoCoV3ViT', arch='base', img_size=512, patch_size=16, stop_grad_conv1=True),
     neck=dict(**mlp, in_channels=768, num_layers=3),

@@ -1,14 +1,14 @@
 # PerA with ViT-B/16 as the authors' configs have it (Configs/pera_vitb.yaml); the paper's text
 # differs in some values: docs/paper_code_config.md lists them all.
-_base_ = '../normalisation.py'
+_base_ = '../normalization.py'
 
 model = dict(
     type='pera_mm.PerA',
     data_preprocessor=dict(
         type='pera_mm.CropPreprocessor',
-        **_base_.normalisation.imagenet,
+        **_base_.normalization.imagenet,
         non_blocking=True,
-        # jitter and gray are shares of the crops; the rest keeps its colours
+        # jitter and gray are shares of the crops; the rest keeps its colors
         student=dict(
             jitter=0.72, gray=0.08, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1),
         teacher=dict(

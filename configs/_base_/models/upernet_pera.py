@@ -2,7 +2,7 @@
 # is read so: pyramid pooling and feature pyramid have 512 channels (MMSegmentation's `channels`),
 # and the map they are fused into, from which each pixel is classified, has 256; MMSegmentation's
 # own head would have 512 there too. The paper names no auxiliary head and one loss: there is none.
-_base_ = '../normalisation.py'
+_base_ = '../normalization.py'
 
 default_scope = 'mmseg'
 custom_imports = dict(
@@ -15,7 +15,7 @@ model = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(
         type='SegDataPreProcessor',
-        **_base_.normalisation.imagenet,
+        **_base_.normalization.imagenet,
         bgr_to_rgb=False,  # pera_mm.LoadRGB reads RGB
         size_divisor=1,
         pad_val=0,

@@ -8,6 +8,4 @@ Command:  tools/dist_train.sh configs/pera/ablations/table11_dm-pp.py 1
 """
 
 _base_ = '../pera_vitb_tov-100k.py'
-train_pipeline = _base_.train_pipeline
-train_pipeline[0].update(aligned=False)
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(dataset=dict(pipeline=dict(crops=dict(aligned=False))))

@@ -7,8 +7,6 @@ Command:  tools/dist_train.sh configs/pera/ablations/table12_patch-14.py 1
 """
 
 _base_ = '../pera_vitb_tov-100k.py'
-train_pipeline = _base_.train_pipeline
-train_pipeline[0].update(local_crops=dict(number=8, size=98, scale=(0.05, 0.4)))
-train_pipeline[1].update(patch_size=14)
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+pipeline = dict(crops=dict(local_crops=dict(size=98)), mask=dict(patch_size=14))
+train_dataloader = dict(dataset=dict(pipeline=pipeline))
 model = dict(backbone=dict(patch_size=14))

@@ -7,7 +7,5 @@ Command:  tools/dist_train.sh configs/pera/ablations/table12_patch-8.py 1
 """
 
 _base_ = '../pera_vitb_tov-100k.py'
-train_pipeline = _base_.train_pipeline
-train_pipeline[1].update(patch_size=8)
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(dataset=dict(pipeline=dict(mask=dict(patch_size=8))))
 model = dict(backbone=dict(patch_size=8))

@@ -5,6 +5,5 @@ Command:  tools/dist_train.sh configs/pera/ablations/table13_s20-l20-t60.py 1
 """
 
 _base_ = '../pera_vitb_tov-100k.py'
-train_pipeline = _base_.train_pipeline
-train_pipeline[1].update(student=0.2, learnable=0.2, teacher=0.6)
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+mask = dict(student=0.2, learnable=0.2, teacher=0.6)
+train_dataloader = dict(dataset=dict(pipeline=dict(mask=mask)))

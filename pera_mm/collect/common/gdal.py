@@ -13,7 +13,7 @@ import rasterio
 
 from pera_mm.errors import UserError
 
-MAX_OPEN = 8  # rasters per thread: the one in use, and its neighbours
+MAX_OPEN = 8  # rasters per thread: the one in use, and its neighbors
 MAX_RETRIES = 5
 RETRY_DELAY = 1  # s
 CONNECT_TIMEOUT = 20  # s
@@ -54,7 +54,7 @@ def is_remote(path: str) -> bool:
 
 
 def _options(path: str) -> dict[str, Any]:
-    """GDAL's options: requests for a remote raster are retried, and its folder is not listed."""
+    """Choose GDAL's options: requests for a remote raster are retried, its folder is not listed."""
     if not is_remote(path):
         return {}
     return dict(GDAL_DISABLE_READDIR_ON_OPEN='EMPTY_DIR', GDAL_HTTP_MAX_RETRY=MAX_RETRIES,
@@ -70,7 +70,7 @@ def opened(path: str) -> Iterator[Any]:
 
 
 class OpenRasters:
-    """Rasters that stay open from one read to the next, separately for each thread.
+    """A cache of open rasters, separate for each thread.
 
     GDAL keeps the decoded blocks of an open file for the next window, and does not request the
     header of a remote file again.

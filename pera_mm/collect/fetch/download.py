@@ -1,4 +1,4 @@
-"""Downloading: from points to tiles, and from tiles to images.
+"""The download of images: from points to tiles, and from tiles to images.
 
 Received tiles are kept in ``arriving/`` until the last image that needs them is in the journal.
 Therefore a kill costs only the requests under way.
@@ -338,7 +338,7 @@ def _first_reason(kind: type[Exception], tiles: Sequence[Tile], outcomes: Sequen
 
 
 def _spread_first(todo: Sequence[int], number: int) -> list[int]:
-    """Some positions from everywhere in the table, then the others."""
+    """Move some positions from everywhere in the table to the front."""
     first = dict.fromkeys(todo[index] for index in
                           np.linspace(0, len(todo) - 1, min(number, len(todo))).round().astype(int))
     return [*first, *(position for position in todo if position not in first)]

@@ -1,8 +1,8 @@
-"""Web Mercator (EPSG:3857), the projection of map tiles: pixels, tiles and metres on the ground.
+"""Web Mercator (EPSG:3857), the projection of map tiles: pixels, tiles and meters on the ground.
 
 The world is a square picture of ``tile_size * 2^zoom`` pixels a side; x grows to the east from
 180° W, y to the south from 85.05° N. The projection treats the Earth as a sphere and is conformal
-on it. Therefore a single factor, the cosine of the latitude, converts its metres to metres on the
+on it. Therefore a single factor, the cosine of the latitude, converts its meters to meters on the
 ground. Those on the ellipsoid differ by up to 0.7 %.
 
 All functions except those on quadkeys take numbers or arrays, which must broadcast.
@@ -18,13 +18,13 @@ MAX_LATITUDE = float(np.degrees(np.arctan(np.sinh(np.pi))))  # 85.0511 degrees: 
 
 
 def ground_resolution(lat: ArrayLike, zoom: ArrayLike, tile_size: int = 256) -> NDArray:
-    """Compute the metres on the ground that one pixel covers at a latitude."""
+    """Compute the meters on the ground that one pixel covers at a latitude."""
     world = tile_size * np.exp2(zoom)  # pixels
     return np.cos(np.radians(lat)) * 2 * HALF_WORLD / world
 
 
 def zoom_for(gsd: ArrayLike, lat: ArrayLike, tile_size: int = 256) -> NDArray:
-    """Find the coarsest zoom whose pixels are at least as fine as ``gsd`` metres on the ground.
+    """Find the coarsest zoom whose pixels are at least as fine as ``gsd`` meters on the ground.
 
     Returns:
         int64; negative where even the whole world does not fill a tile.
@@ -34,13 +34,13 @@ def zoom_for(gsd: ArrayLike, lat: ArrayLike, tile_size: int = 256) -> NDArray:
 
 
 def to_meters(lon: ArrayLike, lat: ArrayLike) -> tuple[NDArray, NDArray]:
-    """Convert degrees to EPSG:3857's x and y in metres; latitudes are clipped to ±85.05°."""
+    """Convert degrees to EPSG:3857's x and y in meters; latitudes are clipped to ±85.05°."""
     lat = np.radians(np.clip(lat, -MAX_LATITUDE, MAX_LATITUDE))
     return EARTH_RADIUS * np.radians(lon), EARTH_RADIUS * np.arctanh(np.sin(lat))
 
 
 def to_lonlat(x: ArrayLike, y: ArrayLike) -> tuple[NDArray, NDArray]:
-    """Convert EPSG:3857's x and y in metres to degrees."""
+    """Convert EPSG:3857's x and y in meters to degrees."""
     lon = np.degrees(np.asarray(x) / EARTH_RADIUS)
     return lon, np.degrees(np.arctan(np.sinh(np.asarray(y) / EARTH_RADIUS)))
 

@@ -27,8 +27,8 @@ class MosaicRaster(NamedTuple):
     """The properties of a raster that are known before its pixels are read."""
 
     path: str
-    gsd: float  # m on the ground per pixel at the centre
-    boxes: list[tuple[float, float, float, float]]  # EPSG:3857 metres; two across the antimeridian
+    gsd: float  # m on the ground per pixel at the center
+    boxes: list[tuple[float, float, float, float]]  # EPSG:3857 meters; two across the antimeridian
     dtype: str
     turn: float = 0.0  # degrees, added to its longitudes
 
@@ -106,7 +106,7 @@ class RasterSource:
         most of the pixels, decides on the resolution if it is coarser than ``gsd``.
 
         Args:
-            lon, lat: The centre in degrees.
+            lon, lat: The center in degrees.
             gsd: m on the ground per pixel.
             size: Pixels of a side.
 
@@ -152,7 +152,7 @@ class RasterSource:
 
     def _mosaic(self, left: float, top: float, resolution: float,
                 size: int) -> tuple[NDArray, NDArray[np.int32]]:
-        """Pixels ``[bands, size, size]`` and the index of the raster of each, -1 for none."""
+        """Read pixels ``[bands, size, size]`` and the index of the raster of each, -1 for none."""
         place = dict(crs='EPSG:3857', transform=Affine(resolution, 0, left, 0, -resolution, top),
                      width=size, height=size, resampling=Resampling.cubic)
         owners = np.full((size, size), -1, np.int32)
@@ -189,7 +189,7 @@ class RasterSource:
         return np.ascontiguousarray(np.broadcast_to(rgb, (3, *valid.shape)).transpose(1, 2, 0))
 
     def _touching(self, x: float, y: float, half: float) -> list[int]:
-        """Indices of the rasters that a square touches, also across the antimeridian, in order."""
+        """List the rasters that a square touches, also across the antimeridian, by index."""
         left, bottom, right, top = self.boxes.T
         touching = np.zeros(len(self.boxes), bool)
         for turn in (-2 * HALF_WORLD, 0, 2 * HALF_WORLD):
@@ -199,7 +199,7 @@ class RasterSource:
 
 
 def _ground_resolution_of(raster: rasterio.DatasetReader) -> float:
-    """Metres on the ground per pixel at the centre: the root of the area of a pixel."""
+    """Compute the meters on the ground per pixel at the center: the root of a pixel's area."""
     column, row = raster.width / 2, raster.height / 2
     # One pixel to the east and one to the south; larger steps would leave small rasters.
     x, y = raster.xy([row, row, row + 1], [column, column + 1, column], offset='ul')
@@ -210,7 +210,7 @@ def _ground_resolution_of(raster: rasterio.DatasetReader) -> float:
 
 
 def _boxes_of(raster: rasterio.DatasetReader) -> list[tuple[float, float, float, float]]:
-    """Left, bottom, right and top in m of EPSG:3857; two boxes across the antimeridian."""
+    """Compute left, bottom, right and top in m of EPSG:3857; two boxes at the antimeridian."""
     west, south, east, north = transform_bounds(raster.crs, 'EPSG:4326', *raster.bounds)
     pairs = [(west, east)] if west <= east else [(west, LAST_LONGITUDE), (-LAST_LONGITUDE, east)]
     boxes = []

@@ -2,7 +2,7 @@
 
 No source is preset; the user names one. Both kinds give one square image of ``size`` pixels around
 a place, north up, on the Web Mercator plane. The image is scaled by the cosine of the latitude, so
-that a pixel covers ``gsd`` metres on the ground. A source that is coarser than ``gsd`` gives its
+that a pixel covers ``gsd`` meters on the ground. A source that is coarser than ``gsd`` gives its
 own resolution, which is then the ``gsd`` of the image.
 """
 

@@ -142,7 +142,7 @@ def build_source(source: dict[str, Any]) -> TileSource | RasterSource:
         raise UserError(f"type of the source must be 'tiles' or 'rasters', got {kind!r}.")
     try:
         return SOURCES[kind](**settings)
-    except TypeError as error:  # __init__() got an unexpected keyword argument 'colour'
+    except TypeError as error:  # __init__() got an unexpected keyword argument 'color'
         raise UserError(f'The source of type {kind!r} cannot be built: '
                         f'{str(error).partition("() ")[2] or error}.') from None
 

@@ -235,7 +235,7 @@ class TileSource:
         """Choose the zoom and the tiles of images.
 
         Args:
-            lon, lat: The centres in degrees ``[n]``.
+            lon, lat: The centers in degrees ``[n]``.
             gsd: m on the ground per pixel ``[n]``.
             size: Pixels of an image's side.
 
@@ -249,11 +249,11 @@ class TileSource:
         side = size * shrinking
         x, y = to_pixels(lon, lat, zoom, self.tile_size)
         left, top = x - side / 2, y - side / 2
-        # Without shrinking, pixels are copied: the centre moves by up to half a pixel.
+        # Without shrinking, pixels are copied: the center moves by up to half a pixel.
         is_copied = shrinking == 1
         left, top = np.where(is_copied, np.rint(left), left), np.where(is_copied, np.rint(top), top)
 
-        # The filter of an outer pixel, centred half a pixel inside, reaches beyond the square.
+        # The filter of an outer pixel, centered half a pixel inside, reaches beyond the square.
         reach = np.where(is_copied, 0, (KERNEL_RADIUS - 0.5) * shrinking)
         last = np.exp2(zoom) - 1  # column and row
         west, north = (np.floor((edge - reach) / self.tile_size) for edge in (left, top))

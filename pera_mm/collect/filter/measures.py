@@ -1,6 +1,6 @@
 """What is measured of each picture, once, and the journal that keeps it.
 
-A perceptual hash (pHash, of the package imagehash) is computed from a grey picture of 32 x 32
+A perceptual hash (pHash, of the package imagehash) is computed from a gray picture of 32 x 32
 pixels. Where that picture is even, the hash says nothing: still water with the noise of a sensor
 has the same few hashes everywhere. There the hash of the pixels replaces it, so only the same
 pixels make a copy. Even means a standard deviation below 1. All pairs of drawn water with falsely
@@ -27,11 +27,11 @@ from pera_mm.errors import UserError
 MEASURES = np.dtype([
     ('key', 'u8'),  # the first 64 bits of the file's SHA-256
     ('contrast', 'f4'),  # standard deviation of the pixels, 0-255, of the channel with the most
-    ('fill', 'u1', 3),  # the commonest colour besides black and white, RGB
-    ('filled', 'f4'),  # share of the picture that wide areas of exactly this colour cover
+    ('fill', 'u1', 3),  # the commonest color besides black and white, RGB
+    ('filled', 'f4'),  # share of the picture that wide areas of exactly this color cover
     ('black', 'f4'),  # the same of exact black
     ('white', 'f4'),
-    ('cloud', 'f4'),  # share of the picture that is bright and grey
+    ('cloud', 'f4'),  # share of the picture that is bright and gray
     ('pixels', 'u8'),  # hash of the decoded pixels
     ('phash', 'u8'),  # perceptual hash; for an even picture the hash of the pixels
     ('thumbnail', 'u1', (4, 4, 3)),
@@ -41,10 +41,10 @@ JOURNAL = 'measures-2.bin'  # another number when what is measured changes
 # Px; half of it at the border. More than two JPEG blocks, which smooth water often fills evenly.
 FILL_WIDTH = 17
 BRIGHT_LEVEL = 200  # of 255; the darkest channel of a bright pixel is at least this
-GRAY_LEVELS = 30  # of 255; the channels of a grey pixel differ by at most this
+GRAY_LEVELS = 30  # of 255; the channels of a gray pixel differ by at most this
 BLACK, WHITE = 0x000000, 0xffffff
-COLOR_STRIDE = 4  # px; every fourth row and column are enough to find the colour of a large area
-PHASH_SIDE = 32  # px; of the grey picture that a pHash is computed from
+COLOR_STRIDE = 4  # px; every fourth row and column are enough to find the color of a large area
+PHASH_SIDE = 32  # px; of the gray picture that a pHash is computed from
 EVEN_LEVELS = 1.0  # of 255; standard deviation of that picture below which its pHash says nothing
 THUMBNAIL_SIDE = 4  # px
 NO_FILE = 'there is no such file'
@@ -81,7 +81,7 @@ def measure(pixels: np.ndarray) -> np.ndarray:
 
 
 def _commonest(pixels: np.ndarray) -> int | None:
-    """Find the commonest colour besides black and white, 0xRRGGBB."""
+    """Find the commonest color besides black and white, 0xRRGGBB."""
     coarse = pixels[::COLOR_STRIDE, ::COLOR_STRIDE].reshape(-1, 3).astype(np.int32)
     values, counts = np.unique(coarse @ (1 << 16, 1 << 8, 1), return_counts=True)
     counts[(values == BLACK) | (values == WHITE)] = 0
@@ -93,7 +93,7 @@ def _rgb(color: int) -> tuple[int, int, int]:
 
 
 def _area(pixels: np.ndarray, color: int) -> float:
-    """The share of the picture that areas of a colour cover, at least FILL_WIDTH px wide."""
+    """The share of the picture that areas of a color cover, at least FILL_WIDTH px wide."""
     has_color = cv2.inRange(pixels, _rgb(color), _rgb(color))
     if cv2.countNonZero(has_color) < (FILL_WIDTH // 2 + 1)**2:  # an area in the corner
         return 0
@@ -180,7 +180,7 @@ def measure_tiles(folder: Path, tiles: pd.DataFrame,
 
 
 def _are_there(folder: Path, files: np.ndarray) -> np.ndarray:
-    """Which files lie in their folders, bool ``[N]``; each folder is listed once."""
+    """Find which files exist, bool ``[N]``; each folder is listed once."""
     places, folders = pd.factorize(np.array([os.path.dirname(file) for file in files], object))
     order = np.argsort(places, kind='stable')
     result = np.zeros(len(files), bool)

@@ -64,7 +64,7 @@ def _first_of_equal(hashes: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:
 
 
 def alike(thumbnails: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Which pairs of thumbnails, uint8 ``[..., 4, 4, 3]``, differ little, bool ``[...]``."""
+    """Find pairs of thumbnails, uint8 ``[..., 4, 4, 3]``, that differ little, bool ``[...]``."""
     differences = np.maximum(thumbnails, others) - np.minimum(thumbnails, others)
     return differences.max(axis=(-3, -2, -1), initial=0) <= NEAR_LEVELS
 
@@ -102,7 +102,7 @@ def _near_and_alike(hashes: np.ndarray, thumbnails: np.ndarray, bits: int) -> np
 
 def _pairs_of_members(starts: np.ndarray, counts: np.ndarray, left: np.ndarray,
                       right: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """All pairs of a member of one group and a member of another, in vectors of bounded length.
+    """Yield all pairs of a member of one group and one of another, in vectors of bounded length.
 
     Args:
         starts, counts: Where the members of each group lie.
@@ -121,7 +121,9 @@ def near_pairs(hashes: np.ndarray, bits: int) -> Iterator[tuple[np.ndarray, np.n
     """Find all pairs of hashes that differ in at most ``bits`` of their 64 bits.
 
     The algorithm is that of Manku, Jain and Das Sarma (2007), "Detecting near-duplicates for web
-    crawling", section 3, with a sort in place of each permuted table. It is exact:
+    crawling", section 3, with a sort in place of each permuted table. With m = 1 (below), the
+    blocks are those of Norouzi, Punjani and Fleet (2012), "Fast search in Hamming space with
+    multi-index hashing". It is exact:
 
     1. Each hash is cut into ``bits + m`` blocks. ``bits`` differing bits spoil at most ``bits``
        blocks, so two near hashes agree in at least m whole blocks.
@@ -153,7 +155,7 @@ def near_pairs(hashes: np.ndarray, bits: int) -> Iterator[tuple[np.ndarray, np.n
 
 
 def _masks(number: int, bits: int) -> list[np.uint64]:
-    """Masks of m of ``bits + m`` blocks, every choice, for the m with the least cost."""
+    """Make a mask for each choice of m of ``bits + m`` blocks, for the m with the least cost."""
     def cost(m: int) -> float:
         # Each choice sorts all hashes, then compares those that agree by chance.
         agreeing = number / 2 ** (HASH_BITS * m / (bits + m))
@@ -166,7 +168,7 @@ def _masks(number: int, bits: int) -> list[np.uint64]:
 
 
 def _equal_pairs(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The positions of all pairs of equal values of a sorted array, in vectors."""
+    """Yield the positions of all pairs of equal values of a sorted array, in vectors."""
     left = np.arange(len(keys))
     for step in count(1):
         left = left[:np.searchsorted(left, len(keys) - step)]

@@ -7,14 +7,14 @@ dropped for the first of these reasons that holds:
 * *unreadable*: the file is missing, broken, or not the one that was fetched;
 * *blank*: hardly any contrast, whatever the class: a snow field without a shadow or a perfectly
   smooth lake teaches as little as an empty tile;
-* *no data*: parts are of exactly one colour: black, white or transparent borders, and the even
-  grey or blue that providers paint where they have no imagery. Black, white and the commonest
-  other colour count together;
+* *no data*: parts are of exactly one color: black, white or transparent borders, and the even
+  gray or blue that providers paint where they have no imagery. Black, white and the commonest
+  other color count together;
 * *placeholder*: near one of the given examples, or the same picture at many places;
-* *cloud*: bright and grey nearly everywhere. This is a heuristic. It finds thick cloud, but not
+* *cloud*: bright and gray nearly everywhere. This is a heuristic. It finds thick cloud, but not
   haze or clouds that are thin or small, and it cannot tell cloud from snow, salt or a concrete
   apron. So it drops only what is covered nearly whole. Classes that are white by nature are
-  exempt, also from *no data* where the one colour is white (saturated snow is);
+  exempt, also from *no data* where the one color is white (saturated snow is);
 * *exact duplicate* and *near duplicate* of a tile that comes earlier in the table and is kept.
   Pictures are near when at most ``near_duplicate`` of the 64 bits of their perceptual hashes
   differ and their thumbnails are alike (:mod:`.near_duplicates`).
@@ -97,14 +97,14 @@ def filter_tiles(folder: Path, *, blank: float = 2.0, no_data: float = 0.2,
         folder: The work folder.
         blank: Drop below this standard deviation of the pixels (0-255 units; 0: never). The
             smoothest of 1,400 tiles of RSSCN7 has 4.5.
-        no_data: Drop above this share of the picture in exact black, white and one more colour
+        no_data: Drop above this share of the picture in exact black, white and one more color
             (1: never). The most in RSSCN7 is 0.06, still water.
         placeholders: A folder with examples of the providers' "no imagery" pictures.
         placeholder_copies: The same picture at this many places or more is a placeholder, too: all
             of its copies are dropped.
         near_duplicate: How many of 64 bits of the perceptual hash may differ, 0 to 10. None: find
             only exact duplicates.
-        cloud: Drop above this share of bright grey pixels (1: never). The most in RSSCN7 is 0.57,
+        cloud: Drop above this share of bright gray pixels (1: never). The most in RSSCN7 is 0.57,
             a parking lot.
         white_classes: Classes exempt from ``cloud``, and from ``no_data`` where it is white.
         workers: Number of processes.
@@ -163,7 +163,7 @@ def decide(tiles: pd.DataFrame, measures: np.ndarray, unreadable: dict[int, str]
 
 
 def _undecided(reasons: np.ndarray, is_found: np.ndarray) -> list[int]:
-    """The rows that a rule has found, bool ``[N]``, and no earlier rule has dropped."""
+    """List the rows that a rule has found, bool ``[N]``, and no earlier rule has dropped."""
     return [row for row in np.flatnonzero(is_found).tolist() if not reasons[row]]
 
 
@@ -175,7 +175,7 @@ def _drop_blank(reasons: np.ndarray, measures: np.ndarray, rules: Rules) -> None
 
 def _drop_without_data(reasons: np.ndarray, measures: np.ndarray, is_white_class: np.ndarray,
                        rules: Rules) -> None:
-    """Add up black, white and the commonest other colour; white is data in a white class."""
+    """Add up black, white and the commonest other color; white is data in a white class."""
     is_snow = is_white_class & (measures['fill'].min(axis=1) >= WHITE_LEVEL)
     black, white = measures['black'], np.where(is_white_class, 0, measures['white'])
     filled = np.where(is_snow, 0, measures['filled'])
@@ -202,7 +202,7 @@ def _drop_cloud(reasons: np.ndarray, measures: np.ndarray, is_white_class: np.nd
                 rules: Rules) -> None:
     cloud = measures['cloud']
     for row in _undecided(reasons, (cloud > rules.cloud) & ~is_white_class):
-        reasons[row] = f'cloud: {cloud[row]:.1%} of the picture is bright and grey'
+        reasons[row] = f'cloud: {cloud[row]:.1%} of the picture is bright and gray'
 
 
 def _drop_copies(reasons: np.ndarray, ids: np.ndarray, measures: np.ndarray,

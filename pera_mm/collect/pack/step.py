@@ -35,11 +35,11 @@ from pera_mm.datasets.packed import position_key
 from pera_mm.datasets.reading import SUFFIXES
 from pera_mm.datasets.shard_index import BLOCK, INDEX, PLACE, SHARD, scan_shard, write_index
 from pera_mm.errors import UserError
-from pera_mm.files import write_whole
+from pera_mm.files import check_signature, sign_folder, write_whole
 
 FORMS = ('webdataset', 'folder', 'lmdb')
 MANIFEST = 'manifest.csv'
-LABEL = '.pack.json'  # what is packed here, so that nothing else is packed over it
+SIGNATURE = '.pack.json'  # what is packed here, so that nothing else is packed over it
 # A key of WebDataset ends at the first dot; a member's name in a ustar header has 100 bytes.
 PLAIN_ID = re.compile(r'[A-Za-z0-9_-]{1,90}')
 ZOOM = re.compile(r'(\d+(\.0)?)?')
@@ -60,11 +60,11 @@ class KeptTile(NamedTuple):
 
     @property
     def name(self) -> str:
-        """``ID.jpg``."""
+        """The name of the file: ``ID.jpg``."""
         return self.row['id'] + self.path.suffix
 
     def read(self) -> bytes:
-        """Read its bytes.
+        """Read the bytes of the image.
 
         Raises:
             UserError: if they are not the bytes that were fetched.
@@ -103,10 +103,9 @@ def pack(folder: Path, *, form: str = 'webdataset',
                         'at least 1.')
     kept, packed = _read_kept(folder), folder / 'packed'
     digest = hashlib.sha256((folder / 'kept.csv').read_bytes()).hexdigest()
-    label = FolderLabel(packed / LABEL, dict(form=form, images_per_shard=images_per_shard,
-                                             kept_sha256=digest))
-    label.check('was packed from another kept.csv or with other settings: delete or move it to '
-                'pack anew')
+    signature = (SIGNATURE, dict(form=form, images_per_shard=images_per_shard, kept_sha256=digest),
+                 'delete or move it to pack anew')
+    check_signature(packed, *signature)
     sizes = _file_sizes(folder, kept['file'])
     shards = -(-len(kept) // images_per_shard)
     summary = dict(form=form, images=len(kept), shards=shards, bytes=int(sizes.sum()))
@@ -117,7 +116,7 @@ def pack(folder: Path, *, form: str = 'webdataset',
         return summary
     packed.mkdir(exist_ok=True)
     _check_room(packed, form, sizes)
-    label.write()
+    sign_folder(packed, *signature)
     for part in packed.glob('.*.part'):  # left by a kill
         part.unlink()
     with progress_bar('pack', len(kept)) as advance:
@@ -152,44 +151,8 @@ def _read_kept(folder: Path) -> pd.DataFrame:
     return kept
 
 
-class FolderLabel:
-    """A file that says what its folder holds, so that nothing else is written into the folder.
-
-    Args:
-        file: The path of the label, in the folder.
-        content: What the folder holds.
-    """
-
-    def __init__(self, file: Path, content: dict[str, Any]) -> None:
-        self.file, self.text = file, json.dumps(content)
-
-    def check(self, what_if_other: str) -> None:
-        """Check that the folder is empty or has this label; ``.part`` files of a kill do not count.
-
-        Args:
-            what_if_other: The end of the message about another label, after the folder's name.
-
-        Raises:
-            UserError: if the folder has another label, or files without a label.
-        """
-        folder = self.file.parent
-        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
-        held = {name for name in names if not name.endswith('.part')}
-        if held <= {self.file.name}:
-            return
-        if self.file.name not in held:
-            raise UserError(f'{folder} holds files that were not written by this step: move them '
-                            'away.')
-        if self.file.read_text() != self.text:
-            raise UserError(f'{folder} {what_if_other}.')
-
-    def write(self) -> None:
-        """Write the label."""
-        write_whole(self.file, self.text.encode())
-
-
 def _file_sizes(folder: Path, files: pd.Series) -> np.ndarray:
-    """Bytes of each image, int64."""
+    """Look up the bytes of each image, int64."""
     try:
         return np.array([os.path.getsize(os.path.join(folder, file)) for file in files], np.int64)
     except FileNotFoundError as error:
@@ -213,7 +176,7 @@ def _check_room(packed: Path, form: str, sizes: np.ndarray) -> None:
 
 def _parts(folder: Path, kept: pd.DataFrame, size: int,
            advance: Callable[[int], None]) -> Iterator[list[KeptTile]]:
-    """The images of each shard in turn; the progress bar moves when the next shard is requested."""
+    """Yield the images of each shard; the progress bar moves when the next shard is requested."""
     for start in range(0, len(kept), size):
         rows = kept.iloc[start:start + size].to_dict('records')
         yield [KeptTile(row, folder / row['file']) for row in rows]

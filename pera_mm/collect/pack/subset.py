@@ -9,15 +9,14 @@ import numpy as np
 
 from pera_mm.collect.common.settings import is_whole
 from pera_mm.collect.common.tables import progress_bar
-from pera_mm.collect.pack.step import FolderLabel
 from pera_mm.datasets.listing import ImageList, open_source
 from pera_mm.datasets.packed import LmdbImages, TarShards
 from pera_mm.datasets.reading import JPEG, UnreadableImage
 from pera_mm.errors import UserError
-from pera_mm.files import write_whole
+from pera_mm.files import sign_folder, write_whole
 from pera_mm.seeds import hash_seed
 
-LABEL = '.subset.json'  # which subset the copies in its folder are
+SIGNATURE = '.subset.json'  # which subset the copies in its folder are
 COPIES_PER_FOLDER = 1000
 
 
@@ -54,9 +53,7 @@ def subset(source: str, out: Path, count: int, seed: int) -> dict[str, Any]:
         paths = [images[index] for index in chosen]
     else:
         folder = _folder_of_copies(source, out)
-        label = FolderLabel(folder / LABEL, drawn)
-        label.check('holds another subset: delete it, or give the list another name')
-        label.write()
+        sign_folder(folder, SIGNATURE, drawn, 'delete it, or give the list another name')
         paths = [os.fsencode(path) for path in _copy_out(images, chosen, folder)]
     root = os.path.join(os.fsencode(out.parent.absolute()), b'')
     absolute = [os.path.abspath(path) for path in paths]

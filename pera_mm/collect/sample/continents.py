@@ -4,7 +4,7 @@
 and its choices: Russia is cut at 60° E into Europe and Asia, French Guiana belongs to South
 America, Antarctica and the islands of the open ocean are left out.
 
-At 1:110m, coasts are accurate to some ten kilometres and small islands are missing (Malta,
+At 1:110m, coasts are accurate to some ten kilometers and small islands are missing (Malta,
 Singapore, the Canaries): places there lie on no continent.
 """
 

@@ -1,6 +1,6 @@
 """A land-cover map of any size: GeoTIFFs or COGs, local or remote, read window by window.
 
-Every raster may have its own coordinate system, in degrees or in the metres of a UTM zone. Areas
+Every raster may have its own coordinate system, in degrees or in the meters of a UTM zone. Areas
 and places are computed in the equal-area plane (plane.py), so that they are true per km².
 
 A window is divided into *squares* of ``step x step`` pixels. The pixel in the middle of a square
@@ -8,7 +8,7 @@ stands for all of it. Squares are grouped to *cells* of at most 2 km, within whi
 pixel and the continent are taken as constant.
 
 A path is anything that GDAL opens: a glob of local files, an http(s) address or /vsicurl/, /vsis3/
-or /vsigs/ path of a cloud-optimised GeoTIFF, of which only the requested windows are transferred,
+or /vsigs/ path of a cloud-optimized GeoTIFF, of which only the requested windows are transferred,
 or an image of Google Earth Engine (``EEDAI:`` and its name; GDAL's driver logs in with
 GOOGLE_APPLICATION_CREDENTIALS, a service account's file, or EEDA_BEARER, an access token).
 """
@@ -79,7 +79,7 @@ class Raster(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """Where the squares of one window lie along the rows or columns of their raster.
+    """The places of the squares of one window along the rows or columns of their raster.
 
     The end of the window may cut the last square and the last cell.
     """
@@ -91,15 +91,15 @@ class Axis(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Where the squares of one window lie."""
+    """The places of the squares of one window."""
 
     row_axis: Axis
     col_axis: Axis
-    corners: NDArray[np.float64]  # of the cells, x and y in the plane, metres [R + 1, C + 1, 2]
+    corners: NDArray[np.float64]  # of the cells, x and y in the plane, meters [R + 1, C + 1, 2]
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns of squares."""
+        """The rows and columns of squares."""
         return len(self.row_axis.low), len(self.col_axis.low)
 
     def pixel_areas(self) -> NDArray[np.float64]:
@@ -143,7 +143,7 @@ class LandCover:
             area of the square, and the square's places are drawn in it: still uniform per km², and
             truly of their class. 1 is exact. A global map of 10 m has 10^12 pixels: with a step of
             16, 4 * 10^9 count; all are read.
-        overviews: Read the overviews of the files instead (GDAL's nearest neighbour), step^2 times
+        overviews: Read the overviews of the files instead (GDAL's nearest neighbor), step^2 times
             less to transfer. Places are drawn in the whole square then, so that a point's class is
             the overview's, to within step pixels.
 
@@ -180,7 +180,7 @@ class LandCover:
 
     @cached_property
     def _bounds(self) -> NDArray[np.float64]:
-        """West, south, east and north of the rasters in the plane, metres [n, 4]."""
+        """The west, south, east and north of the rasters in the plane, meters [n, 4]."""
         bounds = np.array([raster.bounds for raster in self.rasters])
         south, north = (np.array(transform(DEGREES, PLANE, 0 * lat, lat.clip(-90, 90)))[1]
                         for lat in (bounds[:, 1], bounds[:, 3]))
@@ -218,7 +218,7 @@ class LandCover:
         return Grid(row_axis, col_axis, corners)
 
     def _edges(self, window: Window, step: int) -> Iterator[NDArray[np.float64]]:
-        """Pixel rows, then columns, where the squares of a window begin, and the end [H + 1]."""
+        """Yield the pixel rows, then columns, where the squares begin, and the end [H + 1]."""
         for start, length in ((window.row_off, window.height), (window.col_off, window.width)):
             count = -(-length // step)
             if self.overviews:  # GDAL divides the window evenly
@@ -300,7 +300,7 @@ class LandCover:
 
     def _codes_and_classes(self, number: int, window: Window,
                            step: int) -> tuple[NDArray, NDArray[np.int8]]:
-        """Codes and classes of the squares of a window, [H, W] each."""
+        """Read the codes and find the classes of the squares of a window, [H, W] each."""
         path = self.rasters[number].path
         try:
             with self._files.opened(path) as file:
@@ -317,7 +317,7 @@ class LandCover:
         return codes, classes
 
     def _read_squares(self, read: Callable[..., NDArray], window: Window, step: int) -> NDArray:
-        """What ``read`` gives for the squares of a window, [H, W]."""
+        """Let ``read`` read the pixels in the middle of the squares of a window, [H, W]."""
         rows, cols = (_middles(edges) for edges in self._edges(window, step))
         if self.overviews or step == 1:
             return read(window=window, out_shape=(len(rows), len(cols)))
@@ -391,7 +391,7 @@ class LandCover:
 
 
 def _pixels(raster: Raster, x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
-    """Columns and rows, with fractions, of places in a raster's own coordinates."""
+    """Convert places in a raster's own coordinates to columns and rows, with fractions."""
     if raster.crs.is_geographic:  # its degrees may range from 0 to 360
         ends = np.array([0, raster.width])
         west = apply_affine(raster.transform, ends, np.array([[0], [raster.height]]))[0].min()
@@ -431,7 +431,7 @@ def _middles_in_cells(axis: Axis, cells: slice) -> tuple[NDArray[np.int64], NDAr
 
 
 def _legend(legend: str | Mapping[Any, str]) -> dict[int, str]:
-    """Code to name; the codes may be texts of whole numbers."""
+    """Check a legend, code to name; the codes may be texts of whole numbers."""
     if isinstance(legend, str):
         if legend not in LEGENDS:
             raise UserError(f'landcover.legend is {legend!r}; it must be '

@@ -25,7 +25,7 @@ def apply_affine(affine: Any, col: Any, row: Any) -> tuple[Any, Any]:
 
 
 def to_plane(crs: Any, x: Any, y: Any) -> NDArray[np.float64]:
-    """Convert coordinates in any system [...] to the plane, metres [..., 2].
+    """Convert coordinates in any system [...] to the plane, meters [..., 2].
 
     Raises:
         UserError: if one lies beyond the globe.
@@ -73,7 +73,7 @@ def unwrap(x: NDArray[np.float64], period: float) -> NDArray[np.float64]:
 
 def boxes_meet(low: NDArray, high: NDArray, west: NDArray, south: NDArray, east: NDArray,
                north: NDArray) -> NDArray[np.bool_]:
-    """Whether boxes from low to high [..., 2] meet others, with x around the globe; metres."""
+    """Whether boxes from low to high [..., 2] meet others, with x around the globe; meters."""
     start, end = low[..., 0], high[..., 0]
     return ((((west - start) % WIDTH < end - start) | ((start - west) % WIDTH < east - west))
             & (south < high[..., 1]) & (low[..., 1] < north))

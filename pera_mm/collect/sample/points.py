@@ -10,9 +10,10 @@ from rasterio.windows import Window
 
 from pera_mm.collect.common.tables import log, progress_bar
 from pera_mm.collect.sample.spacing import far_enough
-from pera_mm.collect.sample.strata import Part, Strata, load_or_make, split
+from pera_mm.collect.sample.strata import Part, Strata, load_or_make
 from pera_mm.errors import UserError
 from pera_mm.seeds import hash_seed
+from pera_mm.shares import largest_remainder
 
 MAX_ROUNDS = 20  # of drawing; each replaces what lay too near to another point
 BARREN_ROUNDS = 3  # in a row without a new point: the stratum has no room for more
@@ -37,7 +38,7 @@ def draw(strata: Strata, areas: NDArray[np.float64], quotas: NDArray[np.int64], 
         areas: Its census, km² [windows, strata].
         quotas: Points of each stratum [strata].
         seed: Key of the randomness.
-        min_distance: Metres on the sphere.
+        min_distance: Meters on the sphere.
         folder: Keeps what was drawn in each part and round.
         workers: Parts read at once.
 
@@ -80,7 +81,7 @@ def _reassign(strata: Strata, areas: NDArray[np.float64], missing: NDArray[np.in
         here, lacking = has_room[:, number], int(table[full[:, number], number].sum())
         table[full[:, number], number] = 0
         if here.any():
-            table[here, number] += split(lacking, strata.weights[here])
+            table[here, number] += largest_remainder(lacking, strata.weights[here])
             log.info('%s: %d points for which a continent has no room move to the others',
                      strata.land.classes[number], lacking)
     return table.ravel()
@@ -88,7 +89,7 @@ def _reassign(strata: Strata, areas: NDArray[np.float64], missing: NDArray[np.in
 
 def _places_to_draw(missing: NDArray[np.int64], accepted: NDArray[np.float64],
                     limit: int) -> NDArray[np.int64]:
-    """How many places to draw for the missing points [strata].
+    """Compute how many places to draw for the missing points [strata].
 
     Together they are at most ``limit``, or the missing points where these are more.
     """
@@ -112,7 +113,7 @@ def _count_by_window(places: NDArray[np.int64], areas: NDArray[np.float64], seed
 
 def _draw_round(strata: Strata, counts: NDArray[np.int64], keys: tuple[int, ...], folder: Path,
                 workers: int) -> NDArray:
-    """``DRAWN`` places by window and stratum [windows, strata], in random order."""
+    """Draw the places of a round by window and stratum [windows, strata]: ``DRAWN``, shuffled."""
     starts = np.cumsum([len(part.windows) for part in strata.parts])[:-1]
     of_part = dict(zip(strata.parts, np.split(counts, starts)))
 
@@ -149,7 +150,7 @@ def _draw_part(strata: Strata, part: Part, counts: NDArray[np.int64],
 
 def _draw_window(strata: Strata, raster: int, window: Window, counts: NDArray,
                  random: np.random.Generator) -> NDArray:
-    """``counts`` [strata] random places of one window."""
+    """Draw ``counts`` [strata] random places in one window."""
     found = strata.classify(raster, window)
     for stratum in np.flatnonzero(counts):
         if found is None or not (found[1] == stratum).any():
@@ -176,7 +177,7 @@ def _draw_window(strata: Strata, raster: int, window: Window, counts: NDArray,
 
 
 def _ranks(values: NDArray) -> NDArray[np.int64]:
-    """How many equal values precede each [n]."""
+    """Count the equal values that precede each value [n]."""
     order = np.argsort(values, kind='stable')
     _, first, inverse = np.unique(values[order], return_index=True, return_inverse=True)
     ranks = np.empty(len(values), np.int64)
@@ -192,7 +193,7 @@ def points_table(strata: Strata, points: NDArray, seed: int,
         strata: What the points were drawn from.
         points: ``DRAWN`` [n].
         seed: Key of the randomness.
-        gsd: Lowest and highest ground sampling distance, metres per pixel.
+        gsd: Lowest and highest ground sampling distance, meters per pixel.
 
     Returns:
         Columns of ``tables.POINT``, n rows.

@@ -6,7 +6,7 @@ from scipy.spatial import cKDTree
 
 EARTH_RADIUS = 6_371_008.8  # m, mean
 MIN_BATCH = 4096  # places
-NEIGHBORS = 8  # pairs of near places per place that one batch may have
+NEIGHBORS = 8  # near pairs per place of a batch, about
 
 
 def far_enough(drawn: NDArray, points: NDArray, distance: float) -> NDArray[np.bool_]:
@@ -15,7 +15,7 @@ def far_enough(drawn: NDArray, points: NDArray, distance: float) -> NDArray[np.b
     Args:
         drawn: Places with the fields lon and lat, degrees [n]; earlier ones take precedence.
         points: Points with the same fields, all of which stay [m].
-        distance: Metres along the sphere.
+        distance: Meters along the sphere.
 
     Returns:
         bool [n].
@@ -39,21 +39,21 @@ def far_enough(drawn: NDArray, points: NDArray, distance: float) -> NDArray[np.b
 
 
 def _batch_size(places: NDArray, chord: float) -> int:
-    """How many places [n, 3] to compare with each other at once.
+    """Compute how many places [n, 3] to compare with each other at once.
 
-    All pairs of near places would fill the memory where places crowd, and most of these places are
-    too near to a kept one anyway. The places come in random order: b of them have about
-    ``pairs * (b / MIN_BATCH)**2`` near pairs, if the first MIN_BATCH have ``pairs``. A batch has
-    ``NEIGHBORS * b`` of them, which gives b.
+    The near pairs of all places could fill the memory. The places come in random order: if the
+    first MIN_BATCH have ``pairs`` near pairs, a batch of b places has about
+    ``pairs * (b / MIN_BATCH)**2``. These are NEIGHBORS per place for
+    ``b = NEIGHBORS * MIN_BATCH**2 / pairs``.
     """
     tree = cKDTree(places[:MIN_BATCH])
     pairs = (tree.count_neighbors(tree, chord) - tree.n) // 2  # it counts (i, i), (i, j) and (j, i)
-    nonzero = pairs + 4  # where no pair was seen, a batch has 34 million places
-    return max(MIN_BATCH, int(NEIGHBORS * MIN_BATCH**2 // nonzero))
+    pairs += 4  # without a pair, a batch has 34 million places
+    return max(MIN_BATCH, int(NEIGHBORS * MIN_BATCH**2 // pairs))
 
 
 def _far_from(kept: NDArray, places: NDArray, chord: float) -> NDArray[np.int64]:
-    """Indices of the places [n, 3] that are at least ``chord`` from all kept ones [m, 3]."""
+    """Find the places [n, 3] at least ``chord`` from all kept ones [m, 3]; return indices."""
     if not len(kept):
         return np.arange(len(places))
     nearest, _ = cKDTree(kept).query(places, distance_upper_bound=chord)  # inf: none is as near

@@ -52,8 +52,8 @@ def sample(folder: Path, seed: int, *, landcover: Mapping[str, Any], total: int,
         continents: Continent to weight: one with 2 gets twice the points of one with 1. Those not
             named get none. Where a class does not occur or has no room on a continent, the others
             get its points. None: the whole map counts, on a continent or not.
-        min_distance: Between any two points, metres on the sphere.
-        gsd: Lowest and highest ground sampling distance, metres per pixel; every point gets one,
+        min_distance: Between any two points, meters on the sphere.
+        gsd: Lowest and highest ground sampling distance, meters per pixel; every point gets one,
             uniform in its logarithm: as many from 0.3 to 1 as from 3 to 10.
         counts: Class to points besides ``total``.
         workers: Parts of the map read at once.
@@ -122,10 +122,10 @@ def _check(seed: int, landcover: Mapping[str, Any], total: int, shares: Mapping[
         raise UserError('no point is asked for: total and counts are 0.')
     if continents is not None:
         _check_continents(continents)
-    _check_number('min_distance', min_distance, '0 or more metres', lambda it: it >= 0)
+    _check_number('min_distance', min_distance, '0 or more meters', lambda it: it >= 0)
     if not isinstance(gsd, Sequence) or len(gsd) != 2 or not all(map(is_number, gsd)) \
             or not 0 < gsd[0] <= gsd[1]:
-        raise UserError('gsd must be the lowest and the highest metres per pixel, e.g. '
+        raise UserError('gsd must be the lowest and the highest meters per pixel, e.g. '
                         f'(0.3, 10), got {gsd!r}.')
     _check_number('workers', workers, 'a whole number from 1',
                   lambda it: is_whole(it) and it >= 1)
@@ -164,7 +164,7 @@ def _check_names(setting: str, value: Any, example: str) -> None:
 
 
 def _file_states(raster: Raster) -> list[tuple[str, int, int]]:
-    """Path, size and time of each local file of a raster: they show that one was replaced."""
+    """List path, size and time of each local file of a raster: they show that one was replaced."""
     local = [name for name in raster.files if not is_remote(name) and os.path.exists(name)]
     states = map(os.stat, local)
     return [(name, state.st_size, state.st_mtime_ns) for name, state in zip(local, states)]

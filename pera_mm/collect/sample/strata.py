@@ -1,7 +1,7 @@
 """Strata: every class of land cover on every continent, their areas and their quotas of points."""
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from threading import Event, Lock
 from typing import NamedTuple
@@ -16,13 +16,14 @@ from pera_mm.collect.sample.continents import CONTINENTS, continent_of
 from pera_mm.collect.sample.landcover import Grid, LandCover
 from pera_mm.errors import UserError
 from pera_mm.files import write_whole
+from pera_mm.shares import largest_remainder
 
 PART_WINDOWS = 64  # measured, or drawn from, at once: what a kill may cost
 WHOLE_MAP = ('',)  # the continents where none are named
 
 
 class Part(NamedTuple):
-    """Consecutive windows of one raster."""
+    """A number of consecutive windows of one raster."""
 
     raster: int  # its number
     windows: range  # their numbers
@@ -34,7 +35,7 @@ class Part(NamedTuple):
 
 
 class Strata:
-    """Every class on every continent, numbered, and where on the map each lies.
+    """The strata of a map: every class on every continent, numbered, and its places.
 
     Args:
         land: The map.
@@ -166,7 +167,7 @@ def census(strata: Strata, folder: Path, workers: int = 1) -> NDArray[np.float64
 
 def _logging_tenths(advance: Callable[[int], None], total: int,
                     done: int) -> Callable[[int], None]:
-    """``advance`` that also logs each tenth of a large census: a bar leaves no trace in a log."""
+    """Let ``advance`` also log each tenth of a large census: a bar leaves no trace in a log."""
     lock = Lock()
 
     def advance_and_log(windows: int) -> None:
@@ -181,15 +182,6 @@ def _logging_tenths(advance: Callable[[int], None], total: int,
 
 
 # -- quotas --------------------------------------------------------------------------------------
-
-
-def split(total: int, weights: Sequence[float]) -> NDArray[np.int64]:
-    """Split ``total`` into whole numbers in proportion to the weights (largest remainder)."""
-    exact = np.asarray(weights, float) * (total / np.sum(weights))
-    parts = np.floor(exact).astype(np.int64)
-    by_remainder = np.argsort(parts - exact, kind='stable')  # the largest first
-    parts[by_remainder[:total - parts.sum()]] += 1
-    return parts
 
 
 def strata_quotas(strata: Strata, areas: NDArray[np.float64], total: int,
@@ -216,7 +208,8 @@ def strata_quotas(strata: Strata, areas: NDArray[np.float64], total: int,
                             'to landcover.paths' + (name and ', or leave it out of continents.'
                                                      or '.'))
     quotas = np.zeros(occurs.shape, np.int64)
-    by_share = dict(zip(shares, split(int(total), list(shares.values())))) if total else {}
+    by_share = dict(zip(shares, largest_remainder(int(total), list(shares.values())))) if total \
+        else {}
     for name in dict.fromkeys((*by_share, *counts)):
         number = strata.land.classes.index(name)
         points = int(by_share.get(name, 0) + counts.get(name, 0))
@@ -226,5 +219,5 @@ def strata_quotas(strata: Strata, areas: NDArray[np.float64], total: int,
                             f'{strata.continents[0] and " of these continents"}, but '
                             f'{points} points of it are asked for.')
         if points:
-            quotas[here, number] += split(points, strata.weights[here])
+            quotas[here, number] += largest_remainder(points, strata.weights[here])
     return quotas.ravel()

@@ -1,4 +1,4 @@
-"""Random crops which the student and the teacher share pixel by pixel (spatial alignment)."""
+"""The random crops that student and teacher share pixel by pixel (spatial alignment)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from pera_mm.registry import TRANSFORMS
 
 
 class CropSpec(NamedTuple):
-    """The crops of one group: how many, their side in pixels, their share of the image's area."""
+    """The crops of one group: their number, side in pixels, and share of the image's area."""
 
     number: int
     size: int
@@ -39,7 +39,7 @@ class Box(NamedTuple):
 class AlignedCrops(BaseTransform):
     """Cut global and local crops: random box, resize to a square, random flips.
 
-    A crop is cut **once**; the student and the teacher view of it differ in colour only, and the
+    A crop is cut **once**; the student and the teacher view of it differ in color only, and the
     preprocessor makes that difference on the device. Defaults as the reference
     (augmentation.py L309-362, pera_reference.md §1.3). Every draw comes from ``results['rng']``.
 
@@ -53,10 +53,10 @@ class AlignedCrops(BaseTransform):
 
     Args:
         global_crops: ``number`` (>= 1), ``size`` (side in pixels) and ``scale`` (smallest and
-            largest share of the image's area). A key left out keeps its default.
+            largest share of the image's area). A missing key keeps its default.
         local_crops: the same for the local crops; ``number`` may be 0.
         ratio: smallest and largest width / height of the box.
-        aligned: False lets student and teacher draw a geometry of their own for each crop
+        aligned: False: student and teacher each draw their own geometry for each crop
             (the ablation of spatial alignment, paper Table 11).
         horizontal_flip: probability of each flip.
         vertical_flip: probability of each flip.
@@ -113,8 +113,8 @@ def random_box(height: int, width: int, scale: tuple[float, float], ratio: tuple
                rng: np.random.Generator) -> Box:
     """Draw a box as torchvision's ``RandomResizedCrop`` does.
 
-    Ten times an area uniform in ``scale`` and an aspect ratio log-uniform in ``ratio``; if none
-    fits, the largest central box whose aspect ratio is within ``ratio``.
+    The area is uniform in ``scale``, and the aspect ratio is log-uniform in ``ratio``. If none of
+    ten boxes fits, the result is the largest central box whose aspect ratio is within ``ratio``.
     """
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
@@ -131,7 +131,7 @@ def resize_box(image: np.ndarray, box: Box, size: int,
                interpolation: str = 'bilinear') -> np.ndarray:
     """Resize a window of ``image`` to ``[size, size, 3]``, antialiased when shrinking.
 
-    PyTorch's uint8 kernel: within one grey level of Pillow (which the reference uses) for any
+    PyTorch's uint8 kernel: within one gray level of Pillow (which the reference uses) for any
     mixture of shrinking and growing sides, at a sixth of its time. OpenCV has no antialiased
     bilinear: INTER_AREA differs from Pillow by up to 35 levels and is five times slower.
     """

@@ -1,4 +1,4 @@
-"""Which patches DINOv2's student does not see: rectangles in some of the global crops."""
+"""The patches that DINOv2's student does not see: rectangles in some of the global crops."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from pera_mm.errors import UserError
 from pera_mm.patches import PatchSplit, patch_grid, whole_crop
 from pera_mm.registry import TRANSFORMS
 
-LEAST_PATCHES = 4  # of a rectangle, where so many are still to be hidden
+MIN_PATCHES = 4  # of a rectangle, unless fewer are still to be hidden
 ASPECT = 0.3  # height / width of a rectangle, to 1 / 0.3
 ATTEMPTS = 10  # to place a rectangle
 
@@ -21,9 +21,9 @@ class BlockMask(BaseTransform):
     """Show every patch to both networks and mark those that iBOT hides from the student.
 
     Half of the global crops of an image (rounded up) are masked; the others and the local crops
-    are not. The share of a crop to hide is uniform in ``ratio``; it is the most that is hidden,
-    made of rectangles that may overlap. Source: DINOv2's data/masking.py and data/collate.py,
-    which draws the half among the crops of a whole batch and spreads the shares evenly over it.
+    are not. The largest share of a crop to hide is uniform in ``ratio``. Rectangles, which may
+    overlap, hide at most this share. Source: DINOv2's data/masking.py and data/collate.py, which
+    chooses half of the crops of a whole batch and spreads the shares evenly over them.
 
     Required Keys:
     - crops (from :class:`AlignedCrops`)
@@ -75,8 +75,7 @@ class BlockMask(BaseTransform):
 def hide_rectangles(mask: np.ndarray, budget: int, rng: np.random.Generator) -> None:
     """Set rectangles of the bool grid ``mask`` True, in place, at most ``budget`` patches in all.
 
-    It stops short of the budget when no rectangle can be placed any more; one patch at least is
-    hidden.
+    Fewer are hidden if no further rectangle can be placed, but at least one is.
     """
     left = budget
     while left and (hidden := _hide_one(mask, left, rng)):
@@ -86,10 +85,10 @@ def hide_rectangles(mask: np.ndarray, budget: int, rng: np.random.Generator) -> 
 
 
 def _hide_one(mask: np.ndarray, most: int, rng: np.random.Generator) -> int:
-    """Place one rectangle that hides 1 to ``most`` more patches; how many, 0 if none was found."""
+    """Place a rectangle that hides 1 to ``most`` more patches; return how many it hides."""
     rows, columns = mask.shape
     for _ in range(ATTEMPTS):
-        area = rng.uniform(min(LEAST_PATCHES, most), most)
+        area = rng.uniform(min(MIN_PATCHES, most), most)
         aspect = math.exp(rng.uniform(math.log(ASPECT), -math.log(ASPECT)))
         height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if not (0 < height < rows and 0 < width < columns):

@@ -1,4 +1,4 @@
-"""Who sees which patch: the disjoint mask of every crop (paper eq. 1-3)."""
+"""The disjoint mask of every crop, which says which network sees which patch (paper eq. 1-3)."""
 
 import torch
 from mmcv.transforms import BaseTransform
@@ -10,9 +10,9 @@ from pera_mm.registry import TRANSFORMS
 
 @TRANSFORMS.register_module()
 class DisjointMask(BaseTransform):
-    """Split the patches of every crop in three disjoint parts: student, learnable, teacher.
+    """Split the patches of every crop into three disjoint parts: student, learnable, teacher.
 
-    Each crop has a permutation of its own, which its student and teacher view share. The default
+    Each crop has its own permutation, which its student and teacher views share. The default
     shares are those of the reference's configs; the paper's text says 0.3 / 0.2 / 0.5
     (pera_reference.md §2.1).
 
@@ -25,10 +25,10 @@ class DisjointMask(BaseTransform):
 
     Args:
         patch_size: side of a patch in pixels; must divide the crop sizes.
-        student: share of the patches that the student sees.
-        learnable: share the student must predict from mask tokens; 0 for no pixel prediction.
-        teacher: share the teacher sees.
-        disjoint: False shows every patch to both networks (Table 11) and ignores the shares.
+        student: the share of the patches that the student sees.
+        learnable: the share that the student predicts from mask tokens; 0: no pixel prediction.
+        teacher: the share that the teacher sees.
+        disjoint: False: both networks see every patch (Table 11), and the shares have no effect.
 
     Raises:
         ValueError: at build if the shares do not sum to 1 or one is empty; at the first sample if

@@ -1,4 +1,4 @@
-"""The last step in the worker: crops and masks become what ``collate`` can stack."""
+"""The last step in the worker: crops and masks in a form that ``collate`` can stack."""
 
 import torch
 from mmcv.transforms import BaseTransform
@@ -18,7 +18,7 @@ class PackCrops(BaseTransform):
     - split (from :class:`DisjointMask`)
     - img_path, sample_idx, skipped (from :class:`~pera_mm.datasets.unlabeled.UnlabeledImages`)
 
-    Returns ``dict(inputs, data_samples)``: ``inputs`` maps a group name to a
+    The result is ``dict(inputs, data_samples)``: ``inputs`` maps a group name to a
     :class:`~pera_mm.structures.CropGroup` without the batch axis; ``data_samples`` is a
     DataSample whose meta information has ``img_path``, ``sample_idx``, ``skipped`` (a list of
     [path, reason]) and ``worker`` (-1 in the main process), which the log of unreadable images

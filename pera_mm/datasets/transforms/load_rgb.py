@@ -1,4 +1,4 @@
-"""Reading in the pipelines of the toolboxes."""
+"""The reading of images in the pipelines of the toolboxes."""
 
 from mmcv.transforms import BaseTransform
 
@@ -10,15 +10,15 @@ from pera_mm.registry import TRANSFORMS
 class LoadRGB(BaseTransform):
     """Read ``img_path`` as 8-bit RGB, by the rule of pre-training (``datasets/reading.py``).
 
-    An unreadable file is appended to ``skipped`` as (path, reason), and there is no sample; the
-    data set draws another (:class:`pera_mm.datasets.labelled.RedrawUnreadable`).
+    An unreadable file is appended to ``skipped`` as (path, reason), and there is no sample. The
+    data set draws another one (:class:`pera_mm.datasets.labelled.RedrawUnreadable`).
 
     **Required Keys:** img_path, skipped. **Added Keys:** img (uint8 ``[H, W, 3]``), img_shape,
     ori_shape.
     """
 
     def transform(self, results: dict) -> dict | None:
-        """Read; None where the file is unreadable."""
+        """Read the image; None if the file is unreadable."""
         try:
             image = read_image(results['img_path'])
         except UnreadableImage as error:

@@ -1,4 +1,4 @@
-"""What happens around an iteration or an epoch."""
+"""The hooks around an iteration or an epoch."""
 
 from pera_mm.engine.hooks.checkpoint import AtomicCheckpointHook
 from pera_mm.engine.hooks.config_check import ConfigCheckHook

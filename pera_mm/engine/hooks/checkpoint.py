@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or not there, also where a signal stops the run."""
+"""A checkpoint hook whose files are complete or absent, even if a signal stops the run."""
 
 import os
 import shutil
@@ -22,26 +22,27 @@ from pera_mm.files import Claim
 from pera_mm.registry import HOOKS
 from pera_mm.stopping import GuardedWorker, StopSignals, end_with_launcher
 
-INCOMPLETE = '.incomplete'
+INCOMPLETE = '.incomplete'  # suffix of what is being written
+GLOO_TIMEOUT = 1800  # s, PyTorch's default
 
 
 @HOOKS.register_module()
 class AtomicCheckpointHook(CheckpointHook):
-    """MMEngine's ``CheckpointHook``, safe against a kill and a full disk.
+    """A ``CheckpointHook`` that is safe against a kill and a full disk.
 
-    A checkpoint (a file, or a folder of FSDP's or DeepSpeed's) is written beside its place under
-    the suffix ``.incomplete``, flushed to the disk, and only then renamed; ``last_checkpoint``
-    likewise, and after it; outdated checkpoints go last. What a kill leaves behind is removed at
-    the next start. ``out_dir`` must be on a file system (no object store).
+    A checkpoint (a file, or a folder of FSDP or DeepSpeed) is written beside its place with the
+    suffix ``.incomplete``, flushed to the disk, and only then renamed. ``last_checkpoint`` follows
+    in the same way. Outdated checkpoints are removed last. The next start removes what a kill left
+    behind. ``out_dir`` must be on a file system (no object store).
 
-    With gradient accumulation a save waits for the next optimizer step, because gathered gradients
-    are not in a checkpoint. Arguments are those of :class:`mmengine.hooks.CheckpointHook`;
+    With gradient accumulation a save waits for the next optimizer step, because a checkpoint does
+    not hold accumulated gradients. Arguments are those of :class:`mmengine.hooks.CheckpointHook`;
     ``save_best`` is written by MMEngine's own code and is not atomic.
 
-    While it trains, a run has its work folder to itself. SIGINT and SIGTERM stop it after the
-    next optimizer step with a checkpoint of that step and exit code 130 or 143. MMEngine's own
-    epoch loop cannot continue within an epoch: there, and during a validation, the last checkpoint
-    stands. A second signal stops at once. Ranks end with their launcher (torchrun).
+    A training run has its work folder to itself. SIGINT and SIGTERM stop it after the next
+    optimizer step, with a checkpoint of that step and exit code 130 or 143. MMEngine's own epoch
+    loop cannot continue within an epoch: there, and during a validation, no new checkpoint is
+    written. A second signal stops at once. Ranks end with their launcher (torchrun).
 
     Raises:
         OSError: on all ranks, if a checkpoint cannot be written; the last good one is named.
@@ -50,30 +51,30 @@ class AtomicCheckpointHook(CheckpointHook):
     """
 
     def before_run(self, runner: Any) -> None:
-        """Answer signals with one line from here on, before the first step at once."""
+        """Answer signals with one line from here on; before the first step, end at once."""
         end_with_launcher()
         self._signals = StopSignals()
         self._signals.install()
 
     def before_train(self, runner: Any) -> None:
-        """As the parent; then remove what a kill left behind."""
+        """Prepare as the parent does, then remove what a kill left behind."""
         if '://' in str(self.out_dir or runner.work_dir):
             raise UserError('AtomicCheckpointHook writes to a file system, not to '
                             f'{self.out_dir or runner.work_dir}; use CheckpointHook there.')
         self._claim_folder(runner)
         super().before_train(runner)
-        self._waiting = False
+        self._save_is_due = False
         if self.max_keep_ckpts > 0:
-            self.keep_ckpt_ids = list(self.keep_ckpt_ids)  # one more while a save is under way
+            self.keep_ckpt_ids = list(self.keep_ckpt_ids)  # one more during a save
         if is_main_process():
             _remove_incomplete(Path(self.out_dir), Path(runner.work_dir))
         self._saved = -1  # the last iteration saved
-        self._stop_by = 0  # the signal that all ranks agreed on
+        self._stop_signal = 0  # number of the signal that all ranks agreed on; 0: none
         self._gloo = _gloo_group(runner)
         for loop in (runner.train_loop, runner.val_loop):
             if loop is not None:
                 loop.dataloader.worker_init_fn = GuardedWorker(loop.dataloader.worker_init_fn)
-        self._signals.note()
+        self._signals.defer()
 
     def after_run(self, runner: Any) -> None:
         """Leave the signals and the work folder to others."""
@@ -83,7 +84,7 @@ class AtomicCheckpointHook(CheckpointHook):
             claim.release()
 
     def _claim_folder(self, runner: Any) -> None:
-        """Rank 0 claims the work folder for the run; if it may not, all ranks stop."""
+        """Claim the work folder for the run on rank 0; if it may not, all ranks stop."""
         self._claim, refused = None, None
         if is_main_process():
             try:
@@ -99,21 +100,21 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None,
                          outputs: Any = None) -> None:
-        """Save if due now, or if due before and waiting for this optimizer step."""
+        """Save if due now, or if due before and this is the optimizer step it waited for."""
         if not self.by_epoch and (
                 self.every_n_train_iters(runner, self.interval, self.save_begin)
                 or (self.save_last and self.is_last_train_iter(runner))):
-            self._waiting = True
-        if self._waiting and made_update(runner):
+            self._save_is_due = True
+        if self._save_is_due and made_update(runner):
             step = runner.epoch if self.by_epoch else runner.iter + 1
             meta = dict(epoch=runner.epoch, iter=runner.iter + 1)
             self._save_checkpoint_with_step(runner, step, meta, by_epoch=False)
             self._saved = runner.iter + 1
-        self._stop_by = self._stop_by or self._agreed_signal()
-        if self._stop_by and made_update(runner):
+        self._stop_signal = self._stop_signal or self._agreed_signal()
+        if self._stop_signal and made_update(runner):
             self._save_for_stop(runner)
             barrier()  # the launcher kills the others when one has ended
-            self._stop(runner, self._stop_by, runner.iter + 1)
+            self._stop(runner, self._stop_signal, runner.iter + 1)
 
     def before_val(self, runner: Any) -> None:
         """Stop if a signal came since the last step."""
@@ -121,15 +122,15 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None,
                        outputs: Any = None) -> None:
-        """Stop if a signal came; ranks may differ in their batches, so each for itself."""
+        """Stop if a signal came; each rank for itself, because their batches may differ."""
         if self._signals.pending:
             self._stop(runner, self._signals.pending, runner.iter)
 
     def _agreed_signal(self) -> int:
-        """The number of a signal that any rank received, else 0; the same on all ranks.
+        """Return the number of a signal that any rank received, else 0; the same on all ranks.
 
-        Every iteration, because ranks receive it in different ones. It takes less than 1 ms over
-        gloo, and no rank waits for its GPU.
+        Ranks receive a signal in different iterations, so they agree in every iteration. This
+        takes less than 1 ms over gloo, and no rank waits for its GPU.
         """
         number = torch.tensor(int(self._signals.pending or 0))
         if get_world_size() > 1:
@@ -137,7 +138,7 @@ class AtomicCheckpointHook(CheckpointHook):
         return int(number)
 
     def _save_for_stop(self, runner: Any) -> None:
-        """Save this iteration where the loop can continue from it and it is not saved yet."""
+        """Save this iteration if the loop can continue from it and it is not saved yet."""
         step, loop = runner.iter + 1, runner.train_loop
         if self._saved == step or (isinstance(loop, EpochBasedTrainLoop)
                                    and not isinstance(loop, ResumableTrainLoop)):
@@ -149,7 +150,7 @@ class AtomicCheckpointHook(CheckpointHook):
             self._save_checkpoint_with_step(runner, step, meta)
 
     def _stop(self, runner: Any, number: int, iteration: int) -> None:
-        """Say where the run can continue; end this process."""
+        """Say where the run can continue, and end this process."""
         last = find_latest_checkpoint(runner.work_dir)
         where = f'checkpoint {last}; continue with --resume' if last else 'no checkpoint yet'
         runner.logger.warning(f'Stopped by {signal.Signals(number).name} after iteration '
@@ -159,20 +160,20 @@ class AtomicCheckpointHook(CheckpointHook):
         raise SystemExit(128 + number)
 
     def _save_checkpoint(self, runner: Any) -> None:
-        """The parent's way at the end of an epoch, unless in the middle of an accumulation."""
-        self._waiting = not made_update(runner)
-        if not self._waiting:
+        """Save at the end of an epoch as the parent does, unless gradients are accumulating."""
+        self._save_is_due = not made_update(runner)
+        if not self._save_is_due:
             meta = dict(epoch=runner.epoch + 1, iter=runner.iter)
             self._save_checkpoint_with_step(runner, runner.epoch + 1, meta, by_epoch=True)
 
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict,
                                    by_epoch: bool | None = None) -> None:
-        """Write, publish, then drop what is outdated.
+        """Write and publish a checkpoint, then drop the outdated ones.
 
-        ``by_epoch`` tells MMEngine whether the epoch counter has yet to move.
+        ``by_epoch`` says to MMEngine whether the epoch counter has yet to move.
         """
-        self._waiting = False
-        self._keep(runner, step)
+        self._save_is_due = False
+        self._list_kept(runner, step)
         self._write(runner, self.filename_tmpl.format(step), meta,
                     self.by_epoch if by_epoch is None else by_epoch)
         self._drop_outdated(runner)
@@ -190,7 +191,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     @staticmethod
     def _on_all_ranks(runner: Any, path: Path, write: Callable[[], None]) -> None:
-        """Let every rank write; raise on all of them if one could not."""
+        """Let every rank write; raise on all ranks if one fails."""
         error = None
         try:
             write()
@@ -207,10 +208,10 @@ class AtomicCheckpointHook(CheckpointHook):
             good = f'the last good one is {last}' if last else 'there is none yet'
             raise FileError(
                 f'cannot write the checkpoint {path} ({reason}); {good}: make room on that disk '
-                'or mend the cause, and continue with --resume.') from error
+                'or remove the cause, and continue with --resume.') from error
 
-    def _keep(self, runner: Any, step: int) -> None:
-        """List the coming checkpoint before it is written: a resume reads the list in it."""
+    def _list_kept(self, runner: Any, step: int) -> None:
+        """List the new checkpoint before it is written, because a resume reads the list in it."""
         if self.max_keep_ckpts > 0:
             if step not in self.keep_ckpt_ids:
                 self.keep_ckpt_ids.append(step)
@@ -226,10 +227,10 @@ class AtomicCheckpointHook(CheckpointHook):
 
 
 def _gloo_group(runner: Any) -> Any:
-    """Processes that can agree without their GPUs; None: the default group."""
+    """Return a process group that needs no GPU; None: the default group."""
     if get_world_size() == 1 or dist.get_backend() == 'gloo':
         return None
-    timeout = (runner.cfg.get('env_cfg', {}).get('dist_cfg') or {}).get('timeout', 1800)
+    timeout = (runner.cfg.get('env_cfg', {}).get('dist_cfg') or {}).get('timeout', GLOO_TIMEOUT)
     return dist.new_group(backend='gloo', timeout=timedelta(seconds=timeout))
 
 
@@ -255,7 +256,7 @@ def _rename(incomplete: Path, path: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Wait until the disk has it; a rename alone may reach the disk before the data."""
+    """Wait until the disk has the data; a rename alone may reach the disk before it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Find a configuration that cannot train before the first step, not after an hour."""
+"""A check that finds a config which cannot train before the first step, not after an hour."""
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -9,16 +9,16 @@ from pera_mm.registry import HOOKS
 
 @HOOKS.register_module()
 class ConfigCheckHook(Hook):
-    """Before the run: do batch size, crops and patches fit the model and its losses?
+    """Check before the run that batch size, crops and patches fit the model and its losses.
 
     Raises:
-        ValueError: one image per device with KoLeo, also in the last batch of an epoch; a
-            pipeline whose patch size is not the backbone's; a crop that is not a multiple of the
-            patch.
+        ValueError: for one image per device with KoLeo, also in the last batch of an epoch; for a
+            pipeline whose patch size is not the backbone's; for a crop that is not a multiple of
+            the patch.
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Look at the batch size and at one packed sample."""
+        """Check the batch size and one packed sample."""
         model = inner_model(runner)
         loader = runner.train_dataloader
         model.check_batch_size(loader.batch_size)

@@ -1,4 +1,4 @@
-"""Continued pre-training: a new run that starts from the weights of another one."""
+"""The hook of a continued pre-training, a new run that starts from the weights of another."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,10 +13,10 @@ from pera_mm.weights.names import CENTER, pera_weights, teacher_backbone, weight
 
 @HOOKS.register_module()
 class ContinueHook(StrictLoadHook):
-    """The :class:`StrictLoadHook` that reads files of any layout, and says what arrived.
+    """A :class:`StrictLoadHook` that reads files of any layout and reports what arrived.
 
     A whole model (ours, or the authors' raw training file) gives student, teacher, both heads,
-    the mask token, and the centre where the file has it; a backbone alone gives the backbones of
+    the mask token, and the center if the file has it. A backbone alone gives the backbones of
     student and teacher. Position embeddings are not resized. A resumed run does not read
     ``load_from``.
 
@@ -34,12 +34,12 @@ class ContinueHook(StrictLoadHook):
             return
         path = checkpoint_path(runner)
         try:
-            found, whole = _found(checkpoint)
+            found, whole = _weights_and_extent(checkpoint)
         except UserError as error:
             raise UserError(f'{path}: {error}') from None
         wanted = {key: value for key, value in plain_model(runner).state_dict().items()
                   if (whole or '.backbone.' in key) and (key != CENTER or CENTER in found)}
-        found = checkpoint['state_dict'] = self.fitting(runner, path, found, wanted)
+        found = checkpoint['state_dict'] = self.select_fitting(runner, path, found, wanted)
         runner.logger.info(_report(path, found, whole))
 
     def before_train(self, runner: Any) -> None:
@@ -49,8 +49,8 @@ class ContinueHook(StrictLoadHook):
                             'weights.')
 
 
-def _found(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], bool]:
-    """Weights under the names of the whole model, and whether they are all of it."""
+def _weights_and_extent(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], bool]:
+    """Return weights under the names of the whole model, and whether they are complete."""
     weights = weights_of(checkpoint)
     if any('.projector.' in key or '.cls_head.' in key for key in weights):
         return pera_weights(weights), True
@@ -60,15 +60,15 @@ def _found(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], bool]:
 
 
 def _report(path: str, found: dict[str, Tensor], whole: bool) -> str:
-    centre, anew = '', ['optimizer', 'schedules']
+    center, anew = '', ['optimizer', 'schedules']
     if whole:
         kept = 'student and teacher (backbone and projector each), predictor, mask token'
         if CENTER in found:
-            centre = ', centre'
+            center = ', center'
         else:
-            anew.append('centre (not in the file; it follows within some twenty steps)')
+            anew.append('center (not in the file; it follows within some twenty steps)')
     else:
-        kept = 'the backbones of student and teacher, both from this one'
-        anew += ['projectors', 'predictor', 'mask token', 'centre']
-    return (f'This run starts from {path}. Restored, all {len(found)} tensors: {kept}{centre}. '
+        kept = 'the backbones of student and teacher, both from the one in the file'
+        anew += ['projectors', 'predictor', 'mask token', 'center']
+    return (f'This run starts from {path}. Restored, all {len(found)} tensors: {kept}{center}. '
             f'Starting anew: {", ".join(anew)}.')

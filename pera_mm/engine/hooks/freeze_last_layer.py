@@ -1,4 +1,4 @@
-"""The prototypes stay where they are while the features begin to move."""
+"""A hook that keeps the prototypes fixed while the features begin to move."""
 
 import torch
 from mmengine.hooks import Hook
@@ -15,9 +15,9 @@ from pera_mm.registry import HOOKS
 class FreezeLastLayerHook(Hook):
     """Zero the gradient of the student's last layers in the first epochs (DINO, DINOv2).
 
-    The gradients are zeroed while they are computed, so DDP exchanges and clipping measures the
+    The gradients become zero while they are computed, so DDP exchanges zeros and clipping measures
     zeros. DINO instead drops them after clipping, and DINOv2 sets the layers' learning rate to 0.
-    Weight decay continues; a weight-normalised layer does not feel it.
+    Weight decay continues; it does not change the output of a weight-normalized layer.
 
     Args:
         epochs: number of frozen epochs, 0 or more; 1 in both papers.
@@ -34,13 +34,13 @@ class FreezeLastLayerHook(Hook):
         self._handles: list[RemovableHandle] = []
 
     def before_train(self, runner: Runner) -> None:
-        """Refuse what it cannot do."""
+        """Raise under FSDP, where the layers cannot be found."""
         if isinstance(runner.model, FullyShardedDataParallel) and self.epochs:
             raise UserError('FreezeLastLayerHook cannot find the last layer under FSDP; train '
                             'with DDP, or set default_hooks.freeze_last_layer.epochs=0.')
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Freeze, or thaw when it is time."""
+        """Freeze the layers, or thaw them after the last frozen epoch."""
         self._thaw()
         if runner.epoch < self.epochs:
             student = inner_model(runner).student
@@ -51,7 +51,7 @@ class FreezeLastLayerHook(Hook):
             ]
 
     def after_train(self, runner: Runner) -> None:
-        """Leave no trace in the model."""
+        """Remove the gradient hooks from the model."""
         self._thaw()
 
     def _thaw(self) -> None:

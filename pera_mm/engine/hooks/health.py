@@ -1,4 +1,4 @@
-"""Is the teacher alive: signs of collapse, and a stop for all ranks when the loss breaks."""
+"""A watch over the teacher: signs of collapse, and a stop of all ranks for a broken loss."""
 
 import math
 from collections import Counter
@@ -24,7 +24,7 @@ from pera_mm.registry import HOOKS
 
 
 class Limits(NamedTuple):
-    """The healthy range of a sign, and what a value outside it means and asks for."""
+    """The healthy range of a sign, and for a value outside it the meaning and the remedy."""
 
     low: float
     high: float
@@ -38,14 +38,14 @@ SIGNS = dict(
     teacher_entropy=Limits(
         0.005, 0.999,
         'the teacher puts everything on one prototype per image, so the student copies a hard '
-        'label that a few prototypes can share; raise teacher_temp or keep the centre moving '
+        'label that a few prototypes can share; raise teacher_temp or keep the center moving '
         '(center_momentum < 1, TeacherHook in custom_hooks)',
         'the teacher finds all prototypes equally likely, so there is nothing to learn from it; '
-        'lower teacher_temp, and look at feature_std: if that is near 0 too, lower the learning '
+        'lower teacher_temp, and look at feature_std: if it is near 0 too, lower the learning '
         'rate and start again from a checkpoint before the warning'),
     prototype_use=Limits(
         0.05, math.inf,
-        'nearly all images of a batch choose the same prototype (collapse); keep the centre moving '
+        'nearly all images of a batch choose the same prototype (collapse); keep the center moving '
         '(center_momentum < 1, TeacherHook in custom_hooks), raise teacher_temp or the weight of '
         'KoLeo, and check that the images differ'),
     feature_std=Limits(
@@ -67,8 +67,8 @@ class HealthHook(Hook):
     """Watch the teacher for collapse and stop the run when the loss is not finite.
 
     Every ``interval`` iterations the main process computes, from its own batch (global crops),
-    the signs below, writes them as ``health/...`` to the visualizer and the message hub, and
-    warns once per episode when one has been outside its limits for ``patience`` checks:
+    the signs below and writes them as ``health/...`` to the visualizer and the message hub. It
+    warns once per episode when a sign has been outside its limits for ``patience`` checks:
 
     - ``teacher_entropy``, in [0, 1]: 0 = one prototype per image for certain, 1 = all alike;
     - ``prototype_use``, in [0, 1]: 0 = one prototype for all images, 1 = each image its own;
@@ -77,9 +77,9 @@ class HealthHook(Hook):
     - ``nearest_distance``, in [0, 2]: from the student's answer to the nearest of another image
       (what KoLeo pushes up).
 
-    The loss is looked at in every iteration, on all ranks together (one number is exchanged),
-    unless an ``AutocastOptimWrapper`` does so itself: with another optimizer wrapper, or an fp16
-    scaler that skips broken steps for ever, nothing else stops, and a rank that stops alone
+    All ranks check the loss together in every iteration (they exchange one number), unless an
+    ``AutocastOptimWrapper`` checks the gradients. With another optimizer wrapper, or with an fp16
+    scaler that skips broken steps forever, nothing else stops the run; and a rank that stops alone
     leaves the others waiting.
 
     Args:
@@ -89,10 +89,10 @@ class HealthHook(Hook):
 
     Raises:
         ValueError: for limits of an unknown sign, or an upper limit of one that has none.
-        FloatingPointError: on all ranks, if the loss is inf or nan on any.
+        FloatingPointError: on all ranks, if the loss of any is inf or nan.
     """
 
-    # Before TeacherHook: the centre is still the one of this batch's loss, and a broken student
+    # Before TeacherHook: the center is still the one of this batch's loss, and a broken student
     # never reaches the teacher.
     priority = 'ABOVE_NORMAL'
 
@@ -119,24 +119,24 @@ class HealthHook(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
                          outputs: Any = None) -> None:
-        """Stop on a broken loss; check the signs when it is time."""
+        """Stop if the loss is broken; check the signs if they are due."""
         if not isinstance(runner.optim_wrapper, AutocastOptimWrapper):
             _stop_unless_finite(outputs, runner.iter + 1)
         if not self._is_due(runner):
             return
         model = inner_model(runner)
-        signs = _read_signs(model)
+        signs = _compute_signs(model)
         model.watch, model.observed = False, {}
         scalars = {f'health/{name}': value for name, value in signs.items()}
         runner.message_hub.update_scalars(scalars)
         runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
         for name, value in signs.items():
-            self._judge(runner, name, value)
+            self._warn_if_unhealthy(runner, name, value)
 
     def _is_due(self, runner: Runner) -> bool:
         return is_main_process() and self.every_n_train_iters(runner, self.interval)
 
-    def _judge(self, runner: Runner, name: str, value: float) -> None:
+    def _warn_if_unhealthy(self, runner: Runner, name: str, value: float) -> None:
         limits = self.signs[name]
         if limits.low <= value <= limits.high:
             self._bad_checks[name] = 0
@@ -150,8 +150,8 @@ class HealthHook(Hook):
                 f'checks (every {self.interval} iterations): {meaning}.')
 
 
-def _read_signs(model: torch.nn.Module) -> dict[str, float]:
-    """All signs of the last batch that can be computed (some need two images)."""
+def _compute_signs(model: torch.nn.Module) -> dict[str, float]:
+    """Compute all signs that the last batch allows (some need two images)."""
     seen, center = model.observed, model.distillation.center.value
     features = seen['teacher_features'].flatten(0, 1)
     signs = dict(

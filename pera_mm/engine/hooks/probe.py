@@ -1,4 +1,4 @@
-"""How good the teacher's features are while it trains: kNN and linear accuracy."""
+"""The quality of the teacher's features during training: kNN and linear accuracy."""
 
 import time
 
@@ -41,9 +41,9 @@ class ProbeHook(Hook):
         data_root: folder with one folder of images per class.
         size: side in pixels to which the whole images are resized; a multiple of the patch size.
         interval: epochs between two probes.
-        k: neighbours of the kNN classifier.
-        train_share: share of each class to learn from, the rest is tested; in (0, 1).
-        max_per_class: the most images of each class that are used; None: all.
+        k: neighbors of the kNN classifier.
+        train_share: share of each class to learn from, in (0, 1); the rest is for testing.
+        max_per_class: the largest number of images used of each class; None: all.
         batch_size: images per forward pass on each rank.
         seed: of the split, which stays the same over the run.
 
@@ -72,10 +72,10 @@ class ProbeHook(Hook):
         self.seed = seed
 
     def before_run(self, runner: Runner) -> None:
-        """Read the folder: what is wrong with it shows now and not after an epoch."""
+        """Read the folder, so that an error shows now and not after an epoch."""
         folder = read_labelled_folder(self.data_root)
         split = stratified_split(folder.labels, self.train_share, self.max_per_class, self.seed)
-        self._images = _only(folder, split)
+        self._images = _images_of_split(folder, split)
         self._num_train = len(split.train)
 
     def before_train(self, runner: Runner) -> None:
@@ -99,7 +99,7 @@ class ProbeHook(Hook):
         if is_main_process():
             try:
                 self._score(runner, epoch, start, features, readable)
-            except Exception as error:  # the other ranks would wait for this one
+            except Exception as error:  # otherwise the other ranks wait for this one
                 problem, cause = [f'{type(error).__name__}: {error}'], error
         broadcast_object_list(problem)
         if problem[0]:
@@ -125,10 +125,10 @@ class ProbeHook(Hook):
             f'{time.perf_counter() - start:.1f} s)')
 
     def _extract(self, runner: Runner) -> tuple[Tensor, Tensor]:
-        """Features ``[N, D]`` and readability ``[N]`` of all images, shared over the ranks.
+        """Extract features ``[N, D]`` and readability ``[N]`` of all images, shared by the ranks.
 
-        Shares are filled up to equal length from the beginning: under FSDP every rank must run
-        as many forward passes as the others.
+        The first images fill the last share up to the length of the others, because under FSDP
+        every rank must run the same number of forward passes.
         """
         paths = self._images.paths
         rank, world = get_rank(), get_world_size()
@@ -142,7 +142,7 @@ class ProbeHook(Hook):
         return torch.cat(features)[:len(paths)], torch.cat(readable)[:len(paths)]
 
 
-def _only(folder: LabelledFolder, split: Split) -> LabelledFolder:
-    """The images of the split, those to learn from first."""
+def _images_of_split(folder: LabelledFolder, split: Split) -> LabelledFolder:
+    """Select the images of the split, those to learn from first."""
     index = torch.cat([split.train, split.test])
     return LabelledFolder([folder.paths[i] for i in index], folder.labels[index], folder.classes)

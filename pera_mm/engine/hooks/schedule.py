@@ -1,4 +1,4 @@
-"""The teacher's clock: its temperature and its EMA momentum, per iteration."""
+"""The schedules of the teacher's temperature and EMA momentum, per iteration."""
 
 from typing import Any
 
@@ -12,9 +12,9 @@ from pera_mm.registry import HOOKS
 
 @HOOKS.register_module()
 class ScheduleHook(Hook):
-    """Sets ``model.teacher_temp`` and ``model.momentum`` before each iteration.
+    """Set ``model.teacher_temp`` and ``model.momentum`` before each iteration.
 
-    Learning rate and weight decay are MMEngine's ``param_scheduler``. Source: the reference's
+    MMEngine's ``param_scheduler`` sets learning rate and weight decay. Source: the reference's
     Utils/config.py (pera_reference.md §5); ViT-B: .03 -> .05 over 30 epochs and .992 -> 1.
 
     Args:
@@ -47,7 +47,7 @@ class ScheduleHook(Hook):
         self.momentum = momentum
 
     def before_train(self, runner: Any) -> None:
-        """Say so when the warm-up never ends (the reference stops with an assertion)."""
+        """Warn if the warm-up does not end within the run (the reference asserts that it does)."""
         warmup_epochs = self.teacher_temp['warmup_epochs']
         if warmup_epochs > runner.max_epochs:
             runner.logger.warning(
@@ -56,7 +56,7 @@ class ScheduleHook(Hook):
                 'teacher_temp.warmup_epochs of ScheduleHook unless this is a trial run.')
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Set and log both values of iteration ``runner.iter``."""
+        """Set and log both values for iteration ``runner.iter``."""
         model = inner_model(runner)
         warmup = round(self.teacher_temp['warmup_epochs'] * len(runner.train_dataloader))
         model.teacher_temp = linear_warmup(

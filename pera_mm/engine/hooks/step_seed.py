@@ -1,4 +1,4 @@
-"""Device randomness as a pure function of (seed, rank, iteration)."""
+"""A hook that makes device randomness a pure function of (seed, rank, iteration)."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from pera_mm.seeds import hash_seed
 
 @HOOKS.register_module()
 class StepSeedHook(Hook):
-    """Seeds torch (CPU and accelerators) before each iteration.
+    """Seed torch (CPU and accelerators) before each iteration.
 
-    Colour jitter and stochastic depth then depend on nothing that happened before, so a resumed
-    run draws what the uninterrupted one would have drawn, and no RNG state is saved.
+    Color jitter and stochastic depth then do not depend on earlier iterations. So a resumed run
+    draws what an uninterrupted run draws, and no RNG state is saved.
     """
 
     # Before every other hook: whatever they draw is seeded too.

@@ -1,4 +1,4 @@
-"""A checkpoint that is loaded arrives whole, or the run stops before its first step."""
+"""A hook that loads a checkpoint completely, or stops the run before its first step."""
 
 from collections.abc import Iterable, Mapping
 from itertools import chain
@@ -21,26 +21,26 @@ from pera_mm.weights.names import weights_of
 
 DDP_PREFIX = 'module.'  # also of MMEngine's moving averages
 # States of torch's optimizers that have the shape of their parameter; fused optimizers trust it.
-_PER_ELEMENT = ('exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'momentum_buffer')
+_ELEMENTWISE_STATES = ('exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'momentum_buffer')
 
 
 @HOOKS.register_module()
 class StrictLoadHook(Hook):
-    """Makes ``load_from`` and ``--resume`` strict, in training and in testing.
+    """Make ``load_from`` and ``--resume`` strict, in training and in testing.
 
     MMEngine loads what fits, mentions the rest in the log, and trains or scores the random
-    weights that are left; a fused optimizer with states of another shape ends in a segmentation
-    fault. Here every tensor arrives, or it is an error before the first step. Position embeddings
+    weights that remain. A fused optimizer with states of another shape ends in a segmentation
+    fault. Here a tensor that does not arrive is an error before the first step. Position embeddings
     of another image size still count as arriving with ``load_from``: MMPretrain's ViT resizes
     them.
 
     A resume also needs the states of the optimizer and of the schedules, and they must fit.
-    DeepSpeed's strategy calls no hook here; it is strict by itself.
+    DeepSpeed's strategy does not call this hook; it is strict by itself.
 
     Args:
         may_differ: prefixes of the keys that need not fit with ``load_from``, such as
             ``['decode_head.conv_seg.']`` for other classes; the log says what was left out. A
-            resume takes no account of it.
+            resume ignores it.
 
     Raises:
         ValueError: on all ranks, if the file does not fit or has a tensor that is not finite.
@@ -52,7 +52,7 @@ class StrictLoadHook(Hook):
         self.may_differ = (may_differ,) if isinstance(may_differ, str) else tuple(may_differ)
         if not all(self.may_differ):
             raise UserError(f'may_differ of {type(self).__name__} has an empty prefix, which '
-                            'every key begins with: name the keys that are meant to differ.')
+                            'every key begins with: name the keys that may differ.')
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Compare before MMEngine puts weights and optimizer state in place."""
@@ -75,19 +75,19 @@ class StrictLoadHook(Hook):
         else:
             resizable = [f'{name}.pos_embed'.removeprefix('.') for name, module
                          in model.named_modules() if isinstance(module, VisionTransformer)]
-            found = self.fitting(runner, path, found, wanted, resizable)
+            found = self.select_fitting(runner, path, found, wanted, resizable)
         if found.keys() != checkpoint.get('state_dict', {}).keys():
             checkpoint['state_dict'] = found
 
-    def fitting(self, runner: Any, path: str, found: Mapping[str, Any],
+    def select_fitting(self, runner: Any, path: str, found: Mapping[str, Any],
                 wanted: Mapping[str, Tensor], resizable: Iterable[str] = ()) -> dict[str, Any]:
-        """The tensors of a file that has all of ``wanted``, less those that may differ.
+        """Return the tensors of a file that has all of ``wanted``, without those that may differ.
 
         Args:
-            runner: gets into its log what was left out.
+            runner: its log gets what was left out.
             path: of the file.
             found: what the file holds.
-            wanted: state dict of what must arrive.
+            wanted: state dict of the tensors that must arrive.
             resizable: as in :func:`pera_mm.weights.fitting.compare`.
         """
         free = compare(*(_select(state, self.may_differ) for state in (found, wanted)), resizable)
@@ -96,8 +96,8 @@ class StrictLoadHook(Hook):
         if strict:
             raise UserError(
                 f'{path} does not fit the model of the config: {strict}; nothing was loaded. Set '
-                "the model's sizes to those of the file, take another file, or name what is meant "
-                'to differ by its prefix in default_hooks.weights.may_differ.')
+                "the model's sizes to those of the file, take another file, or name what may "
+                'differ by its prefix in default_hooks.weights.may_differ.')
         if free:
             runner.logger.warning(f'{path}: left out, as may_differ allows: {free}.')
         left_out = {*free.unknown, *free.misshaped}
@@ -109,7 +109,7 @@ class StrictLoadHook(Hook):
 
 
 def checkpoint_path(runner: Any) -> str:
-    """What the runner is loading, to be named in a message."""
+    """Return the path that the runner loads, for a message."""
     path = runner._resume if isinstance(runner._resume, str) else runner._load_from
     if path is None and runner._resume:
         path = find_latest_checkpoint(runner.work_dir)
@@ -117,7 +117,7 @@ def checkpoint_path(runner: Any) -> str:
 
 
 def plain_model(runner: Any) -> nn.Module:
-    """The model out of its wrappers; for one that FSDP has sharded a copy without data."""
+    """Return the model without its wrappers; if FSDP has sharded it, a copy without data."""
     if isinstance(runner.model, FullyShardedDataParallel):
         with torch.device('meta'):
             return MODELS.build(runner.cfg.model)
@@ -130,7 +130,7 @@ def _select(state: Mapping[str, Any], prefixes: tuple[str, ...], inside: bool = 
 
 
 def _check_run(path: str, checkpoint: Mapping[str, Any]) -> None:
-    """Raise unless the file has, besides weights, what a run continues with."""
+    """Raise unless the file has, besides weights, all that a resumed run needs."""
     meta = checkpoint.get('meta')
     counted = isinstance(meta, Mapping) and {'epoch', 'iter'} <= meta.keys()
     lacking = [] if counted else ['epoch and iteration']
@@ -150,7 +150,7 @@ def _check_resumed(path: str, misfit: Differences | str) -> None:
 
 
 def _compare_average(checkpoint: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> Differences:
-    """The moving average of MMEngine's EMAHook, which it swaps with the weights key by key."""
+    """Compare the average of MMEngine's EMAHook, which it swaps with the weights key by key."""
     average = checkpoint.get('ema_state_dict')
     if not isinstance(average, Mapping):
         return Differences([], [], {})
@@ -160,7 +160,7 @@ def _compare_average(checkpoint: Mapping[str, Any], wanted: Mapping[str, Tensor]
 
 def _check_optimizer(path: str, checkpoint: Mapping[str, Any], runner: Any,
                      model: nn.Module) -> None:
-    """Raise unless the optimizer's state fits the parameters that it is for."""
+    """Raise unless the state of the optimizer fits its parameters."""
     wrapper, saved = runner.optim_wrapper, checkpoint['optimizer']
     if not isinstance(wrapper, OptimWrapper):  # several optimizers: MMEngine's own checks
         return
@@ -168,7 +168,7 @@ def _check_optimizer(path: str, checkpoint: Mapping[str, Any], runner: Any,
         _check_resumed(path, 'its optimizer state is not that of one optimizer of PyTorch')
     groups, own = saved['param_groups'], wrapper.optimizer.param_groups
     if len(groups) != len(own):
-        _check_resumed(path, f'its optimizer has {_number(len(groups), "group")} of parameters, '
+        _check_resumed(path, f'its optimizer has {_plural(len(groups), "group")} of parameters, '
                              f'that of the config {len(own)}')
     sharded = isinstance(runner.model, FullyShardedDataParallel)
     for index, (group, own_group) in enumerate(zip(groups, own)):
@@ -179,8 +179,8 @@ def _check_optimizer(path: str, checkpoint: Mapping[str, Any], runner: Any,
                            f'{", ".join(sorted(settings - own_settings))} in place of '
                            f'{", ".join(sorted(own_settings - settings))}')
         sizes = len(group['params']), len(own_group['params'])
-        if sizes[0] != sizes[1] and not sharded:  # there the parameters are packed in vectors
-            _check_resumed(path, f'its optimizer has {_number(sizes[0], "parameter")} in group '
+        if sizes[0] != sizes[1] and not sharded:  # FSDP packs the parameters in vectors
+            _check_resumed(path, f'its optimizer has {_plural(sizes[0], "parameter")} in group '
                                  f'{index}, that of the config {sizes[1]}')
     keys = chain.from_iterable(group['params'] for group in groups)
     _check_resumed(path, _misfit_of_states(saved['state'], list(keys), own, model, sharded))
@@ -198,9 +198,9 @@ def _is_optimizer_state(saved: Any) -> bool:
 
 def _misfit_of_states(states: Mapping[Any, Mapping[str, Any]], keys: list[Any], own: list[dict],
                       model: nn.Module, sharded: bool) -> str:
-    """The first state of another shape than its parameter, in words; '' if all fit.
+    """Describe the first state that has another shape than its parameter; '' if all fit.
 
-    A file of PyTorch's own numbers the parameters, one of FSDP names them.
+    PyTorch's own files number the parameters, those of FSDP name them.
     """
     parameters = dict(model.named_parameters())
     if sharded:
@@ -213,7 +213,7 @@ def _misfit_of_states(states: Mapping[Any, Mapping[str, Any]], keys: list[Any], 
     for key, name in zip(keys, names):
         if isinstance(key, str) and key != name:
             return f'its optimizer has {key} where that of the config has {name}'
-        for part in _PER_ELEMENT:
+        for part in _ELEMENTWISE_STATES:
             state = states.get(key, {}).get(part)
             shape = list(getattr(state, 'shape', ()))
             if name and state is not None and shape != list(parameters[name].shape):
@@ -229,9 +229,9 @@ def _check_schedules(path: str, checkpoint: Mapping[str, Any], runner: Any) -> N
         return
     saved = checkpoint.get('param_schedulers', [])
     if len(saved) != len(own):
-        _check_resumed(path, f'it has the states of {_number(len(saved), "param_scheduler")}, the '
+        _check_resumed(path, f'it has the states of {_plural(len(saved), "param_scheduler")}, the '
                              f'config has {len(own)}')
 
 
-def _number(count: int, noun: str) -> str:
+def _plural(count: int, noun: str) -> str:
     return f'{count} {noun}{"" if count == 1 else "s"}'

@@ -1,4 +1,4 @@
-"""When the teacher and the centre advance (paper eq. 7 and 10)."""
+"""The hook that moves the teacher and the center (paper eq. 7 and 10)."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -12,7 +12,7 @@ from pera_mm.registry import HOOKS
 
 
 def inner_model(runner: Any) -> nn.Module:
-    """The self-distillation model itself, out of DDP, FSDP or DeepSpeed's wrapper."""
+    """The self-distillation model itself, without the wrapper of DDP, FSDP or DeepSpeed."""
     model = runner.model
     while is_model_wrapper(model):
         model = model.module
@@ -20,7 +20,7 @@ def inner_model(runner: Any) -> nn.Module:
 
 
 def made_update(runner: Any) -> bool:
-    """Whether the iteration that just ran its ``train_step`` ended in an optimizer step.
+    """Return whether the ``train_step`` that just ran ended in an optimizer step.
 
     False on the micro-iterations of gradient accumulation. DeepSpeed's wrapper has no
     ``should_update``; its engine counts micro-steps itself.
@@ -34,31 +34,31 @@ def made_update(runner: Any) -> bool:
 
 @HOOKS.register_module()
 class TeacherHook(Hook):
-    """Moves the teacher (eq. 10) and the centre (eq. 7) after a real optimizer step.
+    """Move the teacher (eq. 10) and the center (eq. 7) after an optimizer step.
 
-    Every micro-iteration adds its batch to the pending centre; the step moves both. The
-    reference moves them on every micro-iteration, which changes the teacher's pace with the
-    accumulation count. A step that an fp16 gradient scaler skipped counts as real: the teacher
-    then moves towards an unmoved student, which is harmless and what the reference does.
+    Every micro-iteration adds its batch to the pending center; the step moves both. The
+    reference moves them on every micro-iteration, so its accumulation count changes the pace of
+    the teacher. A step that an fp16 gradient scaler skipped counts, too: the teacher then moves
+    towards an unchanged student. This is harmless, and the reference does the same.
     """
 
     priority = 'NORMAL'
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None,
                          outputs: Any = None) -> None:
-        """Account for this batch; advance if the optimizer stepped."""
+        """Count this batch; advance if the optimizer made a step."""
         model = inner_model(runner)
         model.accumulate()
         if made_update(runner):
-            with _whole_root(runner.model):
+            with _gathered_root(runner.model):
                 model.advance()
 
 
-def _whole_root(model: nn.Module) -> AbstractContextManager:
-    """Under FSDP, gather what belongs to no inner unit (tokens, embeddings, last norm).
+def _gathered_root(model: nn.Module) -> AbstractContextManager:
+    """Gather under FSDP what is in no inner unit (tokens, embeddings, last norm).
 
-    The root unit holds those of both networks in one flat vector, cut without regard to which is
-    whose. Inner units are alike in student and teacher, so their shards match as they are.
+    The root unit holds these of both networks in one flat vector, and the cuts ignore the border
+    between the networks. Inner units are alike in student and teacher, so their shards match.
     """
     if isinstance(model, FullyShardedDataParallel):
         return FullyShardedDataParallel.summon_full_params(model, recurse=False)

@@ -1,4 +1,4 @@
-"""The bricks of ViT-Adapter (Chen et al. 2023, figure 4): prior, injector, extractor.
+"""The layers of ViT-Adapter (Chen et al. 2023, figure 4): prior, injector, extractor.
 
 Shapes: B images, D width of the ViT, N patch tokens, S tokens of the pyramid: strides 8, 16 and 32
 one after the other, each in raster order.
@@ -18,26 +18,26 @@ from pera_mm.models.backbones.deform_attn import DeformableAttention
 Shape = tuple[int, int]
 
 
-class Grid(NamedTuple):
-    """Tokens' rows and columns, level by level, and where each lies in the image."""
+class TokenGrid(NamedTuple):
+    """The rows and columns of tokens, level by level, and the place of each in the image."""
 
     shapes: tuple[Shape, ...]
-    places: Tensor  # [tokens, 2]: centre of each as x, y in 0-1
+    places: Tensor  # [tokens, 2]: center of each as x, y in 0-1
 
 
-def make_grid(shapes: Sequence[Shape], device: torch.device) -> Grid:
-    """The places of tokens that tile an image in one or several resolutions."""
+def make_token_grid(shapes: Sequence[Shape], device: torch.device) -> TokenGrid:
+    """Compute the places of tokens that tile an image in one or several resolutions."""
     places = []
     for height, width in shapes:
         y = (torch.arange(height, device=device) + 0.5) / height
         x = (torch.arange(width, device=device) + 0.5) / width
         y, x = torch.meshgrid(y, x, indexing='ij')
         places.append(torch.stack([x.flatten(), y.flatten()], dim=1))
-    return Grid(tuple(shapes), torch.cat(places))
+    return TokenGrid(tuple(shapes), torch.cat(places))
 
 
 class SpatialPrior(nn.Module):
-    """Convolutions that see what patches hide: four maps at strides 4, 8, 16 and 32.
+    """A pyramid of convolutions, finer than the patches: four maps at strides 4, 8, 16 and 32.
 
     Args:
         embed_dims: D.
@@ -58,7 +58,7 @@ class SpatialPrior(nn.Module):
         self.projections = nn.ModuleList(nn.Conv2d(width, embed_dims, 1) for width in widths)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """``[B, 3, H, W]``, H and W multiples of 32, to four maps ``[B, D, H/s, W/s]``."""
+        """Map ``[B, 3, H, W]``, H and W multiples of 32, to four maps ``[B, D, H/s, W/s]``."""
         maps = [self.stem(images)]
         for stage in self.stages:
             maps.append(stage(maps[-1]))
@@ -66,7 +66,7 @@ class SpatialPrior(nn.Module):
 
 
 class Injector(nn.Module):
-    """Adds what the pyramid knows to the patch tokens (eq. 1); gamma starts at 0."""
+    """A layer that adds the pyramid to the patch tokens (eq. 1); gamma starts at 0."""
 
     def __init__(self, embed_dims: int, attention: dict) -> None:
         super().__init__()
@@ -75,16 +75,16 @@ class Injector(nn.Module):
         self.attention = DeformableAttention(embed_dims, num_levels=3, **attention)
         self.gamma = nn.Parameter(torch.zeros(embed_dims))
 
-    def forward(self, patches: Tensor, pyramid: Tensor, patch_grid: Grid,
-                pyramid_grid: Grid) -> Tensor:
-        """Patch tokens ``[B, N, D]``, pyramid ``[B, S, D]``; returns ``[B, N, D]``."""
+    def forward(self, patches: Tensor, pyramid: Tensor, patch_grid: TokenGrid,
+                pyramid_grid: TokenGrid) -> Tensor:
+        """Update the patch tokens ``[B, N, D]`` from the pyramid ``[B, S, D]``."""
         update = self.attention(self.query_norm(patches), patch_grid.places,
                                 self.token_norm(pyramid), pyramid_grid.shapes)
         return patches + self.gamma * update
 
 
 class Extractor(nn.Module):
-    """Lets the pyramid read the patch tokens (eq. 2-3), then mixes neighbours.
+    """A layer in which the pyramid reads the patch tokens (eq. 2-3) and mixes neighbors.
 
     Args:
         embed_dims: D.
@@ -103,16 +103,16 @@ class Extractor(nn.Module):
         self.ffn = ConvMLP(embed_dims, int(embed_dims * ffn_ratio))
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, pyramid: Tensor, patches: Tensor, pyramid_grid: Grid,
-                patch_grid: Grid) -> Tensor:
-        """Pyramid ``[B, S, D]``, patch tokens ``[B, N, D]``; returns ``[B, S, D]``."""
+    def forward(self, pyramid: Tensor, patches: Tensor, pyramid_grid: TokenGrid,
+                patch_grid: TokenGrid) -> Tensor:
+        """Update the pyramid ``[B, S, D]`` from the patch tokens ``[B, N, D]``."""
         pyramid = pyramid + self.attention(self.query_norm(pyramid), pyramid_grid.places,
                                            self.token_norm(patches), patch_grid.shapes)
         return pyramid + self.drop_path(self.ffn(self.ffn_norm(pyramid), pyramid_grid.shapes))
 
 
 class ConvMLP(nn.Module):
-    """Linear, depthwise 3 x 3 convolution on every level, GELU, linear."""
+    """An MLP with a depthwise 3 x 3 convolution on every level before its GELU."""
 
     def __init__(self, embed_dims: int, hidden_dims: int) -> None:
         super().__init__()
@@ -121,17 +121,17 @@ class ConvMLP(nn.Module):
         self.fc2 = nn.Linear(hidden_dims, embed_dims)
 
     def forward(self, tokens: Tensor, shapes: Sequence[Shape]) -> Tensor:
-        """``[B, S, D]`` of levels of ``shapes``; returns the same form."""
+        """Map tokens ``[B, S, D]`` of levels of ``shapes`` to the same shape."""
         maps = [self.depthwise(x) for x in to_maps(self.fc1(tokens), shapes)]
         return self.fc2(F.gelu(to_tokens(maps)))
 
 
 def to_tokens(maps: Sequence[Tensor]) -> Tensor:
-    """Maps ``[B, D, H_l, W_l]`` to tokens ``[B, S, D]``."""
+    """Convert maps ``[B, D, H_l, W_l]`` to tokens ``[B, S, D]``."""
     return torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
 
 
 def to_maps(tokens: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
-    """The inverse of :func:`to_tokens`."""
+    """Invert :func:`to_tokens`."""
     levels = tokens.split([height * width for height, width in shapes], dim=1)
     return [x.transpose(1, 2).unflatten(2, shape) for x, shape in zip(levels, shapes)]

@@ -18,7 +18,7 @@ from pera_mm.errors import UserError
 
 def sample_levels(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor,
                   weights: Tensor) -> Tensor:
-    """Weighted sum of bilinear samples of every level, in PyTorch's own operators.
+    """Compute the weighted sum of bilinear samples of every level, with PyTorch's own operators.
 
     Args:
         value: ``[B, S, h, V/h]``, the levels one after the other, each in raster order.
@@ -45,7 +45,7 @@ def sample_levels(value: Tensor, shapes: Sequence[tuple[int, int]], locations: T
 
 def sample_levels_compiled(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor,
                            weights: Tensor) -> Tensor:
-    """:func:`sample_levels` by mmcv's compiled operator."""
+    """Compute :func:`sample_levels` with mmcv's compiled operator."""
     from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 
     sizes = torch.tensor(shapes, device=value.device)
@@ -61,10 +61,10 @@ def _is_compiled() -> bool:
 
 
 class DeformableAttention(nn.Module):
-    """Every query looks at P points of every level, around its own place in the image.
+    """An attention in which every query samples P points of every level, around its own place.
 
-    Sampling is done in float32 also under autocast: bfloat16 has eight bits, too few to say where
-    in a map a point lies, and mmcv's compiled operator is slow in it.
+    It samples in float32, also under autocast: the eight significant bits of bfloat16 are too few
+    for a position in a map, and mmcv's compiled operator is slow in it.
 
     Args:
         embed_dims: D.
@@ -94,7 +94,7 @@ class DeformableAttention(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Heads look in h directions, point p at distance p, all with the same weight."""
+        """Let the heads look in h directions, point p at distance p, all with the same weight."""
         for layer in (self.sampling_offsets, self.attention_weights):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)

@@ -49,7 +49,7 @@ class PackedEncoderLayer(TransformerEncoderLayer):
     with_cp = False  # recompute the activations in the backward pass
 
     def init_weights(self) -> None:
-        """Truncated normal, std .02, biases 0, as the reference (the parent uses Xavier)."""
+        """Draw weights from a truncated normal, std .02, as the reference (parent: Xavier)."""
         super(TransformerEncoderLayer, self).init_weights()
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -59,9 +59,14 @@ class PackedEncoderLayer(TransformerEncoderLayer):
 
     def forward(self, x: Tensor | list[Tensor],
                 outputs: Sequence[int | None] | None = None) -> Tensor | list[Tensor]:
-        """One tensor ``[R, L, D]`` or a list of groups; returns the same form.
+        """Run the layer on one tensor ``[R, L, D]`` or on a list of groups.
 
-        ``outputs`` as :meth:`PerAViT.encode`'s, for groups.
+        Args:
+            x: the tokens.
+            outputs: of groups, as in :meth:`PerAViT.encode`.
+
+        Returns:
+            the same form as ``x``.
         """
         dense = isinstance(x, Tensor)
         layer, groups = (self._dense, [x]) if dense else (partial(self._sparse, outputs), x)
@@ -81,15 +86,15 @@ class PackedEncoderLayer(TransformerEncoderLayer):
         if outputs is None:
             updated = self._residual(groups, groups, self._attention)
         else:
-            ends = [_ends(x, number) for x, number in zip(groups, outputs)]
-            updated = self._residual(ends, groups, partial(self._attention_of_ends, outputs))
+            ends = [_output_tokens(x, number) for x, number in zip(groups, outputs)]
+            updated = self._residual(ends, groups, partial(self._attention_of_outputs, outputs))
         return self._residual(updated, updated, self._mlp)
 
     def _residual(self, bases: Sequence[Tensor], groups: Sequence[Tensor],
                   branch: Callable[[Sequence[Tensor]], list[Tensor]]) -> list[Tensor]:
-        """Add the ``branch`` of ``groups`` to ``bases``, their rows or the tokens that count.
+        """Add the ``branch`` of ``groups`` to ``bases``: all their tokens, or the output tokens.
 
-        Only in the rows that stochastic depth keeps, scaled by rows / kept rows.
+        Stochastic depth adds it to the kept rows only, scaled by rows / kept rows.
         """
         if not (self.training and self.drop_path_rate > 0):
             return [base + update for base, update in zip(bases, branch(groups))]
@@ -106,21 +111,21 @@ class PackedEncoderLayer(TransformerEncoderLayer):
 
     def _attention(self, groups: Sequence[Tensor]) -> list[Tensor]:
         qkv = self.attn.qkv(self.ln1(_pack(groups)))
-        return self._mix([part.chunk(3, dim=2) for part in _unpack(qkv, groups)])
+        return self._attend([part.chunk(3, dim=2) for part in _unpack(qkv, groups)])
 
-    def _attention_of_ends(self, outputs: Sequence[int | None],
+    def _attention_of_outputs(self, outputs: Sequence[int | None],
                            groups: Sequence[Tensor]) -> list[Tensor]:
-        """:meth:`_attention` with queries of the ends alone; keys and values are of all tokens."""
+        """Compute :meth:`_attention` of the output tokens; keys and values are of all tokens."""
         tokens = self.ln1(_pack(groups))
-        ends = [_ends(x, number) for x, number in zip(_unpack(tokens, groups), outputs)]
+        ends = [_output_tokens(x, number) for x, number in zip(_unpack(tokens, groups), outputs)]
         weight, bias, width = self.attn.qkv.weight, self.attn.qkv.bias, tokens.shape[-1]
         biases = (None, None) if bias is None else (bias[:width], bias[width:])
         queries = _unpack(F.linear(_pack(ends), weight[:width], biases[0]), ends)
         pairs = _unpack(F.linear(tokens, weight[width:], biases[1]), groups)
-        return self._mix([(q, *kv.chunk(2, dim=2)) for q, kv in zip(queries, pairs)])
+        return self._attend([(q, *kv.chunk(2, dim=2)) for q, kv in zip(queries, pairs)])
 
-    def _mix(self, triples: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """Attention and projection of each group's queries ``[R, Q, D]``, keys and values."""
+    def _attend(self, triples: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """Attend with each group's queries ``[R, Q, D]``, keys and values, and project."""
         attn = self.attn
         dropout = attn.attn_drop if self.training else 0.
         mixed = []
@@ -136,32 +141,33 @@ class PackedEncoderLayer(TransformerEncoderLayer):
 
 
 def _pack(groups: Sequence[Tensor]) -> Tensor:
-    """Groups ``[R_i, L_i, D]`` to all their tokens ``[sum R_i L_i, D]``."""
+    """Join groups ``[R_i, L_i, D]`` to all their tokens ``[sum R_i L_i, D]``."""
     return torch.cat([x.flatten(0, 1) for x in groups]) if len(groups) > 1 else groups[0].flatten(
         0, 1)
 
 
 def _unpack(tokens: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """The inverse of :func:`_pack`, with the rows and lengths of ``like``."""
+    """Invert :func:`_pack`, with the rows and lengths of ``like``."""
     sizes = [x.shape[:2] for x in like]
     parts = tokens.split([rows * length for rows, length in sizes])
     return [part.unflatten(0, size) for part, size in zip(parts, sizes)]
 
 
-def _ends(x: Tensor, number: int | None) -> Tensor:
-    """[cls] and the last ``number`` tokens of ``[R, L, D]``; None: all tokens."""
+def _output_tokens(x: Tensor, number: int | None) -> Tensor:
+    """Return [cls] and the last ``number`` tokens of ``[R, L, D]``; None: all tokens."""
     if number is None:
         return x
     return torch.cat([x[:, :1], x[:, x.shape[1] - number:]], dim=1) if number else x[:, :1]
 
 
-# What the sparse forward does, in the words of MMPretrain's ViT.
-FIXED = dict(pre_norm=False, drop_rate=0., final_norm=True, with_cls_token=True)
+# Arguments of MMPretrain's ViT with the only value that the sparse forward supports.
+GRID_MARGIN = .1  # patches
+FIXED_ARGUMENTS = dict(pre_norm=False, drop_rate=0., final_norm=True, with_cls_token=True)
 
 
 @MODELS.register_module()
 class PerAViT(VisionTransformer):
-    """Vision Transformer with a sparse forward.
+    """A Vision Transformer with a sparse forward.
 
     The dense ``forward`` and the parameter names are those of
     :class:`mmpretrain.models.VisionTransformer`, so its configs, heads and layer-wise decay apply.
@@ -180,18 +186,17 @@ class PerAViT(VisionTransformer):
         **kwargs: further arguments of MMPretrain's ViT (``out_type``, ``out_indices``, ...).
 
     Raises:
-        ValueError: unknown ``arch``, ``img_size`` no multiple of ``patch_size``,
-            ``drop_path_rate`` outside [0, 1), more ``frozen_stages`` than layers, or one of the
-            four arguments that the sparse forward has no place for (:data:`FIXED`) with another
-            value.
+        ValueError: for an unknown ``arch``, an ``img_size`` that is not a multiple of
+            ``patch_size``, a ``drop_path_rate`` outside [0, 1), more ``frozen_stages`` than
+            layers, or another value of one of the :data:`FIXED_ARGUMENTS`.
     """
 
     arch_zoo = {
         name: dict(embed_dims=dims, num_layers=layers, num_heads=heads,
                    feedforward_channels=4 * dims)
-        for name, dims, layers, heads in (('tiny', 192, 12, 3), ('small', 384, 12, 6),
-                                          ('base', 768, 12, 12), ('large', 1024, 24, 16),
-                                          ('pera-g', 1024, 40, 16))
+        for name, dims, layers, heads in (('demo', 128, 4, 2), ('tiny', 192, 12, 3),
+                                          ('small', 384, 12, 6), ('base', 768, 12, 12),
+                                          ('large', 1024, 24, 16), ('pera-g', 1024, 40, 16))
     }
 
     def __init__(self,
@@ -206,12 +211,12 @@ class PerAViT(VisionTransformer):
         patch_grid(*((img_size, img_size) if isinstance(img_size, int) else img_size), patch_size)
         if not 0 <= drop_path_rate < 1:
             raise UserError(f'drop_path_rate must lie in [0, 1), got {drop_path_rate}.')
-        for name, value in FIXED.items():
+        for name, value in FIXED_ARGUMENTS.items():
             if kwargs.get(name, value) != value:
                 raise UserError(
-                    f'PerAViT: {name}={kwargs[name]} is not possible, because its sparse forward '
-                    'embeds [cls], has no norm before the layers and no token dropout, and needs '
-                    f'the final norm; leave {name} out.')
+                    f'PerAViT: {name}={kwargs[name]} is not possible: its sparse forward embeds '
+                    '[cls], has no norm before the layers and no token dropout, and needs the '
+                    f'final norm; leave {name} out.')
         depth = (self.arch_zoo[arch] if isinstance(arch, str) else arch)['num_layers']
         if kwargs.get('frozen_stages', -1) > depth:
             raise UserError(f'PerAViT: frozen_stages={kwargs["frozen_stages"]} of {depth} layers '
@@ -228,9 +233,9 @@ class PerAViT(VisionTransformer):
             layer.ffn.add_identity = False  # the residual is added to the kept rows only
 
     def init_weights(self) -> None:
-        """As the reference: [cls] N(0, 1e-6), position embedding truncated normal .02.
+        """Draw [cls] from N(0, 1e-6), as the reference; the parent draws the position embedding.
 
-        With ``PretrainedBackbone`` as ``init_cfg`` every tensor is the checkpoint's instead.
+        With ``PretrainedBackbone`` as ``init_cfg``, every tensor comes from the checkpoint.
         """
         configs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg or {}]
         kinds = {getattr(cfg.get('type'), '__name__', cfg.get('type')) for cfg in configs}
@@ -267,8 +272,8 @@ class PerAViT(VisionTransformer):
             images: ``[B, 3, H, W]``, sides multiples of the patch size.
 
         Returns:
-            ``[B, 1 + N, D]``, [cls] first, position embedding added (resampled to the very size,
-            without the 0.1 of :meth:`positions`), and the patches' rows and columns.
+            ``[B, 1 + N, D]``, [cls] first, position embedding added (resampled to exactly this
+            size, without the 0.1 of :meth:`positions`), and the patches' rows and columns.
         """
         tokens, grid = self.patch_embed(images)
         tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
@@ -277,11 +282,11 @@ class PerAViT(VisionTransformer):
         return tokens + positions, grid
 
     def positions(self, indices: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Position embedding ``[R, k, D]`` of patches ``indices [R, k]`` in a crop of ``grid``."""
+        """Return the position embedding ``[R, k, D]`` of patches ``[R, k]`` of a crop ``grid``."""
         return F.embedding(indices, self._position_table(grid))
 
     def _position_table(self, grid: tuple[int, int]) -> Tensor:
-        """The stored grid resampled to ``grid``: ``[N, D]``.
+        """Resample the stored grid to ``grid``: ``[N, D]``.
 
         The scale is that of a grid 0.1 patch larger, as in DINO and the reference
         (vision_transformer.py L150-174), whose weights are trained with it.
@@ -290,7 +295,7 @@ class PerAViT(VisionTransformer):
         if grid == stored:
             return table
         planes = table.float().unflatten(0, stored).permute(2, 0, 1).unsqueeze(0)  # [1, D, h, w]
-        scale = tuple((new + .1) / old for new, old in zip(grid, stored))
+        scale = tuple((new + GRID_MARGIN) / old for new, old in zip(grid, stored))
         planes = F.interpolate(planes, scale_factor=scale, mode='bicubic')
         return planes[0].flatten(1).t().to(table.dtype)
 
@@ -300,9 +305,9 @@ class PerAViT(VisionTransformer):
 
         Args:
             groups: tokens ``[R, L, D]`` of each.
-            outputs: for each group how many of its last tokens are wanted beside [cls] (None:
-                all). The last of the layers computes no others, which changes no wanted value:
-                there a token is read by the others only through its key and value.
+            outputs: for each group, how many of its last tokens to return beside [cls] (None:
+                all). The last layer computes no others. This changes no returned value: other
+                tokens read a token only through its key and value.
 
         Returns:
             ``[R, L, D]`` of each group, or ``[R, 1 + outputs, D]``.
@@ -312,8 +317,8 @@ class PerAViT(VisionTransformer):
             groups = layer(groups, outputs if number == len(layers) else None)
         return groups
 
-    def final(self, groups: list[Tensor]) -> list[Tensor]:
-        """The final LayerNorm on every group."""
+    def apply_final_norm(self, groups: list[Tensor]) -> list[Tensor]:
+        """Apply the final LayerNorm to every group."""
         return [self.ln1(x) for x in groups]
 
 

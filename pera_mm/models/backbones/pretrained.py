@@ -1,4 +1,4 @@
-"""Starting a backbone from a checkpoint, loudly (design.md, decision 11)."""
+"""Initialize a backbone from a checkpoint, or stop (design.md, decision 11)."""
 
 from math import isqrt
 from pathlib import Path
@@ -17,16 +17,15 @@ from pera_mm.weights.names import teacher_backbone
 
 @WEIGHT_INITIALIZERS.register_module()
 class PretrainedBackbone:
-    """Fills a :class:`PerAViT` from a PerA checkpoint; every tensor arrives, or it is an error.
+    """Fill a :class:`PerAViT` from a PerA checkpoint; a tensor that does not arrive is an error.
 
     Set it on the ViT: ``init_cfg=dict(type='pera_mm.PretrainedBackbone', checkpoint=...)``.
     MMEngine's ``Pretrained`` continues in silence when half of the keys do not match. Position
     embeddings of another image size are resized.
 
     Args:
-        checkpoint: path of a PerA checkpoint of ours, of the authors' raw training file, of a
-            checkpoint of MMPretrain with a ViT (MAE, MoCo v3), or of a bare backbone under our
-            names or timm's.
+        checkpoint: path of a checkpoint of pera_mm, the authors' raw training file, a checkpoint of
+            MMPretrain with a ViT (MAE, MoCo v3), or a backbone alone under our names or timm's.
         network: 'teacher', which the paper uses downstream, or 'student'.
     """
 
@@ -34,11 +33,11 @@ class PretrainedBackbone:
         self.checkpoint, self.network = checkpoint, network
 
     def __call__(self, module: PerAViT) -> None:
-        """Load.
+        """Load the checkpoint.
 
         Raises:
-            ValueError: if the file is missing or no PerA checkpoint, or any tensor of the backbone
-                is missing, has another shape or is not finite.
+            ValueError: if the file is missing or is not such a checkpoint, or a tensor of the
+                backbone is missing, has another shape or is not finite.
         """
         if not isinstance(module, PerAViT):
             raise UserError('PretrainedBackbone is the init_cfg of a pera_mm.PerAViT, not of a '
@@ -48,7 +47,7 @@ class PretrainedBackbone:
             found = teacher_backbone(load_checkpoint(self.checkpoint), self.network)
         except UserError as error:
             raise UserError(f'{self.checkpoint}: {error}') from None
-        self._check(found, module)
+        self._check_weights(found, module)
         source = tuple([isqrt(found['pos_embed'].shape[1] - 1)] * 2)
         target = tuple(module.patch_resolution)
         found['pos_embed'] = resize_pos_embed(found['pos_embed'], source, target,
@@ -70,7 +69,7 @@ class PretrainedBackbone:
         if not Path(path).expanduser().is_file():
             raise UserError(f'There is no pretrained checkpoint {path}: {advice}')
 
-    def _check(self, found: dict[str, Tensor], module: PerAViT) -> None:
+    def _check_weights(self, found: dict[str, Tensor], module: PerAViT) -> None:
         if broken := not_finite(found):
             raise UserError(f'{self.checkpoint} holds inf or nan in {len(broken)} tensors of the '
                             f'{self.network} backbone (first {broken[0]}); nothing was loaded: '

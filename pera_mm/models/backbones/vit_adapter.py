@@ -20,10 +20,10 @@ from torch.utils.checkpoint import checkpoint
 from pera_mm.errors import UserError
 from pera_mm.models.backbones.adapter_layers import (
     Extractor,
-    Grid,
     Injector,
     SpatialPrior,
-    make_grid,
+    TokenGrid,
+    make_token_grid,
     to_maps,
     to_tokens,
 )
@@ -31,10 +31,12 @@ from pera_mm.models.backbones.pera_vit import PerAViT
 from pera_mm.registry import MODELS
 
 STRIDES = (4, 8, 16, 32)
+NUM_GROUPS = 4  # groups of layers of the ViT, each between an injector and an extractor
+LAST_EXTRACTORS = 3  # after the last group the pyramid reads the patches three times
 
 
 class DenseViT(BaseModule):
-    """What both have in common: the ViT, and images of any size.
+    """The base of both: a ViT, and images of any size.
 
     Args:
         vit: config of a :class:`PerAViT`.
@@ -57,8 +59,8 @@ class DenseViT(BaseModule):
         """Compute the maps.
 
         Args:
-            images: ``[B, 3, H, W]``, any H and W; the right and lower rim is padded with zeros to
-                a multiple of 32 and cut off the maps again.
+            images: ``[B, 3, H, W]``, any H and W; zeros pad the right and lower edge to a multiple
+                of 32, and the maps are cropped again.
 
         Returns:
             Four maps ``[B, D, ceil(H/s), ceil(W/s)]``, s = 4, 8, 16, 32.
@@ -69,13 +71,13 @@ class DenseViT(BaseModule):
         return tuple(x[..., :-(-height // s), :-(-width // s)] for x, s in zip(maps, STRIDES))
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
-        """The maps of images whose sides are multiples of 32."""
+        """Compute the maps of images whose sides are multiples of 32."""
         raise NotImplementedError
 
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Tokens ``[B, 1 + N, D]`` and their grid.
+        """Return the tokens ``[B, 1 + N, D]`` and their grid.
 
-        Where patches do not divide the image, of the image resized to the nearest size they do.
+        An image that patches do not divide is resized to the nearest size that they do divide.
         """
         patch = self.vit.patch_size
         size = [(side + patch // 2) // patch * patch for side in images.shape[-2:]]
@@ -86,16 +88,17 @@ class DenseViT(BaseModule):
 
 @MODELS.register_module()
 class ViTAdapter(DenseViT):
-    """ViT-Adapter (Chen et al. 2023, arXiv 2205.08534) around a PerA ViT.
+    """The ViT-Adapter (Chen et al. 2023, arXiv 2205.08534) around a PerA ViT.
 
-    Beside the ViT runs a pyramid of convolutional features. Before each of four groups of layers an
-    injector adds the pyramid to the patch tokens, after it an extractor reads them back; both are
-    deformable attention. The ViT keeps its [cls], which takes part in its layers and in nothing
-    else (the authors drop it), so with injectors at zero the ViT computes what it was trained for.
+    A pyramid of convolutional features runs beside the ViT. Before each of four groups of layers,
+    an injector adds the pyramid to the patch tokens; after the group, an extractor updates the
+    pyramid from them. Both are deformable attention. The ViT keeps its [cls], which takes part in
+    its layers only (the authors drop it). With injectors at zero, the ViT computes what it was
+    trained for.
 
-    The two public originals differ in how the ViT's own maps are added to the pyramid in the end:
-    ``vit_feature='stages'`` adds those after the four groups (segmentation), ``'last'`` the last
-    one, resized, to all four (detection). As in MMPretrain, the final norm is on the last one only.
+    The two public originals differ in how the ViT's own maps are added to the pyramid at the end.
+    ``vit_feature='stages'`` adds the map after each group (segmentation). ``'last'`` adds the last
+    map, resized, to all four (detection). As in MMPretrain, only the last map has the final norm.
 
     Args:
         vit: config of a :class:`PerAViT`.
@@ -135,7 +138,7 @@ class ViTAdapter(DenseViT):
             raise UserError("ViTAdapter: vit_feature must be 'stages' (segmentation) or 'last' "
                             f'(detection), got {vit_feature!r}.')
         dims, norm_cfg = self.embed_dims, norm_cfg or dict(type='BN')
-        self.groups = check_groups(interaction_indexes, self.vit.num_layers)
+        self.groups = divide_layers(interaction_indexes, self.vit.num_layers)
         self.vit_feature = vit_feature
         attention = dict(
             num_heads=deform_heads or self.vit.layers[0].attn.num_heads,
@@ -148,14 +151,14 @@ class ViTAdapter(DenseViT):
         self.prior = SpatialPrior(dims, prior_channels, norm_cfg)
         self.level_embed = nn.Parameter(torch.zeros(3, dims))
         self.injectors = nn.ModuleList(Injector(dims, attention) for _ in self.groups)
-        # After the last group the pyramid reads the patches three times.
         self.extractors = nn.ModuleList(
-            nn.ModuleList(extractor() for _ in range(3 if i == 3 else 1)) for i in range(4))
+            nn.ModuleList(extractor() for _ in range(number))
+            for number in (*[1] * (NUM_GROUPS - 1), LAST_EXTRACTORS))
         self.up = nn.ConvTranspose2d(dims, dims, 2, 2)
         self.norms = nn.ModuleList(build_norm_layer(norm_cfg, dims)[1] for _ in STRIDES)
 
     def init_weights(self) -> None:
-        """The adapter's own parts from scratch, the ViT by its ``init_cfg``."""
+        """Initialize the adapter's own parts at random, and the ViT by its ``init_cfg``."""
         for name, module in self.named_modules():
             if name.startswith('vit'):
                 continue
@@ -172,23 +175,23 @@ class ViTAdapter(DenseViT):
         super().init_weights()
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
-        """The maps of images whose sides are multiples of 32."""
+        """Compute the maps of images whose sides are multiples of 32."""
         finest, *maps = self.prior(images)
-        grid = make_grid([x.shape[-2:] for x in maps], images.device)
+        grid = make_token_grid([x.shape[-2:] for x in maps], images.device)
         tokens = to_tokens([x + level[:, None, None] for x, level in zip(maps, self.level_embed)])
         tokens, vit_maps = self._interact(images, tokens, grid)
         maps = to_maps(tokens, grid.shapes)
         maps = [finest + self.up(maps[0]), *maps]
         if self.vit_feature == 'last':
-            vit_maps = vit_maps[-1:] * 4
+            vit_maps = vit_maps[-1:] * NUM_GROUPS
         return [norm(x + F.interpolate(vit_map, x.shape[-2:], mode='bilinear'))
                 for norm, x, vit_map in zip(self.norms, maps, vit_maps)]
 
     def _interact(self, images: Tensor, pyramid: Tensor,
-                  grid: Grid) -> tuple[Tensor, list[Tensor]]:
-        """The pyramid ``[B, S, D]`` after all interactions, and the ViT's map of each group."""
+                  grid: TokenGrid) -> tuple[Tensor, list[Tensor]]:
+        """Return the pyramid ``[B, S, D]`` after all groups, and the ViT's map of each group."""
         x, shape = self._embed(images)
-        patch_grid, vit_maps = make_grid([shape], images.device), []
+        patch_grid, vit_maps = make_token_grid([shape], images.device), []
         for (first, last), injector, extractors in zip(self.groups, self.injectors,
                                                        self.extractors):
             cls, patches = x[:, :1], x[:, 1:]
@@ -208,18 +211,18 @@ class ViTAdapter(DenseViT):
         return module(*args)
 
 
-def check_groups(indexes: Sequence[Sequence[int]] | None, depth: int) -> list[tuple[int, int]]:
-    """Four ``(first, last)`` that follow each other over ``depth`` layers.
+def divide_layers(indexes: Sequence[Sequence[int]] | None, depth: int) -> list[tuple[int, int]]:
+    """Return the ``(first, last)`` layers of four groups, divided evenly if ``indexes`` is None.
 
     Raises:
-        ValueError: if they do not.
+        ValueError: if the groups do not follow each other over all ``depth`` layers.
     """
-    if indexes is None and depth >= 4:
-        ends = [round(depth * (i + 1) / 4) for i in range(4)]
+    if indexes is None and depth >= NUM_GROUPS:
+        ends = [round(depth * (i + 1) / NUM_GROUPS) for i in range(NUM_GROUPS)]
         return [(start, end - 1) for start, end in zip([0, *ends], ends)]
     groups = [(first, last) for first, last in indexes or ()]
     layers = [layer for first, last in groups for layer in range(first, last + 1)]
-    if len(groups) != 4 or layers != list(range(depth)) or any(a > b for a, b in groups):
+    if len(groups) != NUM_GROUPS or layers != list(range(depth)) or any(a > b for a, b in groups):
         raise UserError(
             f'ViTAdapter: interaction_indexes {indexes} must be four groups [first, last] that '
             f'follow each other over the {depth} layers of the ViT; leave them out to divide the '
@@ -231,9 +234,9 @@ def check_groups(indexes: Sequence[Sequence[int]] | None, depth: int) -> list[tu
 class ViTPyramid(DenseViT):
     """The last map of a plain ViT at four strides: ViTDet's simple pyramid (Li et al. 2022).
 
-    Two transposed convolutions make stride 4, one makes 8, a pooling makes 32, each followed by a
-    norm: a few percent of ViTAdapter's extra cost, and the ablation of it. No width is reduced
-    here; heads do that.
+    Two transposed convolutions make stride 4, one makes 8, and a pooling makes 32; a norm follows
+    each. It has a few percent of ViTAdapter's extra cost and serves as its ablation. The width
+    stays that of the ViT; heads reduce it.
 
     Args:
         vit: config of a :class:`PerAViT`.
@@ -259,12 +262,13 @@ class ViTPyramid(DenseViT):
         self.norms = nn.ModuleList(build_norm_layer(norm_cfg, dims)[1] for _ in STRIDES)
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
-        """The maps of images whose sides are multiples of 32."""
+        """Compute the maps of images whose sides are multiples of 32."""
         x, shape = self._embed(images)
         for layer in self.vit.layers:
             x = layer(x)
         feature, = to_maps(self.vit.ln1(x)[:, 1:], [shape])
-        if self.vit.patch_size != 16:
-            feature = F.interpolate(feature, [side // 16 for side in images.shape[-2:]],
+        stride = STRIDES[2]  # the map that `scales` starts from
+        if self.vit.patch_size != stride:
+            feature = F.interpolate(feature, [side // stride for side in images.shape[-2:]],
                                     mode='bilinear')
         return [norm(scale(feature)) for norm, scale in zip(self.norms, self.scales)]

@@ -1,17 +1,20 @@
-"""What projector and predictor have in common (reference: Networks/PerA/layers/)."""
+"""The common base of projector and predictor (reference: Networks/PerA/layers/)."""
 
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+FLOAT32_EPS = 1e-12  # smallest norm to divide by
+HALF_EPS = 1e-6  # the same in half precision, where 1e-12 underflows
+
 
 class WeightNormLinear(nn.Module):
     """A linear layer without bias whose rows are ``g * v / ||v||``.
 
-    The product is computed in ``forward``: a weight-normalised module with a stored or hooked
+    The product is computed in ``forward``: a weight-normalized module with a stored or hooked
     weight survives neither ``deepcopy`` nor pickling, and the teacher needs both. The norm scales
-    the outputs instead of the rows, so the normalised matrix (131072 x 384) is never written.
+    the outputs instead of the rows, so the normalized matrix (131072 x 384) is never written.
 
     Args:
         in_channels: C, width of the input.
@@ -24,23 +27,23 @@ class WeightNormLinear(nn.Module):
         self.weight_g = nn.Parameter(torch.ones(out_channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., C]`` to ``[..., K]``.
+        """Map ``[..., C]`` to ``[..., K]``.
 
-        The dtype is that of the weights (float32); under autocast the product before the scale is
-        rounded to the autocast type.
+        The result has the dtype of the weights (float32); autocast rounds the product to its own
+        dtype before the scale.
         """
         scale = self.weight_g.squeeze(1) / self.weight_v.norm(dim=1)
         return F.linear(x, self.weight_v) * scale
 
 
 class CosineHead(BaseModule):
-    """Three-layer MLP, L2 normalisation, weight-normalised linear layer.
+    """A three-layer MLP, L2 normalization and a weight-normalized linear layer.
 
     Args:
         in_channels: width D of the backbone.
         out_channels: number of outputs.
         hidden_channels: width of the two hidden layers.
-        bottleneck_channels: width of the normalised embedding.
+        bottleneck_channels: width of the normalized embedding.
         norm_last_layer: True keeps the rows of the last layer at length 1: ``weight_g`` is not
             trained.
     """
@@ -59,8 +62,8 @@ class CosineHead(BaseModule):
         self.last_layer.weight_g.requires_grad_(not norm_last_layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., D]`` to ``[..., out_channels]``."""
+        """Map ``[..., D]`` to ``[..., out_channels]``."""
         x = self.mlp(x)
-        # 1e-12 underflows in half precision
-        x = F.normalize(x, dim=-1, eps=1e-12 if x.dtype == torch.float32 else 1e-6)
+        eps = FLOAT32_EPS if x.dtype == torch.float32 else HALF_EPS
+        x = F.normalize(x, dim=-1, eps=eps)
         return self.last_layer(x)

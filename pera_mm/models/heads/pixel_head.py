@@ -6,15 +6,16 @@ from pera_mm.registry import MODELS
 
 @MODELS.register_module()
 class PixelHead(CosineHead):
-    """Pixels of a patch, ``[..., D]`` to ``[..., p*p*3]`` in (row, column, channel) order.
+    """The head for pixels of a patch: ``[..., D]`` to ``[..., p*p*3]``.
 
-    As in the reference (pixel_head.py) the output is ``g * cosine``, without bias.
+    The values are in (row, column, channel) order. As in the reference (pixel_head.py) the
+    output is ``g * cosine``, without bias.
 
     Args:
         in_channels: width D of the backbone.
         patch_size: patch side p in pixels; the model gives its backbone's.
         hidden_channels: width of the two hidden layers.
-        bottleneck_channels: width of the normalised embedding.
+        bottleneck_channels: width of the normalized embedding.
     """
 
     def __init__(self, in_channels: int, patch_size: int, hidden_channels: int = 2048,

@@ -6,7 +6,7 @@ from pera_mm.registry import MODELS
 
 @MODELS.register_module()
 class PrototypeHead(CosineHead):
-    """Scores of K prototypes, ``[..., D]`` to ``[..., K]`` (reference: cls_head.py).
+    """The head for scores of K prototypes, ``[..., D]`` to ``[..., K]`` (reference: cls_head.py).
 
     Args:
         in_channels: width D of the backbone.

@@ -1,4 +1,4 @@
-"""DINO's agreement on prototypes across crops (Caron et al. 2021, algorithm 1).
+"""The agreement of DINO on prototypes across crops (Caron et al. 2021, algorithm 1).
 
 Shapes: G global crops, n crops of one size, B images, K prototypes.
 """
@@ -17,7 +17,7 @@ from pera_mm.registry import MODELS
 
 @MODELS.register_module()
 class CrossCropLoss(DistillationLoss):
-    """Cross-entropy of every student crop with every OTHER global crop of the teacher.
+    """The cross-entropy of every student crop with every OTHER global crop of the teacher.
 
     ``L = mean over pairs of mean_b H(t_b, s_b)``::
 
@@ -27,14 +27,14 @@ class CrossCropLoss(DistillationLoss):
                     loss -= sum(q[t] * log(p[s])) / (pairs * B)
 
     Cross-entropy is linear in its targets, so the pairs of a student crop are one cross-entropy
-    with the sum of their targets: each softmax is taken once.
+    with the sum of their targets, and each softmax is computed once.
 
     Arguments as :class:`DistillationLoss`.
     """
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor],
                 teacher_temp: float) -> Tensor:
-        """The weighted scalar.
+        """Compute the weighted scalar.
 
         Args:
             student: scores ``[n, B, K]`` of each crop size, the global crops first.
@@ -42,7 +42,7 @@ class CrossCropLoss(DistillationLoss):
             teacher_temp: temperature of the teacher.
 
         Raises:
-            ValueError: for a single crop: it has no other.
+            ValueError: if there is a single crop, which has no other to agree with.
         """
         scores, = teacher
         num_crops, batch_size = len(scores), scores.shape[1]

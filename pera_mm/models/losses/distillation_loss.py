@@ -1,4 +1,4 @@
-"""Agreement of student and teacher on the prototypes of [cls] (paper eq. 5-6).
+"""The agreement of student and teacher on the prototypes of [cls] (paper eq. 5-6).
 
 Shapes: n crops of one size, B images, K prototypes.
 """
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pera_mm.models.losses.centre import Centre
+from pera_mm.models.losses.center import Center
 from pera_mm.models.losses.soft_cross_entropy import soft_cross_entropy
 from pera_mm.registry import MODELS
 
 
 @MODELS.register_module()
 class DistillationLoss(nn.Module):
-    """Cross-entropy between the teacher's centred and the student's prototype distribution.
+    """The cross-entropy of the student's prototype scores with the teacher's centered ones.
 
     Pairing is strictly crop by crop, ``L = mean_i mean_b H(t_ib, s_ib)``::
 
@@ -24,25 +24,25 @@ class DistillationLoss(nn.Module):
                 p = softmax(student[i][b] / student_temp)
                 loss -= sum(q * log(p)) / (len(crops) * B)
 
-    ``forward`` only shows the :class:`Centre` a batch and never moves it.
+    ``forward`` passes a batch to the :class:`Center` and never moves it.
 
     Args:
         num_prototypes: K; the model gives its projector's.
         student_temp: temperature of the student, constant.
-        center_momentum: momentum of the :class:`Centre`.
+        center_momentum: momentum of the :class:`Center`.
         loss_weight: C1 of eq. 9.
     """
 
     def __init__(self, num_prototypes: int, student_temp: float = 0.1,
                  center_momentum: float = 0.9, loss_weight: float = 1.) -> None:
         super().__init__()
-        self.center = Centre(num_prototypes, center_momentum)
+        self.center = Center(num_prototypes, center_momentum)
         self.student_temp = student_temp
         self.loss_weight = loss_weight
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor],
                 teacher_temp: float) -> Tensor:
-        """Scores ``[n_g, B, K]`` for each crop size g; returns the weighted scalar."""
+        """Compute the weighted scalar from scores ``[n_g, B, K]`` for each crop size g."""
         pairs = [(s.flatten(0, 1), t.flatten(0, 1).detach()) for s, t in zip(student, teacher)]
         self.center.remember(*(t for _, t in pairs))
 

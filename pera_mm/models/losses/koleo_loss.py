@@ -1,4 +1,4 @@
-"""KoLeo: features spread out (paper eq. 8)."""
+"""The KoLeo loss, which spreads features (paper eq. 8)."""
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +10,12 @@ from pera_mm.registry import MODELS
 
 @MODELS.register_module()
 class KoLeoLoss(nn.Module):
-    """Minus the mean log distance of each feature to its nearest neighbour in the batch.
+    """The negative mean log distance of each feature to its nearest neighbor in the batch.
 
-    As in the reference (koleo_loss.py): on L2-normalised features, per crop over the images of
-    one device, the crops' terms summed. Unlike the reference always in float32, and a feature is
-    never its own neighbour (there it is when the only other one points the opposite way).
+    As in the reference (koleo_loss.py), features are L2-normalized and compared per crop over the
+    images of one device, and the crops' terms are summed. Unlike the reference, it computes in
+    float32, and a feature is never its own neighbor (there it is when the only other feature
+    points the opposite way).
 
     Args:
         loss_weight: C3 of eq. 9; 0.1 in the reference, 0.01 in the paper's text.
@@ -27,10 +28,10 @@ class KoLeoLoss(nn.Module):
         self.eps = eps
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features ``[n crops, B, K]``; returns the weighted scalar.
+        """Compute the weighted scalar from features ``[n crops, B, K]``.
 
         Raises:
-            ValueError: if B is 1: an image has no neighbour then.
+            ValueError: if B is 1, because an image then has no neighbor.
         """
         self.check_batch_size(features.shape[1])
         with torch.autocast(features.device.type, enabled=False):
@@ -44,7 +45,7 @@ class KoLeoLoss(nn.Module):
 
     @staticmethod
     def check_batch_size(batch_size: int) -> None:
-        """Raise unless there are neighbours to keep away from."""
+        """Raise ValueError for a batch of one image."""
         if batch_size < 2:
             raise UserError('the KoLeo loss needs at least 2 images per device, got 1; raise '
                             'train_dataloader.batch_size or set model.koleo=None.')

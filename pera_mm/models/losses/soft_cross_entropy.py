@@ -1,4 +1,4 @@
-"""Cross-entropy with soft targets over very many prototypes, without needless copies.
+"""The cross-entropy with soft targets over very many prototypes, without needless copies.
 
 Shapes: R rows (crops x images), K prototypes.
 """
@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-ROWS = 32  # rows at a time: bounds the temporary memory (16 MiB each for 131,072 prototypes)
+ROWS_AT_ONCE = 32  # bounds the temporary memory: 16 MiB per tensor for 131,072 prototypes
 
 
 def soft_cross_entropy(logits: Tensor, targets: Callable[[slice], Tensor],
                        temperature: float) -> Tensor:
-    """``-sum_r sum_k targets[r, k] * log softmax(logits[r] / temperature)[k]``, in float32.
+    """Compute ``-sum_r sum_k targets[r, k] * log softmax(logits[r] / temperature)[k]``, in float32.
 
-    The gradient is known in the forward pass, so it alone is kept for the backward pass: besides
-    it nothing of size R x K is made, neither targets nor log-probabilities.
+    The forward pass computes the gradient and keeps it alone for the backward pass. So nothing
+    else of size R x K is created, neither targets nor log-probabilities.
 
     Args:
         logits: ``[R, K]``.
@@ -36,8 +36,8 @@ class _SoftCrossEntropy(torch.autograd.Function):
                 temperature: float) -> Tensor:
         total = torch.zeros((), device=logits.device)
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        for start in range(0, len(logits), ROWS):
-            rows = slice(start, start + ROWS)
+        for start in range(0, len(logits), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
             target = targets(rows)
             logs = (logits[rows].float() / temperature).log_softmax(1)
             total -= torch.dot(target.flatten(), logs.flatten())

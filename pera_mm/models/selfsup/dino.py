@@ -1,4 +1,4 @@
-"""DINO: a student recognises in every crop what the teacher sees in the global ones.
+"""DINO: a student recognizes in every crop what the teacher sees in the global ones.
 
 Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", 2021.
 Shapes: n crops of one size, B images, N patches of a crop, D embedding width, K prototypes.
@@ -16,10 +16,10 @@ from pera_mm.structures import CropViews
 
 @MODELS.register_module()
 class DINO(SelfDistillation):
-    """The student's crops agree with the teacher's other global crops on prototypes.
+    """A model whose student agrees in every crop with the teacher's other global crops.
 
     Both networks see every patch of a crop: ``DisjointMask(disjoint=False)``. They see the same
-    colours: ``CropPreprocessor(teacher=None)``. All crops share the linear layers and the
+    colors: ``CropPreprocessor(teacher=None)``. All crops share the linear layers and the
     stochastic depth of PerA.
 
     Args:
@@ -31,14 +31,14 @@ class DINO(SelfDistillation):
 
     @torch.no_grad()
     def teach(self, crops: list[CropViews]) -> Answer:
-        """The teacher's answer to the global crops."""
+        """Return the teacher's answer to the global crops."""
         views = crops[0]
         tokens = self.teacher.backbone.embed(views.teacher_view.flatten(0, 1),
                                              views.split.teacher.flatten(0, 1))
         return self._encode(self.teacher, [tokens], [views])
 
     def study(self, crops: list[CropViews]) -> Answer:
-        """The student's answer to all crops."""
+        """Return the student's answer to all crops."""
         groups = [
             self.student.backbone.embed(views.student_view.flatten(0, 1),
                                         views.split.student.flatten(0, 1)) for views in crops
@@ -53,13 +53,13 @@ class DINO(SelfDistillation):
                 crops: list[CropViews]) -> Answer:
         outputs = [self.global_outputs] + [0] * (len(groups) - 1)
         groups = network.backbone.encode(groups, outputs=outputs)
-        cls = network.backbone.final([tokens[:, :1] for tokens in groups])
+        cls = network.backbone.apply_final_norm([tokens[:, :1] for tokens in groups])
         return self._answer(network, cls, crops)._replace(tokens=groups[0])
 
     def losses(self, student: Answer, teacher: Answer,
                crops: list[CropViews]) -> dict[str, Tensor]:
-        """Weighted ``loss_cls``."""
-        temperature = self._clocked('teacher_temp')
+        """Compute the weighted ``loss_cls``."""
+        temperature = self._scheduled('teacher_temp')
         return dict(loss_cls=self.distillation(student.scores, teacher.scores, temperature))
 
     def check_split(self, height: int, width: int, split: PatchSplit) -> None:

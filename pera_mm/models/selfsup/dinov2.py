@@ -18,10 +18,10 @@ from pera_mm.structures import CropViews
 
 @MODELS.register_module()
 class DINOv2(DINO):
-    """DINO whose student also answers for patches hidden from it in the global crops.
+    """A DINO whose student also answers for patches that are hidden from it in global crops.
 
-    The pipeline has :class:`BlockMask` in the place of the disjoint mask. A hidden patch is a
-    learnable mask token instead of its embedding, from the first layer on.
+    The pipeline has :class:`BlockMask` in place of the disjoint mask. From the first layer on, a
+    learnable mask token replaces the embedding of a hidden patch.
 
     Args:
         backbone, projector, distillation, data_preprocessor: as :class:`DINO`.
@@ -30,11 +30,11 @@ class DINOv2(DINO):
         patch_projector: config of the :class:`PrototypeHead` of the patches, in both networks;
             None: they share ``projector`` (DINOv2's default).
         koleo: config of the :class:`KoLeoLoss` on the student's global crops, or None.
-        koleo_on: what it spreads: ``'scores'``, the outputs of the projector (the PerA authors'
+        koleo_on: what KoLeo spreads: ``'scores'``, the outputs of the projector (the PerA authors'
             DINOv2), or ``'features'``, [cls] before the projector (DINOv2 itself).
 
     Raises:
-        ValueError: for another ``koleo_on``.
+        ValueError: if ``koleo_on`` has another value.
     """
 
     def __init__(self,
@@ -76,14 +76,14 @@ class DINOv2(DINO):
         if self.ibot is None:
             return tokens
         grid = patch_grid(*views.student_view.shape[-2:], self.patch_size)
-        every = views.split.student.flatten(0, 1)[:1]  # all rows show all, in one order
+        every = views.split.student.flatten(0, 1)[:1]  # each row has all patches, in order
         hidden = self.mask_token + self.student.backbone.positions(every, grid)  # [1, N, D]
         mask = views.split.masked.flatten(0, 1).unsqueeze(2)  # [n * B, N, 1]
         return torch.cat([tokens[:, :1], torch.where(mask, hidden, tokens[:, 1:])], dim=1)
 
     def losses(self, student: Answer, teacher: Answer,
                crops: list[CropViews]) -> dict[str, Tensor]:
-        """``loss_cls``, and ``loss_ibot`` and ``loss_koleo`` where they are on."""
+        """Compute ``loss_cls``, and ``loss_ibot`` and ``loss_koleo`` if they are on."""
         losses = super().losses(student, teacher, crops)
         if self.ibot is not None:
             losses['loss_ibot'] = self._ibot_loss(student, teacher, crops[0])
@@ -95,25 +95,25 @@ class DINOv2(DINO):
     def _ibot_loss(self, student: Answer, teacher: Answer, views: CropViews) -> Tensor:
         assert self.ibot is not None and student.tokens is not None and teacher.tokens is not None
         mask = views.split.masked.flatten(0, 1)
-        crop, patch = mask.nonzero(as_tuple=True)  # [M] each; the step's one wait for the device
+        crop, patch = mask.nonzero(as_tuple=True)  # [M] each; the step's only device wait
         with torch.no_grad():
             wanted = self._patch_scores(self.teacher, teacher.tokens[crop, 1 + patch])
         given = self._patch_scores(self.student, student.tokens[crop, 1 + patch])
-        return self.ibot(given, wanted, self._clocked('teacher_temp'), crop, len(mask))
+        return self.ibot(given, wanted, self._scheduled('teacher_temp'), crop, len(mask))
 
     def _patch_scores(self, network: nn.Module, tokens: Tensor) -> Tensor:
-        """Tokens ``[M, D]`` before the final norm to scores ``[M, K]``."""
-        tokens, = network.backbone.final([tokens])
+        """Map tokens ``[M, D]`` before the final norm to scores ``[M, K]``."""
+        tokens, = network.backbone.apply_final_norm([tokens])
         return self._patch_head(network)(tokens)
 
     def accumulate(self) -> None:
-        """As DINO, for the centre of the patches too."""
+        """Accumulate for both centers, that of [cls] and that of the patches."""
         super().accumulate()
         if self.ibot is not None:
             self.ibot.center.accumulate()
 
     def advance(self) -> None:
-        """As DINO, for the centre of the patches too."""
+        """Move the teacher and both centers."""
         super().advance()
         if self.ibot is not None:
             self.ibot.center.update()

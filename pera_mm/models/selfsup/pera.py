@@ -15,20 +15,20 @@ from pera_mm.structures import CropViews
 
 @MODELS.register_module()
 class PerA(SelfDistillation):
-    """Student and teacher see disjoint patches of the same crop and agree on its prototypes.
+    """A model whose networks see disjoint patches of a crop and agree on its prototypes.
 
-    Half-way through the student's layers learnable mask tokens join the global crops; from them
+    Half-way through the student's layers, learnable mask tokens join the global crops. From them
     the predictor paints the pixels that neither network saw.
 
     Args:
         backbone, projector, distillation, data_preprocessor: as :class:`SelfDistillation`.
-        predictor: config of the :class:`PixelHead`, or None to leave pixel prediction out
-            (Table 11): no mask token joins then.
+        predictor: config of the :class:`PixelHead`, or None for no pixel prediction (Table
+            11); then no mask token joins.
         pixel: config of the :class:`PixelLoss`, given exactly when ``predictor`` is.
         koleo: config of the :class:`KoLeoLoss` on the student's global scores, or None.
 
     Raises:
-        ValueError: ``predictor`` without ``pixel`` or the other way round.
+        ValueError: if only one of ``predictor`` and ``pixel`` is given.
     """
 
     def __init__(self,
@@ -55,17 +55,17 @@ class PerA(SelfDistillation):
 
     @torch.no_grad()
     def teach(self, crops: list[CropViews]) -> Answer:
-        """The teacher's answer, from the patches of part t alone (eq. 2)."""
+        """Return the teacher's answer, from the patches of part t alone (eq. 2)."""
         backbone = self.teacher.backbone
         groups = [
             backbone.embed(views.teacher_view.flatten(0, 1), views.split.teacher.flatten(0, 1))
             for views in crops
         ]
         groups = backbone.encode(groups, outputs=[0] * len(groups))  # [cls] alone
-        return self._answer(self.teacher, backbone.final(groups), crops)
+        return self._answer(self.teacher, backbone.apply_final_norm(groups), crops)
 
     def study(self, crops: list[CropViews]) -> Answer:
-        """The student's answer, from part s; the mask tokens of part l join at L/2 (eq. 1)."""
+        """Return the student's answer, from part s; mask tokens of part l join at L/2 (eq. 1)."""
         backbone = self.student.backbone
         middle = backbone.num_layers // 2
         groups = [
@@ -78,14 +78,14 @@ class PerA(SelfDistillation):
             groups = [torch.cat([groups[0], self._mask_tokens(crops[0])], dim=1), *groups[1:]]
             hidden = crops[0].split.learnable.shape[-1]
         wanted = [hidden] + [0] * (len(groups) - 1)
-        groups = backbone.final(backbone.encode(groups, start=middle, outputs=wanted))
+        groups = backbone.apply_final_norm(backbone.encode(groups, start=middle, outputs=wanted))
         answer = self._answer(self.student, groups, crops)
         if self.predictor is None:
             return answer
         return answer._replace(pixels=self.predictor(groups[0][:, -hidden:]))
 
     def _mask_tokens(self, views: CropViews) -> Tensor:
-        """Mask token + position for every patch of part l: ``[n * B, k, D]``.
+        """Return mask token + position for every patch of part l: ``[n * B, k, D]``.
 
         They are appended, not interleaved: attention does not see the order of tokens.
         """
@@ -94,15 +94,15 @@ class PerA(SelfDistillation):
         return self.mask_token + positions
 
     def pixel_target(self, views: CropViews) -> Tensor:
-        """The normalised pixels of part l in the student's view: ``[n * B, k, p*p*3]``."""
+        """Return the normalized pixels of part l in the student's view: ``[n * B, k, p*p*3]``."""
         patches = gather_patches(views.student_view.flatten(0, 1),
                                  views.split.learnable.flatten(0, 1), self.patch_size)
         return flatten_patches(patches)
 
     def losses(self, student: Answer, teacher: Answer,
                crops: list[CropViews]) -> dict[str, Tensor]:
-        """``loss_cls``, and ``loss_pixel`` and ``loss_koleo`` where they are on (eq. 9)."""
-        temperature = self._clocked('teacher_temp')
+        """Compute ``loss_cls``, and ``loss_pixel`` and ``loss_koleo`` if they are on (eq. 9)."""
+        temperature = self._scheduled('teacher_temp')
         losses = dict(loss_cls=self.distillation(student.scores, teacher.scores, temperature))
         if student.pixels is not None:
             losses['loss_pixel'] = self.pixel(student.pixels, self.pixel_target(crops[0]))
@@ -111,7 +111,7 @@ class PerA(SelfDistillation):
         return losses
 
     def observe(self, student: Answer, teacher: Answer, crops: list[CropViews]) -> None:
-        """As the base, and what the predictor painted beside what was there."""
+        """Keep also the pixels that the predictor painted, and the true ones."""
         super().observe(student, teacher, crops)
         if student.pixels is not None:
             self.observed.update(pixel_prediction=student.pixels.detach(),

@@ -1,4 +1,4 @@
-"""What PerA, DINO and DINOv2 share: a student, a teacher that follows it, [cls] agreement.
+"""The base of PerA, DINO and DINOv2: a student, a teacher that follows it, [cls] agreement.
 
 Shapes: n crops of one size, B images, k patches, D embedding width, K prototypes.
 """
@@ -19,7 +19,7 @@ from pera_mm.structures import GROUPS, CropViews
 
 
 class Answer(NamedTuple):
-    """What a network says of a batch of crops."""
+    """The outputs of a network for a batch of crops."""
 
     scores: list[Tensor]  # prototype scores [n_g, B, K] of each crop size g
     features: Tensor  # [cls] of the global crops, [n, B, D]
@@ -29,9 +29,9 @@ class Answer(NamedTuple):
 
 
 class SelfDistillation(BaseModel):
-    """Base of the self-distillation methods: they :meth:`teach`, :meth:`study` and compare.
+    """The base of the self-distillation methods: they :meth:`teach`, :meth:`study` and compare.
 
-    There is no clock in here: hooks set :attr:`teacher_temp` and :attr:`momentum` before an
+    The model knows no iteration: hooks set :attr:`teacher_temp` and :attr:`momentum` before an
     iteration and call :meth:`accumulate` and :meth:`advance` after it, so :meth:`loss` can be
     repeated and gradients accumulated.
 
@@ -45,7 +45,7 @@ class SelfDistillation(BaseModel):
     Attributes:
         teacher_temp: temperature of the teacher's distribution, set by ``ScheduleHook``.
         momentum: fraction of the OLD teacher kept at an update, set by ``ScheduleHook``.
-        watch: when True the next :meth:`loss` leaves detached tensors in :attr:`observed`.
+        watch: if True, the next :meth:`loss` leaves detached tensors in :attr:`observed`.
     """
 
     def __init__(self, backbone: dict, projector: dict, distillation: dict,
@@ -64,7 +64,7 @@ class SelfDistillation(BaseModel):
         self._start_teacher()
 
     def init_weights(self) -> None:
-        """Initialise the student; the teacher starts as its copy."""
+        """Initialize the student; the teacher starts as its copy."""
         super().init_weights()
         self._start_teacher()
 
@@ -78,7 +78,7 @@ class SelfDistillation(BaseModel):
         return self
 
     def forward(self, inputs: Any, data_samples: list | None = None, mode: str = 'tensor') -> Any:
-        """``mode='loss'``: losses of a batch of crops; ``'tensor'``: teacher features of images."""
+        """Compute losses of crops (``mode='loss'``) or teacher features (``'tensor'``)."""
         if mode == 'loss':
             return self.loss(inputs, data_samples)
         if mode == 'tensor':
@@ -87,7 +87,7 @@ class SelfDistillation(BaseModel):
 
     def loss(self, inputs: dict[str, CropViews],
              data_samples: list | None = None) -> dict[str, Tensor]:
-        """Weighted losses of a batch; changes nothing that a second call would notice.
+        """Compute the weighted losses of a batch; a second call gives the same.
 
         Args:
             inputs: the crops of each size, by their name in :data:`GROUPS`.
@@ -104,7 +104,7 @@ class SelfDistillation(BaseModel):
         return losses
 
     def ordered(self, inputs: dict[str, CropViews]) -> list[CropViews]:
-        """The crops of each size, checked, the global ones first."""
+        """Check the crops of each size and list them, the global ones first."""
         crops = [inputs[name] for name in sorted(inputs, key=GROUPS.index)]
         for views in crops:
             self.check_split(*views.student_view.shape[-2:], views.split)
@@ -112,42 +112,42 @@ class SelfDistillation(BaseModel):
 
     @abstractmethod
     def teach(self, crops: list[CropViews]) -> Answer:
-        """The teacher's answer, without a gradient."""
+        """Return the teacher's answer, without a gradient."""
 
     @abstractmethod
     def study(self, crops: list[CropViews]) -> Answer:
-        """The student's answer."""
+        """Return the student's answer."""
 
     @abstractmethod
     def losses(self, student: Answer, teacher: Answer,
                crops: list[CropViews]) -> dict[str, Tensor]:
-        """The terms of the loss, each already weighted."""
+        """Compute the terms of the loss, each already weighted."""
 
     def observe(self, student: Answer, teacher: Answer, crops: list[CropViews]) -> None:
-        """Leave in :attr:`observed` what was said of the global crops, detached."""
+        """Leave in :attr:`observed` the outputs for the global crops, detached."""
         self.observed = dict(teacher_logits=teacher.scores[0].detach(),
                              student_logits=student.scores[0].detach(),
                              teacher_features=teacher.features.detach())
 
     @staticmethod
     def _answer(network: nn.Module, groups: list[Tensor], crops: list[CropViews]) -> Answer:
-        """Scores and features of encoded groups, after the final norm, [cls] first."""
+        """Compute scores and features of groups after the final norm, [cls] first."""
         shapes = [tuple(views.student_view.shape[:2]) for views in crops]
         features = groups[0][:, 0].unflatten(0, shapes[0])
         return Answer(network.project(groups, shapes), features)
 
     @torch.no_grad()
     def teacher_features(self, images: Tensor) -> Tensor:
-        """The teacher's [cls] ``[B, D]`` of whole normalised images ``[B, 3, H, W]``."""
+        """Return the teacher's [cls] ``[B, D]`` of whole normalized images ``[B, 3, H, W]``."""
         return self.teacher.backbone(images)[-1]
 
     def accumulate(self) -> None:
-        """After every iteration: remember the teacher's outputs for the centre."""
+        """Count the teacher's outputs for the center; called after every iteration."""
         self.distillation.center.accumulate()
 
     def advance(self) -> None:
-        """After an optimizer step: move the teacher (eq. 10) and the centre (eq. 7)."""
-        ema_update(self.teacher, self.student, self._clocked('momentum'))
+        """Move the teacher (eq. 10) and the center (eq. 7); called after an optimizer step."""
+        ema_update(self.teacher, self.student, self._scheduled('momentum'))
         self.distillation.center.update()
 
     def check_batch_size(self, batch_size: int) -> None:
@@ -156,7 +156,7 @@ class SelfDistillation(BaseModel):
     def check_split(self, height: int, width: int, split: PatchSplit) -> None:
         """Raise ValueError unless the split covers a crop's patch grid exactly once.
 
-        It does not when the pipeline's patch size is not the backbone's.
+        It does not if the patch size of the pipeline differs from that of the backbone.
 
         Args:
             height, width: of the crop, pixels.
@@ -173,9 +173,9 @@ class SelfDistillation(BaseModel):
                 f'pipeline splits {covered[-1]}; give DisjointMask (or BlockMask) the patch_size '
                 'of the backbone.')
 
-    def _clocked(self, name: str) -> float:
+    def _scheduled(self, name: str) -> float:
         value = getattr(self, name)
         if math.isnan(value):
             raise RunError(f"{name} is not set; add dict(type='pera_mm.ScheduleHook', ...) to "
-                               'custom_hooks, or set it on the model.')
+                           'custom_hooks, or set it on the model.')
         return value

@@ -1,4 +1,4 @@
-"""Student and teacher networks, and how the teacher follows (paper fig. 2a, eq. 10)."""
+"""The networks of student and teacher, and the update of the teacher (fig. 2a, eq. 10)."""
 
 import torch
 from mmengine.model import BaseModule
@@ -8,7 +8,7 @@ from pera_mm.registry import MODELS
 
 
 class Network(BaseModule):
-    """An encoder f and its projector g: what student and teacher both have.
+    """The network of student and teacher alike: an encoder f and its projector g.
 
     Args:
         backbone: config of a :class:`PerAViT`.
@@ -21,7 +21,7 @@ class Network(BaseModule):
         self.projector = MODELS.build(dict(projector, in_channels=self.backbone.embed_dims))
 
     def project(self, groups: list[Tensor], shapes: list[tuple[int, int]]) -> list[Tensor]:
-        """Prototype scores of the [cls] tokens, in one call for all crops.
+        """Compute the prototype scores of the [cls] tokens, in one call for all crops.
 
         Args:
             groups: encoded tokens ``[n_g * B, L_g, D]`` of each crop size g.
@@ -37,7 +37,7 @@ class Network(BaseModule):
 
 @torch.no_grad()
 def ema_update(teacher: torch.nn.Module, student: torch.nn.Module, momentum: float) -> None:
-    """Eq. 10: ``teacher <- momentum * teacher + (1 - momentum) * student``, in place.
+    """Update in place: ``teacher <- momentum * teacher + (1 - momentum) * student`` (eq. 10).
 
     Args:
         momentum: fraction of the OLD teacher kept, in [0, 1]. MMEngine's EMA means the opposite.

@@ -1,0 +1,10 @@
+"""AID, 50 % for training: as aid_tr20_pera_linear.py.
+
+Target:   none published.
+Command:  mim train mmpretrain configs/classification/aid_tr50_pera_linear.py
+"""
+
+_base_ = 'aid_tr20_pera_linear.py'
+train_dataloader = dict(dataset=dict(ann_file='splits/tr50_train.txt'))
+val_dataloader = dict(dataset=dict(ann_file='splits/tr50_test.txt'))
+test_dataloader = val_dataloader

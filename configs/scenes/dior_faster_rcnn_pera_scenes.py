@@ -1,0 +1,41 @@
+"""The twin of dior_faster_rcnn_pera.py on drawn scenes: the demo's tiny ViT and narrow heads.
+
+It starts from the teacher that `make demo` leaves behind.
+
+Target:   mAP50 around 0.1: seven classes, most objects of 8 pixels, few steps
+Hardware: two CPU cores, about four minutes
+Command:  python tools/data/make_scenes.py data/scenes/detection detection 300 --size 160
+          mim train mmdet configs/scenes/dior_faster_rcnn_pera_scenes.py
+"""
+
+_base_ = ['../dior_faster_rcnn_pera.py', '../_base_/scenes.py']
+
+classes = ('airplane', 'baseballfield', 'groundtrackfield', 'ship', 'storagetank', 'tenniscourt',
+           'vehicle')
+model = dict(
+    backbone=dict(vit=dict(dict(_base_.demo_vit, drop_path_rate=0.), img_size=160)),
+    neck=dict(in_channels=[128] * 4, out_channels=64),
+    rpn_head=dict(in_channels=64, feat_channels=64),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=64),
+        bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=len(classes))),
+    train_cfg=dict(
+        rpn_proposal=dict(nms_pre=500, max_per_img=500),
+        rcnn=dict(sampler=dict(num=128))),
+    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=500)))
+
+scale = (160, 160)
+train_pipeline = _base_.train_pipeline
+train_pipeline[3].scale = scale
+test_pipeline = _base_.test_pipeline
+test_pipeline[1].scale = scale
+here = dict(data_root='data/scenes/detection', metainfo=dict(classes=classes))
+train_dataloader = dict(
+    batch_size=2, num_workers=1, dataset=dict(pipeline=train_pipeline, **here))
+val_dataloader = dict(
+    batch_size=4, num_workers=1, dataset=dict(pipeline=test_pipeline, **here))
+test_dataloader = val_dataloader
+
+train_cfg = dict(max_epochs=6, val_interval=6)
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=6))

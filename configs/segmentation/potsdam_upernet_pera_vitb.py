@@ -1,0 +1,10 @@
+"""Potsdam: as potsdam_upernet_pera.py, with ViT-B.
+
+Command:  mim train mmseg configs/segmentation/potsdam_upernet_pera_vitb.py
+"""
+
+_base_ = '../potsdam_upernet_pera.py'
+model = dict(
+    backbone=dict(vit=dict(
+        arch='base', init_cfg=dict(checkpoint='checkpoints/pera_vitb_rsrsd.pth'))),
+    decode_head=dict(in_channels=[768, 768, 768, 768]))

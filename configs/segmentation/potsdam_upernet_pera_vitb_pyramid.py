@@ -1,0 +1,12 @@
+"""Potsdam: as potsdam_upernet_pera_vitb.py, without the adapter: a plain ViT with a simple pyramid.
+
+The ablation of ViT-Adapter, and the cheap alternative. Of any other config likewise.
+
+Target:   none published.
+Command:  mim train mmseg configs/segmentation/potsdam_upernet_pera_vitb_pyramid.py
+"""
+
+_base_ = 'potsdam_upernet_pera_vitb.py'
+model = dict(backbone=dict(
+    _delete_=True, type='pera_mm.ViTPyramid', vit=_base_.model.backbone.vit,
+    norm_cfg=dict(type='BN'), with_cp=False))
