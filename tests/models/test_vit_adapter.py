@@ -206,6 +206,27 @@ def test_a_new_adapter_injects_nothing_yet():
     assert not any(injector.gamma.any() for injector in backbone.injectors)
 
 
+def test_convolutions_start_with_the_variance_of_their_own_fan_out():
+    """2 / fan-out, where a depthwise channel feeds one channel through 9 weights."""
+    adapter = ViTAdapter(vit=dict(type='pera_mm.PerAViT', arch=dict(ARCH, embed_dims=256),
+                                  img_size=64), ffn_ratio=1.)
+    adapter.init_weights()
+    depthwise = adapter.extractors[0][0].ffn.depthwise
+    assert depthwise.groups == 256
+    assert depthwise.weight.std().item() == pytest.approx((2 / 9)**0.5, rel=0.05)
+    assert adapter.up.weight.std().item() == pytest.approx((2 / (4 * 256))**0.5, rel=0.05)
+    projection = adapter.prior.projections[0].weight
+    assert projection.std().item() == pytest.approx((2 / 256)**0.5, rel=0.05)
+
+
+@pytest.mark.parametrize('uniform', [True, False])
+def test_extractors_drop_their_mlp_at_the_full_rate(uniform):
+    adapter = ViTAdapter(vit=dict(type='pera_mm.PerAViT', arch=ARCH, img_size=64,
+                                  drop_path_rate=0.2, drop_path_uniform=uniform))
+    rates = {extractor.drop_path.drop_prob for group in adapter.extractors for extractor in group}
+    assert rates == {0.2}
+
+
 def test_an_injection_changes_the_vit():
     backbone, images = make(), torch.randn(1, 3, 64, 64)
     before = vit_stream(backbone, images)

@@ -6,6 +6,7 @@ alternative. Both *have* a ViT, whose weights a checkpoint brings (``PretrainedB
 Shapes: B images, D width of the ViT.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -100,6 +101,11 @@ class ViTAdapter(DenseViT):
     ``vit_feature='stages'`` adds the map after each group (segmentation). ``'last'`` adds the last
     map, resized, to all four (detection). As in MMPretrain, only the last map has the final norm.
 
+    It differs from the originals in three more points. The sampled values have half of the width
+    (``deform_ratio``; the first commit of PerA's authors has 1.0). The ViT's attention is global in
+    all layers, where the original's detector has windows in 8 of 12. There is no LayerScale. The
+    extractors drop their MLP at the ViT's full rate of stochastic depth, as the original's do.
+
     Args:
         vit: config of a :class:`PerAViT`.
         interaction_indexes: first and last layer of each of four groups; None divides the depth
@@ -143,7 +149,7 @@ class ViTAdapter(DenseViT):
         attention = dict(
             num_heads=deform_heads or self.vit.layers[0].attn.num_heads,
             num_points=deform_points, value_ratio=deform_ratio)
-        drop_path = self.vit.layers[0].drop_path_rate
+        drop_path = max(layer.drop_path_rate for layer in self.vit.layers)
 
         def extractor() -> Extractor:
             return Extractor(dims, attention, ffn_ratio, drop_path)
@@ -166,7 +172,7 @@ class ViTAdapter(DenseViT):
                 trunc_normal_(module.weight, std=.02)
                 nn.init.zeros_(module.bias)
             elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+                init_convolution(module)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         for layer in (m for m in self.modules() if hasattr(m, 'sampling_offsets')):
@@ -209,6 +215,17 @@ class ViTAdapter(DenseViT):
         if self.with_cp and self.training and torch.is_grad_enabled():
             return checkpoint(module, *args, use_reentrant=False)
         return module(*args)
+
+
+def init_convolution(module: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    """Draw the weights from a normal of variance 2 / fan-out (He et al. 2015), as ViT-Adapter does.
+
+    A channel of a grouped convolution feeds the channels of its own group alone. PyTorch's
+    ``kaiming_normal_`` counts all of them: a depthwise weight would start sqrt(channels) times
+    too small.
+    """
+    fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+    nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
 
 
 def divide_layers(indexes: Sequence[Sequence[int]] | None, depth: int) -> list[tuple[int, int]]:
