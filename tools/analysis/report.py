@@ -9,8 +9,7 @@ Shapes: B images, S side in pixels, N = h * w patches, k patches of one part, p 
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +23,10 @@ from torch import Tensor, nn
 
 from pera_mm.errors import UserError
 from pera_mm.evaluation.features import images_below, read_square
+from pera_mm.evaluation.painting import paint_hidden, variance_explained
 from pera_mm.launch import errors_in_one_sentence
-from pera_mm.patches import PatchSplit, patch_grid, patchify, split_counts, unpatchify
+from pera_mm.patches import patch_grid, unpatchify
 from pera_mm.registry import MODELS
-from pera_mm.structures import CropViews
 from pera_mm.weights.loading import load_checkpoint
 
 LOSSES = dict(loss_cls='agreement on prototypes', loss_pixel='pixel prediction',
@@ -49,6 +48,7 @@ class Triplets(NamedTuple):
     masked: np.ndarray
     predicted: np.ndarray
     original: np.ndarray
+    explained: float  # see variance_explained
 
 
 def read_scalars(work_dir: str | Path) -> dict[str, Curve]:
@@ -88,11 +88,7 @@ def _read_file(file: Path) -> dict[str, Curve]:
 
 def reconstruct(model: nn.Module, images: Tensor, visible: float = 0.2, per_pass: float = 0.2,
                 seed: int = 0) -> Triplets:
-    """Let the student paint everything that it does not see.
-
-    In training it sees the share ``visible`` of the patches and paints the share ``per_pass``. Here
-    several such passes with the same visible patches cover the rest of the picture, so that each
-    pass is as in training.
+    """Let the student paint everything that it does not see, see :func:`paint_hidden`.
 
     Args:
         model: a PerA with a predictor.
@@ -102,37 +98,13 @@ def reconstruct(model: nn.Module, images: Tensor, visible: float = 0.2, per_pass
         seed: of the mask.
     """
     normalized = model.data_preprocessor.normalize(images)  # [B, 3, S, S]
-    p = model.patch_size
-    grid = patch_grid(*normalized.shape[-2:], p)
-    counts = split_counts(grid[0] * grid[1], visible, per_pass, 1 - visible - per_pass)
-    noise = torch.rand(len(images), grid[0] * grid[1],
-                       generator=torch.Generator().manual_seed(seed))
-    order = noise.argsort(dim=1).to(normalized.device)
-    seen, hidden = order[:, :counts.student].sort(dim=1).values, order[:, counts.student:]
-    patches = patchify(normalized, p)  # [B, N, p*p*3]
-    painted = patches.clone()
-    for start in range(0, hidden.shape[1], counts.learnable):
-        start = min(start, hidden.shape[1] - counts.learnable)  # the last pass is complete
-        part = hidden[:, start:start + counts.learnable].sort(dim=1).values
-        _put(painted, part, _paint(model, normalized, seen, part))
-    masked = _to_uint8(model, unpatchify(patches, p, grid))
-    is_hidden = torch.ones_like(patches[..., :1]).scatter_(1, seen.unsqueeze(-1), 0)  # 1: hidden
-    cover = unpatchify(is_hidden.expand(-1, -1, p * p), p, grid)[:, 0].bool().cpu().numpy()
-    masked[cover] = HIDDEN_GRAY
-    return Triplets(masked, _to_uint8(model, unpatchify(painted, p, grid)), images.cpu().numpy())
-
-
-def _paint(model: nn.Module, normalized: Tensor, seen: Tensor, part: Tensor) -> Tensor:
-    """Let the student paint pixels ``[B, k, p*p*3]`` of ``part`` from the patches ``seen``."""
-    crop = normalized.unsqueeze(0)  # one global crop per image
-    split = PatchSplit(seen, part, part, masked=seen[:, :0].bool())  # the teacher is not used
-    views = CropViews(crop, crop, PatchSplit(*(indices.unsqueeze(0) for indices in split)))
-    with _evaluating(model), torch.no_grad():
-        return model.study([views]).pixels.float()
-
-
-def _put(patches: Tensor, indices: Tensor, values: Tensor) -> None:
-    patches.scatter_(1, indices.unsqueeze(-1).expand_as(values), values)
+    p, grid = model.patch_size, patch_grid(*normalized.shape[-2:], model.patch_size)
+    painting = paint_hidden(model, normalized, visible, per_pass, seed)
+    masked = _to_uint8(model, unpatchify(painting.patches, p, grid))
+    cover = painting.hidden.unsqueeze(-1).expand(-1, -1, p * p)
+    masked[unpatchify(cover, p, grid)[:, 0].cpu().numpy()] = HIDDEN_GRAY
+    return Triplets(masked, _to_uint8(model, unpatchify(painting.painted, p, grid)),
+                    images.cpu().numpy(), variance_explained(painting))
 
 
 def _to_uint8(model: nn.Module, normalized: Tensor) -> np.ndarray:
@@ -141,16 +113,6 @@ def _to_uint8(model: nn.Module, normalized: Tensor) -> np.ndarray:
     black, white = model.data_preprocessor.normalize(ends)  # [3, 1, 1] each
     pixels = (normalized - black) / (white - black) * 255
     return pixels.round().clamp(0, 255).byte().movedim(1, -1).cpu().numpy()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def cls_attention(model: nn.Module, images: Tensor) -> Tensor:
@@ -202,7 +164,8 @@ def draw_report(work_dir: str | Path, model: nn.Module, images: Tensor,
     if getattr(model, 'predictor', None) is not None:
         triplets = reconstruct(model, images)
         columns = [('what the student sees', triplets.masked),
-                   ('what it paints', triplets.predicted), *columns]
+                   (f'what it paints: {triplets.explained:.0%} of the variance',
+                    triplets.predicted), *columns]
     heads = cls_attention(model, images).mean(dim=1)  # [B, h, w]
     for row in range(len(images)):
         for column, (title, pictures) in enumerate(columns):

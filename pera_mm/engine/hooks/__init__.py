@@ -5,6 +5,7 @@ from pera_mm.engine.hooks.config_check import ConfigCheckHook
 from pera_mm.engine.hooks.continue_from import ContinueHook
 from pera_mm.engine.hooks.freeze_last_layer import FreezeLastLayerHook
 from pera_mm.engine.hooks.health import HealthHook
+from pera_mm.engine.hooks.painting import PaintingHook
 from pera_mm.engine.hooks.probe import ProbeHook
 from pera_mm.engine.hooks.schedule import ScheduleHook
 from pera_mm.engine.hooks.skipped_images import SkippedImagesHook
@@ -18,6 +19,7 @@ __all__ = [
     'ContinueHook',
     'FreezeLastLayerHook',
     'HealthHook',
+    'PaintingHook',
     'ProbeHook',
     'ScheduleHook',
     'SkippedImagesHook',
