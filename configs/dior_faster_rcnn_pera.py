@@ -1,7 +1,7 @@
 """PerA's ViT-G + ViT-Adapter + Faster R-CNN on DIOR at 512 pixels (section 4.2.4 of the paper).
 
-The paper does not say how long the warm-up is (here one epoch, as in torchvision's references) and
-which way images are flipped (here as there: left-right).
+The paper does not say how long the warm-up is (here one epoch, as in torchvision's references) or
+which way images are flipped (here left-right, as there).
 
 Target:   mAP50 75.71 (table 7)
 Hardware: 4 GPUs of 80 GB with 4 images each, or --cfg-options model.backbone.with_cp=True on fewer

@@ -2,8 +2,8 @@
 
 As Potsdam with half the learning rate. The data are in MMSegmentation's layout, as
 tools/data/prepare.py loveda writes it: images of 1024 px in the official splits, cities and country
-together; masks hold 1 to 7, 0 is not labelled. The test split has no masks: what is tested here is
-the validation split, and loveda_upernet_pera_submission.py predicts the other for the server.
+together; masks hold 1 to 7, 0 is not labelled. The test split has no masks, so this config tests on
+the validation split; segmentation/loveda_upernet_pera_submission.py predicts the test split.
 
 Target:   54.02 mIoU on the test server (paper, Table 5).
 Hardware: batch 8 in all: on N GPUs set train_dataloader.batch_size to 8 / N.

@@ -1,8 +1,8 @@
 """Potsdam: ViT-Adapter + UPerNet on the pretrained ViT-G (paper 4.2.2).
 
 Whole test images, sliding window of 512 px with a stride of 341. The checkpoint best by 6-class mF1
-is kept as best_*.pth besides the last ones; it is chosen on the test images, for the split has no
-others.
+is kept as best_*.pth besides the last ones; it is chosen on the test images, because the split
+has no others.
 
 Target:   93.08 mF1 (paper, Table 4; which classes and borders it counts is not said, so six
           protocols are reported).

@@ -1,9 +1,9 @@
-# The twins on drawn scenes: a paper's config in small, minutes on two cores. They start from the
-# teacher that `make demo` leaves; tools/data/make_scenes.py draws the scenes.
+# The twins on drawn scenes: the paper's configs made small, for minutes on two cores. They start
+# from the teacher that `make demo` leaves; tools/data/make_scenes.py draws the scenes.
 demo_vit = dict(
     arch='demo', drop_path_rate=0.1, init_cfg=dict(checkpoint='work_dirs/demo/iter_800.pth'))
-# One epoch of warm-up, then a half cosine. A short run needs ten times the paper's learning rate or
-# more; with the decay over the layers the ViT keeps more of what it has learned.
+# One epoch of warm-up, then a half cosine. A short run needs ten or more times the paper's learning
+# rate; with its decay over the layers the ViT keeps more of what it has learned.
 warmup = dict(
     type='LinearLR', start_factor=1e-30, end=1, by_epoch=True, convert_to_iter_based=True)
 cosine = dict(

@@ -1,4 +1,4 @@
-# Hooks of the small runs that have a teacher. It follows faster (momentum .98) than in 200 epochs.
+# Hooks of the small runs with a teacher, which follows faster (momentum .98) than in 200 epochs.
 _base_ = 'runtime.py'
 default_hooks = dict(
     checkpoint=dict(interval=86, max_keep_ckpts=1),  # two epochs; and at the end

@@ -14,7 +14,7 @@ _base_ = [
 
 train_dataloader = dict(dataset=dict(pipeline=dict(mask=dict(disjoint=False))))
 
-# One parameter group: biases and norms decay too. The learning rate does not go with the batch.
+# One parameter group: biases and norms decay too. The learning rate ignores the batch size.
 optim_wrapper = dict(optimizer=dict(lr=5e-4))
 param_scheduler = _base_.param_scheduler
 param_scheduler[0].update(end=10)  # 10 epochs of warm-up, then a half cosine to 1e-6

@@ -2,9 +2,9 @@
 
 Source:   facebookresearch/dino, main_dino.py and the published arguments of ViT-B/16. Size of the
           global crops (224 there), images and epochs (400 there) are those of the PerA paper.
-          Its learning rate goes with the batch: 7.5e-4 x images per step / 256. Here that is 16,
-          one device of 16; for another number set optim_wrapper.optimizer.lr.
-          docs/baselines.md has the rest of the differences.
+          Its learning rate depends on the batch: 7.5e-4 x images per step / 256. Here these are 16,
+          on one device; for another number set optim_wrapper.optimizer.lr.
+          docs/baselines.md has the other differences.
 Target:   none published.
 Command:  tools/dist_train.sh configs/baselines/dino_vitb_tov-100k_original.py 1
 """

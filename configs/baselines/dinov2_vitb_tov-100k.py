@@ -16,7 +16,7 @@ _base_ = [
 mask = dict(_delete_=True, type='pera_mm.BlockMask', patch_size=16, ratio=(0.1, 0.5))
 train_dataloader = dict(dataset=dict(pipeline=dict(mask=mask)))
 
-# One parameter group: biases and norms decay too. The learning rate does not go with the batch.
+# One parameter group: biases and norms decay too. The learning rate ignores the batch size.
 optim_wrapper = dict(optimizer=dict(lr=4e-3))
 param_scheduler = _base_.param_scheduler
 param_scheduler[0].update(end=10)  # 10 epochs of warm-up, then a half cosine to 1e-6

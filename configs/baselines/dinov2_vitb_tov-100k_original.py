@@ -3,9 +3,9 @@
 Source:   facebookresearch/dinov2, configs/ssl_default_config.yaml (of ViT-L/16; its ViT-B is
           distilled from a larger one). Size of the global crops (224 there), images and epochs are
           those of the PerA paper.
-          Its learning rate goes with the batch: 4e-3 x sqrt(images per step / 1024). Here that is
-          16, one device of 16; for another number set optim_wrapper.optimizer.lr.
-          docs/baselines.md has the rest of the differences.
+          Its learning rate depends on the batch: 4e-3 x sqrt(images per step / 1024). Here these
+          are 16, on one device; for another number set optim_wrapper.optimizer.lr.
+          docs/baselines.md has the other differences.
 Target:   none published.
 Command:  tools/dist_train.sh configs/baselines/dinov2_vitb_tov-100k_original.py 1
 """

@@ -1,7 +1,7 @@
 """MAE, ViT-B/16, TOV-100k, 200 epochs, as in the paper and code of MAE (He et al., 2022).
 
-Its learning rate goes with the batch: 1.5e-4 x images per step / 256. Here that is 16, one device
-of 16; for another number set optim_wrapper.optimizer.lr. Size of the crops (224 there), images and
+Its learning rate depends on the batch: 1.5e-4 x images per step / 256. Here these are 16, on one
+device; for another number set optim_wrapper.optimizer.lr. Size of the crops (224 there), images and
 epochs (800 or 1,600 there) are those of the PerA paper; docs/baselines.md has the list.
 
 Target:   none published.

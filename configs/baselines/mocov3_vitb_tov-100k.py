@@ -32,5 +32,5 @@ optim_wrapper = dict(
 param_scheduler = _base_.param_scheduler
 param_scheduler[0].update(end=10)
 param_scheduler[1].update(begin=10)  # to 1e-6
-# The ratio, and not eta_min, which would give the biases and norms a decay, too.
+# The ratio, not eta_min, which would give the biases and norms a decay, too.
 param_scheduler[2].update(eta_min=None, eta_min_ratio=1e-6 / 0.04)

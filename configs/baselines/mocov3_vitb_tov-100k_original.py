@@ -1,8 +1,8 @@
 """MoCo v3, ViT-B/16, TOV-100k, 200 epochs, as in its own paper and code (Chen et al., 2021).
 
-Its learning rate goes with the batch: 1.5e-4 x images per step / 256. Here that is 16, one device
-of 16; for another number set optim_wrapper.optimizer.lr. The original has 4,096 images per step,
-each contrasted with as many; size of the crops (224 there), images and epochs (300 there) are those
+Its learning rate depends on the batch: 1.5e-4 x images per step / 256. Here these are 16, on one
+device; for another number set optim_wrapper.optimizer.lr. The original has 4,096 images per step,
+each contrasted with as many. Size of the crops (224 there), images and epochs (300 there) are those
 of the PerA paper; docs/baselines.md has the list.
 
 Target:   none published.

@@ -12,8 +12,8 @@ Command:   python tools/data/rsrsd.py sample configs/collect/rsrsd-5m.py
 sample = dict(
     seed=0,
     # The map of one year, all UTM zones, from its publisher; step=8: one pixel of every 8 x 8.
-    # overviews=True transfers step^2 times less of a remote map, but a point's class is then that
-    # of its 80 m, as the overviews have it.
+    # overviews=True transfers step^2 times less of a remote map, but a point then has the class of
+    # its 80 m in the overviews.
     landcover=dict(paths='data/landcover/*.tif', legend='esri', step=8, overviews=False),
     total=5_000_000,
     shares=dict(urban=0.6, farmland=0.1, wetland=0.1, forest=0.1, water=0.1),
@@ -45,8 +45,8 @@ fetch = dict(
 filter = dict(
     blank=2.,  # drop below this standard deviation of the pixels, 0-255
     no_data=0.2,  # above this share of exact black, white and one more color
-    placeholders=None,  # a folder of pictures to drop, whole ones; of tiles: fetch.source
-    placeholder_copies=10,  # the same picture at so many places
+    placeholders=None,  # a folder of whole pictures to drop; tiles: see fetch.source
+    placeholder_copies=10,  # the same picture at this many places
     near_duplicate=4,  # bits of 64; None: exact duplicates only
     cloud=0.8,  # above this share of bright gray pixels
     white_classes=['cloud', 'ice', 'desert'],  # exempt from it

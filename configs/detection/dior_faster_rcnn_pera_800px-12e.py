@@ -1,4 +1,4 @@
-"""As dior_faster_rcnn_pera.py as most others train on DIOR: 800 pixels, 12 epochs.
+"""As dior_faster_rcnn_pera.py, but as most others train on DIOR: 800 pixels, 12 epochs.
 
 MMDetection's "1x": the learning rate falls to a tenth after epochs 8 and 11, after a warm-up of 500
 iterations.

@@ -1,4 +1,4 @@
-"""Roads: a data set of one's own, in one file (docs/adding_a_dataset.md).
+"""Roads: a data set of your own, in one file (docs/adding_a_dataset.md).
 
 25 aerial images of 400 px in images/, gray masks of the same names in groundtruth/, road where a
 mask is above 127. ViT-B; the last five images are for validation.

@@ -1,9 +1,8 @@
 """Change detection on LEVIR-CD with the real Open-CD: its BIT, data set, pipeline and metric.
 
-Only the backbone and the neck are ours, by name. The weights are those of
-configs/levircd_bit_pera.py, either way: the same state dict gives the same maps. So are schedule
-and augmentation; what differs is Open-CD's reading of masks, which takes every value from 128 on
-for changed without a word.
+Only the backbone and the neck are ours, by name. Schedule and augmentation are those of
+configs/levircd_bit_pera.py. Each takes the other's weights: the same state dict gives the same
+maps. Masks are read differently: in Open-CD every value from 128 on silently counts as changed.
 
 Open-CD (1.1.0, github likyoo/open-cd) is not on the package index and needs einops:
           pip install einops; pip install --no-deps PATH/TO/open-cd

@@ -1,13 +1,13 @@
-"""Continued pre-training of the released ViT-G on tiles of one's own, 20 epochs.
+"""Continued pre-training of the released ViT-G on your own tiles, 20 epochs.
 
 Source:   ours; the authors published no such run. The teacher continues where the release stands
-          (epoch 42 of 200: temperature .03, momentum .998), the learning rate is a fifth of the
+          (epoch 42 of 200: temperature .03, momentum .998). The learning rate is a fifth of the
           peak, with a short warm-up because optimizer and center start anew.
 Weights:  load_from: the authors' raw file as downloaded, or one of tools/weights/convert.py
           (docs/weights.md). A whole model restores student, teacher, heads and mask token (and the
           center, which the authors' file does not have); a backbone restores the backbones alone.
           The start of the log says which. --resume continues this run and reads no weights anew.
-Target:   none; compare by a probe of your own scenes before and after.
+Target:   none; compare a probe on your own scenes before and after.
 Hardware: as pera_vitg_rsrsd.py. For fewer images or GPUs keep the 192 images a step by
           optim_wrapper.accumulative_counts, or lower lr with them.
 Command:  tools/dist_train.sh configs/pera/pera_vitg_continue.py 8 --cfg-options \

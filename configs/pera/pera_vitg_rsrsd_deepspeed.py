@@ -4,7 +4,7 @@ Needs `pip install deepspeed==0.17.6` (0.19 does not work with MMEngine 0.10.7).
 MMEngine's DeepSpeedStrategy; NOT proved by a run: DeepSpeed could not build its operators on our
 machines. pera_vitg_rsrsd_fsdp.py does the same and is tested.
 
-Stage 3 would give the moving average of the teacher mere shards, and DeepSpeed's own bf16 mode
+Stage 3 would give only shards to the moving average of the teacher, and DeepSpeed's own bf16 mode
 would round the teacher's small updates away; hence stage 2 and autocast.
 
 Command:  tools/dist_train.sh configs/pera/pera_vitg_rsrsd_deepspeed.py 8

@@ -2,8 +2,9 @@
 
 Source:   section 3.1: TOV-RS and Million-AID were added "to obtain more comprehensive
           representations in higher resolution": 6,775,848 images. Shares are not published; here
-          an epoch has every image once. With weight=2, weight=1, weight=1 in the three dicts, e.g.,
-          they are the shares of an epoch that is as long. All else as pera_vitg_rsrsd.py.
+          an epoch has every image once. With weight=2, weight=1, weight=1 in the three dicts, for
+          example, these are the shares of an epoch of the same length. All else as
+          pera_vitg_rsrsd.py.
 Target:   as pera_vitg_rsrsd.py.
 Hardware: as pera_vitg_rsrsd.py.
 Command:  tools/dist_train.sh configs/pera/pera_vitg_rsrsd_tov_million-aid.py 8

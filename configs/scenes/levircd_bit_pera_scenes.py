@@ -1,4 +1,4 @@
-"""Siamese ViT-Adapter + BIT on drawn change scenes: the whole of levircd_bit_pera.py in a minute.
+"""Siamese ViT-Adapter + BIT on drawn change scenes: the whole of levircd_bit_pera.py in minutes.
 
 Target:   a falling loss and an F1 of the changed class that rises; measured: docs/measurements.md
 Data:     python tools/data/make_scenes.py data/scenes/change change 600 --size 128

@@ -1,6 +1,6 @@
 """Potsdam: as potsdam_upernet_pera_vitb.py, without the adapter: a plain ViT with a simple pyramid.
 
-The ablation of ViT-Adapter, and the cheap alternative. Of any other config likewise.
+The ablation of ViT-Adapter, and the cheap alternative. Other configs can be changed likewise.
 
 Target:   none published.
 Command:  mim train mmseg configs/segmentation/potsdam_upernet_pera_vitb_pyramid.py

@@ -1,4 +1,4 @@
-"""DINO in small (Table 9), as in the PerA authors' repository; compare configs/small/pera.py.
+"""Small DINO (Table 9), as in the PerA authors' repository; compare configs/small/pera.py.
 
 Target:   measured: docs/measurements.md.
 Hardware: one CPU core, minutes.

@@ -1,4 +1,4 @@
-"""DINOv2 in small (Tables 8, 9, 11), as in the PerA authors' repository; compare small/pera.py.
+"""Small DINOv2 (Tables 8, 9, 11), as in the PerA authors' repository; compare small/pera.py.
 
 Target:   measured: docs/measurements.md.
 Hardware: one CPU core, minutes.

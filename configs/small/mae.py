@@ -1,4 +1,4 @@
-"""MAE in small: its row of Tables 8 and 9. Data, optimizer, schedule and budget as small/pera.py.
+"""Small MAE: its row of Tables 8 and 9. Data, optimizer, schedule and budget as small/pera.py.
 
 One crop of 128 px (112/128 = the paper's 448/512), a decoder of two narrow layers.
 

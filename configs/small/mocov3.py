@@ -1,4 +1,4 @@
-"""MoCo v3 in small: its row of Table 9. Data, optimizer, schedule and budget as small/pera.py.
+"""Small MoCo v3: its row of Table 9. Data, optimizer, schedule and budget as small/pera.py.
 
 Two crops of 128 px (112/128 = the paper's 448/512); the temperature is the original's.
 

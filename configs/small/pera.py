@@ -1,4 +1,4 @@
-"""PerA in small: the base of the small comparisons of Tables 8, 9, 11 and 13.
+"""Small PerA: the base of the small comparisons of Tables 8, 9, 11 and 13.
 
 A ViT of 0.9M parameters on 1,400 real images (RSSCN7: put its class folders under data/rsscn7);
 all of configs/small share data, optimizer, schedule and budget.

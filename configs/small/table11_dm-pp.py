@@ -1,4 +1,4 @@
-"""Table 11 in small: disjoint mask and pixel prediction, without spatial alignment.
+"""Small Table 11: disjoint mask and pixel prediction, without spatial alignment.
 
 Student and teacher each cut the crop of a pair anew (another box, other flips), so their patches
 are apart in the patch grid only, not on the ground.

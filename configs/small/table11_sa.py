@@ -1,4 +1,4 @@
-"""Table 11 in small: spatial alignment alone (no iBOT, no disjoint mask, no pixel prediction).
+"""Small Table 11: spatial alignment alone (no iBOT, no disjoint mask, no pixel prediction).
 
 Student and teacher see all patches of the same crop, in different colors. The paper gives no
 details; this reading changes nothing else.

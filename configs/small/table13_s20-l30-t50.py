@@ -1,4 +1,4 @@
-"""Table 13 in small: student 20 %, learnable 30 %, teacher 50 % of the patches.
+"""Small Table 13: student 20 %, learnable 30 %, teacher 50 % of the patches.
 
 Target:   measured: docs/measurements.md.
 Command:  python tools/train.py configs/small/table13_s20-l30-t50.py

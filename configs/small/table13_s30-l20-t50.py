@@ -1,4 +1,4 @@
-"""Table 13 in small: student 30 %, learnable 20 %, teacher 50 % of the patches.
+"""Small Table 13: student 30 %, learnable 20 %, teacher 50 % of the patches.
 
 Target:   measured: docs/measurements.md.
 Command:  python tools/train.py configs/small/table13_s30-l20-t50.py

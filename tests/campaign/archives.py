@@ -52,7 +52,7 @@ class Case(NamedTuple):
 
 
 class Member(NamedTuple):
-    """What a zip says of a member, true or not."""
+    """The description of a member in a zip, true or not."""
 
     name: bytes
     packed: bytes
@@ -205,7 +205,7 @@ def zips(seed: int) -> Iterator[Case]:
         'size too large': [good, Member(other, data, size=len(data) + 5)],
         'size too small': [good, Member(other, data, size=5)],
         'size 2**32-2': [good, Member(other, data, size=2**32 - 2)],
-        'offset behind the end': [good, Member(other, data, offset=2**31)],
+        'offset past the end': [good, Member(other, data, offset=2**31)],
         'offset in the directory': [good, Member(other, data, offset=len(data) + 300)],
         'an archive in it': [good, Member(b'inner.zip', forged_zip([good]))],
         'an archive in it, hostile': [
@@ -513,7 +513,7 @@ def tars(seed: int) -> Iterator[Case]:
     yield case('contents', 'one name, two contents', stored(GOOD.encode(), b'x'))
     yield case('contents', 'names that differ by case', stored(GOOD.upper().encode(), b'x'))
     yield case('contents', 'an archive in it', stored(b'inner.tar', good + end))
-    yield case('contents', 'an end mark, and more behind it', end, stored(other, data))
+    yield case('contents', 'an end mark, and more after it', end, stored(other, data))
     yield case('contents', 'wrong check sum', b'x' + stored(other, data)[1:])
     for name, content in {
         'empty': b'',
@@ -626,7 +626,7 @@ READERS: dict[str, Reader] = {
 
 
 class Judge:
-    """Read an archive in a child process and say what came of it."""
+    """Read an archive in a child process and return the outcome."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -659,7 +659,7 @@ class Judge:
         return outcome, detail
 
     def _tree(self) -> set[str]:
-        """Everything below the folder, but for what lies in the target."""
+        """Everything below the folder, except what lies in the target."""
         target = self.folder / 'in/deep/er/target'
         return {str(path) for path in self.folder.rglob('*') if target not in path.parents}
 

@@ -164,7 +164,7 @@ def pickle_cases(marker: str) -> Iterator[Case]:
 
 
 def is_beyond(name: str) -> bool:
-    """Whether torch would have to invent numbers for a tensor of that name."""
+    """Whether torch would have to invent numbers for the tensor of this name."""
     return any(
         word in name
         for word in (
@@ -296,7 +296,7 @@ def zip_cases() -> Iterator[Case]:
         whole[:end] + struct.pack('<4sIQI', b'PK\6\7', 0, 2**63, 1) + whole[end:],
     )
     yield case('rubbish before it', b'PK' + bytes(1000) + whole)
-    yield case('rubbish behind it', whole + bytes(1000))
+    yield case('rubbish after it', whole + bytes(1000))
     yield case('a comment of 60,000 bytes', whole[:-2] + struct.pack('<H', 60_000) + b'x' * 60_000)
     yield case('200 records over the same 16 MiB', overlapping(200, 2**24))
     yield Case('zip level', 'a directory of 64 GB in 1 TB of zeros', write_directory(2**36))
@@ -524,11 +524,11 @@ def file_cases() -> Iterator[Case]:
     yield Case('another kind of file', 'a dangling link', lambda path: path.symlink_to('nowhere'))
     yield Case('another kind of file', 'a link to itself', lambda path: path.symlink_to(path))
     yield Case('another kind of file', '1 TB of zeros', write_sparse(b''))
-    yield Case('another kind of file', '1 TB behind a pickle', write_sparse(b'\x80\x02'))
-    yield Case('another kind of file', '1 TB behind PK', write_sparse(b'PK\3\4'))
+    yield Case('another kind of file', '1 TB after a pickle', write_sparse(b'\x80\x02'))
+    yield Case('another kind of file', '1 TB after PK', write_sparse(b'PK\3\4'))
     yield Case(
         'another kind of file',
-        '256 MiB behind a brace',
+        '256 MiB after a brace',
         write_sparse(struct.pack('<Q', 2**27) + b'{', 2**28),
     )
     yield case('empty', b'')
@@ -782,7 +782,7 @@ def other_readers(cases: list[Case]) -> Iterator[Case]:
 
 
 class Judge:
-    """Load a file in a child process and say what came of it."""
+    """Load a file in a child process and return the outcome."""
 
     def __init__(self, folder: Path, marker: Path) -> None:
         self.folder, self.marker = folder, marker
@@ -1008,7 +1008,7 @@ def cases(folder: Path, seed: int) -> Iterator[Result]:
             path.parent.mkdir(parents=True)
             case.write(path)
         for (case, _), outcome, detail in in_children(judge, items, LIMITS, BATCH):
-            if marker.exists():  # also when the child crashed behind it
+            if marker.exists():  # also if the child crashed afterwards
                 outcome = RAN_CODE
                 marker.unlink()
             yield Result(case.kind, case.name, outcome, detail)

@@ -30,7 +30,7 @@ PROCESSES.set_forkserver_preload([
 
 @lru_cache
 def warm_up() -> None:
-    """Wait until the fork server has imported the packages: no case is to be charged with that."""
+    """Wait until the fork server has imported the packages, so that no case pays for it."""
     first = PROCESSES.Process(target=os.getpid)
     first.start()
     first.join()

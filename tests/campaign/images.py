@@ -209,7 +209,7 @@ def zeros_deflated(gib: float) -> bytes:
 
 
 def bombs(marker: str) -> Iterator[Case]:
-    """Small files that ask for much, or for something else than pixels."""
+    """Small files that ask for much, or for something other than pixels."""
 
     def case(name: str, data: bytes) -> Case:
         return Case('bomb', name, data)
@@ -489,17 +489,17 @@ def other_formats(marker: str) -> Iterator[Case]:
         b'\xff\x4f\xff\x51',
     ):
         for seed in range(4):
-            yield case(f'noise behind {start[:8]!r}', start + random.Random(seed).randbytes(4000))
+            yield case(f'noise after {start[:8]!r}', start + random.Random(seed).randbytes(4000))
         yield case(f'only {start[:8]!r}', start)
-        yield case(f'zeros behind {start[:8]!r}', start + bytes(4000))
-        yield case(f'0xff behind {start[:8]!r}', start + b'\xff' * 4000)
+        yield case(f'zeros after {start[:8]!r}', start + bytes(4000))
+        yield case(f'0xff after {start[:8]!r}', start + b'\xff' * 4000)
 
 
 # -- judgment -----------------------------------------------------------------------------------
 
 
 class Judge:
-    """Read a file in a child process and say what came of it."""
+    """Read a file in a child process and return the outcome."""
 
     def __init__(self, path: Path, marker: Path) -> None:
         self.path, self.marker = path, marker
@@ -528,7 +528,7 @@ class Judge:
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
             return WRONG_VALUES, f'{pixels.dtype} {pixels.shape}'
         if case.right is not None and not np.array_equal(pixels, self._right(case.right)):
-            return WRONG_VALUES, 'other pixels, and no word'
+            return WRONG_VALUES, 'other pixels, and no error'
         return HELD, f'{pixels.shape}'
 
     def _right(self, whole: bytes) -> np.ndarray:

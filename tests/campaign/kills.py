@@ -1,9 +1,9 @@
 """Real, tiny training runs and data steps that are killed, stopped, starved and doubled.
 
-Promised: who resumes ends bit-equal to a run that nobody disturbed (weights, optimizer, losses);
-SIGTERM and Ctrl-C end the step, write a checkpoint and say so (exit 143 and 130); a full disk is
-one sentence and spares the last checkpoint; one work folder holds one run; when one of several
-processes or their launcher dies, the others end too, and say why.
+Promised: a resumed run ends bit-equal to an undisturbed one (weights, optimizer, losses). On
+SIGTERM and Ctrl-C a run finishes the step, writes a checkpoint and says so (exit 143 and 130). A
+full disk is one sentence and spares the last checkpoint. One work folder holds one run. When one of
+several processes or their launcher dies, the others end, too, and say why.
 """
 
 import hashlib
@@ -148,7 +148,7 @@ def start(cfg: dict) -> Any:
 
 
 def quiet_training(cfg: dict) -> None:
-    """In the child: train; what is said goes beside the work folder."""
+    """In the child: train; its output goes beside the work folder."""
     Path(cfg['work_dir']).parent.mkdir(parents=True, exist_ok=True)
     said = os.open(f'{cfg["work_dir"]}.txt', os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     for descriptor in (1, 2):
@@ -222,7 +222,7 @@ def kills_while_writing(folder: Path, rng: random.Random, number: int) -> Iterat
         process.kill()
         process.join()
         name = f'{half.name} at {half.stat().st_size / 1e6:.1f} MB' if half.exists() \
-            else f'right behind iter_{2 * wanted}.pth'
+            else f'right after iter_{2 * wanted}.pth'
         outcome, detail = 'no checkpoint was begun', ''
         if begun:
             outcome, detail = _last_is_good(work)
@@ -282,7 +282,7 @@ def at_step(run: Run, step: int) -> Callable[[], bool]:
 
 
 def resumed(whole: Run, run: Run, folder: Path) -> tuple[str, str]:
-    """Resume with the tool; what came of it."""
+    """Resume with the tool and return the outcome."""
     ended = script(run, folder, '--resume').wait(SECONDS)
     if ended.code or ended.fault():
         return 'not resumed', f'exit {ended.code}: {ended.last_line()}'
@@ -521,7 +521,7 @@ def _starved(running: Script, name: str, whole: Run, run: Run, filler: Path | No
 
 
 def shared_folders(folder: Path, quick: bool) -> Iterator[Result]:
-    """Two runs in one work folder; and one behind another, which is none of that."""
+    """Two runs in one work folder at once (refused), and one after another (allowed)."""
     whole = config_file(folder, 'whole', seconds=0)
     script(whole, folder / 'whole-said').wait(SECONDS)
     for name, more, link in (('a second run', (), False), ('with --resume', ('--resume',), False),
@@ -550,9 +550,9 @@ def shared_folders(folder: Path, quick: bool) -> Iterator[Result]:
     first = script(run, folder / 'behind/first')
     until(at_step(run, 14))
     first.kill()
-    yield Result('two runs in one folder', 'behind a killed one',
+    yield Result('two runs in one folder', 'after a killed one',
                  *resumed(whole, run, folder / 'behind/second'))
-    yield Result('two runs in one folder', 'behind a finished one',
+    yield Result('two runs in one folder', 'after a finished one',
                  *resumed(whole, run, folder / 'behind/third'))
 
 
@@ -633,7 +633,7 @@ def _round(turn: int, work: Path, step: Callable[[str, Path], Script], seconds: 
         if ended.code or ended.fault():
             outcome, detail = 'not gone on', f'exit {ended.code}: {ended.last_line()[:200]}'
         elif wrong:
-            outcome, detail = WRONG_VALUES, f'{wrong[:4]} are not as without a kill'
+            outcome, detail = WRONG_VALUES, f'{wrong[:4]} differ from a run without a kill'
         for kill in range(kills):
             yield Result('SIGKILL of rsrsd.py', f'{name}, run {turn}, kill {kill}', outcome, detail)
 

@@ -1,7 +1,7 @@
 """Mistakes of users in configs, options and data, through the real tools in forked children.
 
 Promised: exit code 1 (2 for the command line), no traceback, and a last line that names the thing.
-Where the mistake is none (a list with CRLF) the run goes on and ends well.
+What is not a mistake (a list with CRLF) must train to the end.
 """
 
 import random
@@ -69,11 +69,11 @@ log_level = 'WARNING'
 
 
 class Mistake(NamedTuple):
-    """A command of which something is wrong.
+    """A command with a mistake.
 
     Attributes:
         kind, name: As in :class:`Result`.
-        names: A pattern that the last line must match; '' if the run is to go on.
+        names: A pattern that the last line must match; '' if the run is to succeed.
         arguments: Of the tool; {data}, {here} and {root} are filled in.
         config: Added to the tiny config, which is then the first argument; None: there is no such
             file and no such argument.
@@ -111,7 +111,7 @@ def command(tool: str, arguments: str, names: str, issue: str = '') -> Mistake:
 
 CONFIGS = 'config files'
 COMMAND = 'command line'
-LIKE_C9 = 'of the kind of C9, not named there'
+LIKE_C9 = 'like C9, not named there'
 TYPES = 'typos of a type'
 KEYS = 'typos of a key'
 VALUES = 'values'
@@ -127,7 +127,7 @@ MISTAKES = [
     Mistake(CONFIGS, 'an image', r'000\.png', ('{data}/images/000.png',), None, issue=LIKE_C9),
     Mistake(CONFIGS, 'broken JSON', r'broken\.json', ('{data}/broken.json',), None, issue=LIKE_C9),
     Mistake(CONFIGS, 'in UTF-16', r'utf16\.py', ('{data}/utf16.py',), None, issue='U7'),
-    Mistake(CONFIGS, 'behind a BOM', '', ('{data}/bom.py',), None, issue='U7'),
+    Mistake(CONFIGS, 'after a BOM', '', ('{data}/bom.py',), None, issue='U7'),
     written(CONFIGS, 'model = dict(', r'\.py', LIKE_C9),
     written(CONFIGS, 'model = dict(koleo=weight)', r'weight', LIKE_C9),
     written(CONFIGS, 'import nothing_of_this_name', r'nothing_of_this_name'),
@@ -256,9 +256,9 @@ MISTAKES = [
     option(WEIGHTS, 'load_from={data}/other.pth', r'other\.pth'),
     option(WEIGHTS, 'load_from={data}/list.txt', r'list\.txt'),
     option(WEIGHTS, 'load_from=/nowhere.pth', r'/nowhere\.pth', LIKE_C9),
-    Mistake(WEIGHTS, 'test.py of a pre-training', r'nothing to test', ('{data}/tiny.py',
+    Mistake(WEIGHTS, 'test.py of a pre-training config', r'nothing to test', ('{data}/tiny.py',
             '{data}/right.pth'), None, tool='test.py'),
-    Mistake(WEIGHTS, 'test.py of what does not fit', r'right\.pth',
+    Mistake(WEIGHTS, 'test.py with a checkpoint that does not fit', r'right\.pth',
             ('{data}/classifier.py', '{data}/right.pth'), None, issue='S3', tool='test.py'),
     Mistake(WEIGHTS, 'test.py of nothing', r'No checkpoint at',
             ('{data}/classifier.py', 'nowhere.pth'), None, tool='test.py'),
@@ -352,7 +352,7 @@ def make_data(data: Path) -> None:
 
 
 def make_weights(data: Path, folder: Path) -> None:
-    """The run without a mistake, its checkpoint, and files that are made of it."""
+    """The run without a mistake, its checkpoint, and files made from it."""
     for name, options in (('right', []), ('other', ['model.backbone.arch.embed_dims=64'])):
         work = folder / name
         work.mkdir(parents=True)
@@ -395,9 +395,9 @@ def judge(mistake: Mistake, ended: Ended) -> Result:
     elif not mistake.names:
         outcome = HELD if ended.code == 0 else 'stopped'
     elif ended.code == 0:
-        outcome = 'went on'
+        outcome = 'did not stop'
     elif not re.search(mistake.names, last, re.IGNORECASE):
-        outcome = 'does not name it'
+        outcome = 'does not name the mistake'
     else:
         outcome = REFUSED
     detail = f'exit {ended.code}: {last[:300]}'

@@ -22,7 +22,7 @@ FOREIGN = """
     __builtin__.eval builtins.exec builtins.getattr builtins.__import__ torch.load
     torch.serialization.os torch.hub.load numpy.load numpy.testing._private.utils.runstring
     mmengine.config.config.Config.fromfile mmengine.utils.import_modules_from_strings
-    pera_mm.checkpoints.os pera_mm.checkpoints._ForeignGlobalError pip._internal.main
+    pera_mm.weights.loading.os pera_mm.weights.loading.torch pip._internal.main
     runpy._run_code code.interact pdb.run timeit.timeit pydoc.pipepager webbrowser.open
     ctypes.CDLL operator.attrgetter functools.partial types.FunctionType
     torch.jit._serialization.load torch.utils.data.DataLoader torch.ops.load_library
@@ -199,7 +199,7 @@ def dtype_of(name: str, state: Any = None) -> Code:
 
 
 def object_dtypes() -> Iterator[Payload]:
-    """Object dtypes by every road, also such as deny it."""
+    """Object dtypes by every way, also those that hide it."""
     plain_object = dtype_of('O8', (3, '|', None, None, None, -1, -1, 63))
     yield "'O8'", plain_object
     yield "'O'", call('numpy.dtype', 'O')
@@ -1051,7 +1051,7 @@ def whole() -> Iterator[tuple[str, bytes]]:
     yield 'protocol 255', b'\x80\xff' + good[2:]
     yield 'protocol 0', good[2:]
     yield 'two pickles', good * 2
-    yield 'rubbish behind it', good + bytes(range(256)) * 40
+    yield 'rubbish after it', good + bytes(range(256)) * 40
     yield 'an unknown opcode', b'\x80\x02\xfe.'
     yield 'every opcode once', b'\x80\x02' + bytes(range(256)) + b'.'
     yield 'a list', program([1, 2])

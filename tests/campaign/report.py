@@ -22,7 +22,7 @@ WAIT = 4
 
 # The two right outcomes; everything else is what went wrong, in a word or two.
 REFUSED = 'refused'  # with a documented error, in one sentence
-HELD = 'held'  # loaded as data with the right values; a run that went on as it should
+HELD = 'held'  # loaded as data with the right values; a run that continued as it should
 RIGHT = (REFUSED, HELD)
 KNOWN = 'known, issue 16'  # wrong, and an open issue
 RAN_CODE, CRASHED, HUNG, MEMORY = 'ran code', 'crashed', 'hung', 'took too much memory'
@@ -30,7 +30,7 @@ WROTE_OUTSIDE, WRONG_VALUES = 'wrote outside', 'wrong values'
 
 
 class Result(NamedTuple):
-    """What one case came to."""
+    """The outcome of one case."""
 
     kind: str  # the row of the table
     name: str  # of the case, within its kind
@@ -39,9 +39,9 @@ class Result(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What a child process may use."""
+    """The limits of a child process."""
 
-    seconds: int = 10  # of a processor, for one item; and WAIT times as many by the clock
+    seconds: int = 10  # of a processor, for one item; by the clock WAIT times as many
     memory: int = 2048 * MIB  # bytes above what it starts with
 
 

@@ -3,7 +3,7 @@ r"""Run the robustness campaign, or parts of it, and print one table of counts i
     python tests/campaign/run.py                       # all parts
     python tests/campaign/run.py checkpoints images --seed 1 --minutes 5
 
-Exit code 1 if any outcome is wrong and not known; what went wrong is listed below the table.
+The exit code is 1 if any outcome is wrong and not known; the table is followed by what went wrong.
 """
 
 import argparse
@@ -31,13 +31,13 @@ def parse_args() -> argparse.Namespace:
         default=PARTS,
         help=f'of {", ".join(PARTS)} (default: all)',
     )
-    parser.add_argument('--seed', type=int, default=0, help='of every random number (default: 0)')
+    parser.add_argument('--seed', type=int, default=0, help='of all random numbers (default: 0)')
     parser.add_argument(
         '--minutes',
         type=float,
         default=10,
         metavar='M',
-        help='after which a part is stopped (default: 10)',
+        help='a part is stopped after M minutes (default: 10)',
     )
     parser.add_argument(
         '--quick', action='store_true', help=f'a tenth of the cases of {", ".join(LONG)}'
@@ -49,7 +49,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def run(part: str, seed: int, minutes: float, quick: bool) -> list[Result]:
-    """All results of a part, or those it has when its time is up."""
+    """Collect the results of a part, or those it has when its time is up."""
     results: list[Result] = []
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix=f'campaign-{part}-') as folder:

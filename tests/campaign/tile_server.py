@@ -1,4 +1,4 @@
-"""``rsrsd.py fetch`` against a tile server that means harm, on 127.0.0.1.
+"""``rsrsd.py fetch`` against a hostile tile server on 127.0.0.1.
 
 Every mode is tried twice: for three of sixteen tiles, and for all. Promised: an end in bounded
 time and memory; exit code 0, or 1 with one sentence; every image whose tiles came well is there,
@@ -86,7 +86,7 @@ def with_status(status: str, *headers: str, body: bytes = b'') -> Answer:
 
 
 def first_with_status(status: str, *headers: str) -> Answer:
-    """Once so, then the tile."""
+    """This answer once, then the tile."""
     def answer(request: Request) -> Iterator[bytes]:
         yield http(request.tile) if request.before else http(b'', status, *headers)
     return answer
@@ -131,7 +131,7 @@ def drip(request: Request) -> Iterator[bytes | float]:
 
 
 def smuggled(request: Request) -> Iterator[bytes | float]:
-    """The tile, and behind it an answer to a request that was not made yet."""
+    """The tile, followed by an answer to a request that was not made yet."""
     yield http(request.tile) + http(encode(255 - picture(0, 0, 0), 'PNG'))
     yield 0.3
 
@@ -171,13 +171,13 @@ def png(width: int, height: int, depth: int, color: int, data: bytes, *more: byt
 
 @lru_cache
 def zeros(megabytes: int, gzipped: bool = False) -> bytes:
-    """So many MB of zeros, packed a thousand times smaller."""
+    """Megabytes of zeros, packed a thousand times smaller."""
     packer = zlib.compressobj(9, wbits=31 if gzipped else 15)
     return b''.join([*(packer.compress(bytes(MIB)) for _ in range(megabytes)), packer.flush()])
 
 
 def inserted(tile: bytes, *chunks: bytes) -> bytes:
-    """A PNG with more chunks behind its header."""
+    """A PNG with more chunks after its header."""
     return tile[:33] + b''.join(chunks) + tile[33:]
 
 
@@ -198,7 +198,7 @@ def raster(width: int, height: int, dtype: str, count: int = 1, **options: Any) 
 
 @lru_cache
 def tiff_of_many_bands(bands: int = 16_000) -> bytes:
-    """256 px, one strip of 1 GB in 1 MB: every pixel has so many samples."""
+    """256 px, one strip of 1 GB in 1 MB: every pixel has one sample per band."""
     packer = zlib.compressobj(9)
     strip = b''.join([*(packer.compress(bytes(256 * bands)) for _ in range(256)), packer.flush()])
     entries = [(256, 3, 1, 256), (257, 3, 1, 256), (258, 3, bands, 0), (259, 3, 1, 8),
@@ -307,9 +307,9 @@ showpage
 """
 HOSTILE_DATES = {
     'a formula': "=cmd|'/c calc'!A1",
-    'a formula behind a plus': "+1+cmd|' /C calc'!A0",
-    'a formula behind an at': "@SUM(1+1)*cmd|' /C calc'!A0",
-    'a formula behind a tab': '\t=1+1',
+    'a formula after a plus': "+1+cmd|' /C calc'!A0",
+    'a formula after an at': "@SUM(1+1)*cmd|' /C calc'!A0",
+    'a formula after a tab': '\t=1+1',
     '3,000 characters': '2' * 3000,
     'quotes and commas': '2020","=1+1","',
     'control characters': '2020\x1b[2J\x07\x0b',
@@ -388,7 +388,7 @@ def modes() -> list[Mode]:
         ('doubled headers', with_tile('Content-Type: text/html', 'Content-Encoding: identity',
                                       'Content-Encoding: identity'), RIGHT),
         ('keeps alive, closes', with_tile('Connection: keep-alive'), RIGHT),
-        ('a second answer behind the tile', smuggled, RIGHT))
+        ('a second answer after the tile', smuggled, RIGHT))
     found += group(
         'encoding',
         ('gzip bomb', with_body(partial(zeros, 1024, True), 'Content-Encoding: gzip'), NEVER),
@@ -438,8 +438,8 @@ def modes() -> list[Mode]:
         ('EXIF of 1 MB', with_tile(change=exif_bomb), RIGHT))
     found += [Mode('reference', f'{name} to {what}', document(form.replace('{FILE}', file)), NEVER)
               for name, form in (('VRT', VRT), ('SVG', SVG), ('XML entity', XXE),
-                                 ('VRT behind a BOM', '\ufeff' + VRT),
-                                 ('VRT behind a NUL', '\0' + VRT))
+                                 ('VRT after a BOM', '\ufeff' + VRT),
+                                 ('VRT after a NUL', '\0' + VRT))
               for what, file in (('a file', '{local}'), ('a server', '/vsicurl/{canary}/x.png'))]
     found += [Mode('reference', name, document(form), NEVER) for name, form in (
         ('GDAL WMS', WMS), ('PDS label', PDS), ('OziExplorer map', OZI), ('EPS', EPS))]
@@ -486,7 +486,7 @@ class Local(socketserver.ThreadingTCPServer):
         self.server_close()
 
     def handle_error(self, *_: object) -> None:
-        """Say nothing of a client that has gone."""
+        """Keep silent about a client that has gone."""
         if not isinstance(error := sys.exc_info()[1], OSError):
             self.fault = error
 
@@ -673,7 +673,7 @@ def _judge_tables(work: Path, found: set[str], detail: str) -> tuple[str, str]:
               for name in ('tiles', 'missing')}
     listed = [set(table['id']) for table in tables.values()]
     if listed[0] != found or listed[1] != {place.id for place in places()} - found:
-        return WRONG_VALUES, f'the tables do not list what there is; {detail}'
+        return WRONG_VALUES, f'the tables do not list the files that exist; {detail}'
     for name, column in (('tiles', 'date'), ('missing', 'reason')):
         for cell in tables[name][column]:
             if len(cell) > 200 or not cell.isprintable() or re.match(r'\s*[=+@-]', cell):

@@ -37,7 +37,7 @@ train_dataloader = dict(
         data_root=data_root,
         splits=['train', 'val'],
         data_prefix=dict(img='JPEGImages-trainval', xml=xml),
-        filter_cfg=dict(filter_empty_gt=True),  # DIOR has none without objects
+        filter_cfg=dict(filter_empty_gt=True),  # every image of DIOR has objects
         pipeline=train_pipeline))
 # The field validates on the test set. Nothing is chosen by it: report the last epoch.
 val_dataloader = dict(

@@ -1,6 +1,6 @@
 # ViT-Adapter + Faster R-CNN as in section 4.2.4 of the paper. The authors used torchvision's Faster
 # R-CNN and changed some of its parameters. Those of the paper are marked; all others have
-# torchvision's values, with a word where MMDetection's habit differs.
+# torchvision's values, with a note where MMDetection's usual ones differ.
 _base_ = '../normalization.py'
 
 default_scope = 'mmdet'
@@ -74,8 +74,8 @@ model = dict(
                 type='MaxIoUAssigner',
                 pos_iou_thr=0.7,
                 neg_iou_thr=0.3,
-                # The best anchor of an object is positive however little it overlaps;
-                # MMDetection: if by 0.3. Not 0, or anchors that do not overlap would be.
+                # The best anchor of an object is positive however little it overlaps (MMDetection:
+                # from 0.3). Not 0, or anchors that do not overlap would be positive, too.
                 min_pos_iou=1e-6,
                 match_low_quality=True,
                 ignore_iof_thr=-1),

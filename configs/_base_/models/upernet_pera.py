@@ -1,7 +1,7 @@
-# ViT-Adapter + UPerNet (paper 4.2.2) in MMSegmentation. "Hidden channels 512, output channels 256"
-# is read so: pyramid pooling and feature pyramid have 512 channels (MMSegmentation's `channels`),
-# and the map they are fused into, from which each pixel is classified, has 256; MMSegmentation's
-# own head would have 512 there too. The paper names no auxiliary head and one loss: there is none.
+# ViT-Adapter + UPerNet (paper 4.2.2) in MMSegmentation. Our reading of "hidden channels 512, output
+# channels 256": pyramid pooling and feature pyramid have 512 (MMSegmentation's `channels`), and the
+# map they are fused into, from which each pixel is classified, has 256. MMSegmentation's own head
+# would have 512 there, too. The paper names one loss and no auxiliary head: there is none.
 _base_ = '../normalization.py'
 
 default_scope = 'mmseg'
