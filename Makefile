@@ -31,7 +31,7 @@ help:
 	@echo 'make doctor     what is installed here and what can run'
 	@echo 'make env        only the environment'
 	@echo 'make lock       resolve requirements/ anew into requirements/lock.txt'
-	@echo 'make clean      remove caches and build leftovers; the environment is removed by rm -r .venv'
+	@echo 'make clean      remove caches and build leftovers; rm -r .venv removes the environment'
 	@echo
 	@echo 'Each makes .venv on first use, from the versions in requirements/lock.txt, and re-uses it;'
 	@echo 'an active environment is left alone.  PYTHON=python3.12 chooses the interpreter for it.'
@@ -43,9 +43,9 @@ env: $(ENVIRONMENT)
 demo: $(ENVIRONMENT)
 	$(RUN) tools/demo.py $(ARGS)
 
-# On two cores; a file stays on one of them, so that its fixtures are made once.
+# On two cores. A fixture serves the tests that one core takes; a core that is done takes tests of the other.
 test: $(ENVIRONMENT)
-	$(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
+	$(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-slow: $(ENVIRONMENT)
 	$(RUN) -m pytest -m slow $(ARGS)
@@ -57,16 +57,16 @@ lint: $(ENVIRONMENT)
 doctor: $(ENVIRONMENT)
 	$(RUN) tools/doctor.py $(ARGS)
 
-# pip brings uv, uv the rest from the same index: wheels only, exactly the versions of the lock file.
-# Compiled to bytecode here once, a process starts in half the time where Python may not write bytecode (containers, CI).
+# pip installs uv, and uv the rest from the same index: wheels only, exactly the versions of the lock file.
+# Compiled here once: where Python may not write bytecode (containers, CI), a process starts in half the time.
 $(READY): requirements/lock.txt setup.py
 	@command -v $(PYTHON) > /dev/null || \
-	    { echo 'There is no $(PYTHON) here: install Python 3.10 or newer, or say make PYTHON=/path/to/python.'; exit 1; }
+	    { echo 'There is no $(PYTHON) here: install Python 3.10 or newer, or run make PYTHON=/path/to/python.'; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	    { echo "pera_mm needs Python 3.10 or newer, and $(PYTHON) is $$($(PYTHON) -V 2>&1): say make PYTHON=/path/to/python."; exit 1; }
+	    { echo "pera_mm needs Python 3.10 or newer, and $(PYTHON) is $$($(PYTHON) -V 2>&1): run make PYTHON=/path/to/python."; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2> /dev/null || \
-	    { echo '$(PYTHON) has no venv module: install it (Debian, Ubuntu: apt install python3-venv), or say make PYTHON=/path/to/python.'; exit 1; }
-	@echo 'Setting up $(VENV): a minute or two, besides about 3 GB of downloads the first time'
+	    { echo '$(PYTHON) has no venv module: install it (Debian, Ubuntu: apt install python3-venv), or run make PYTHON=/path/to/python.'; exit 1; }
+	@echo 'Setting up $(VENV): a minute or two, plus about 3 GB of downloads the first time'
 	@$(PYTHON) -m venv $$([ ! -f $(VENV)/.stale ] || echo --clear) $(VENV)
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --constraint requirements/lock.txt uv
 	@index=$$($(RUN) -m pip config get global.index-url 2> /dev/null); index=$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$index}}; \

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from mmengine.runner import Runner
 from training_runs import (
     ON_CPU_RANKS,
     KillHook,
@@ -103,11 +104,13 @@ def test_health_hook_writes_every_sign(cfg, tmp_path):
 @pytest.fixture
 def start(cfg, model_cfg, pipeline):
 
-    def _start(change, **options) -> None:
+    def _start(change, **options) -> Runner:
         change(model_cfg, pipeline)
         made = cfg('run', **options)
         made['custom_hooks'].append(dict(type='pera_mm.ConfigCheckHook'))
-        build_runner(made).train()
+        runner = build_runner(made)
+        runner.train()
+        return runner
 
     return _start
 
@@ -140,4 +143,4 @@ def test_one_image_per_device_with_koleo(start):
 
 @pytest.mark.parametrize('method', ['DINO'], indirect=True)
 def test_one_image_per_device_trains_without_koleo(start):
-    start(lambda model, pipeline: None, batch_size=1, max_epochs=2)
+    assert start(lambda model, pipeline: None, batch_size=1, max_epochs=2).iter == 24

@@ -206,9 +206,14 @@ def test_another_run_in_the_folder_is_refused_until_the_first_is_killed(
     assert in_process(train, line_cfg(tmp_path)) == 0, 'a run that has ended claims nothing'
 
 
+def _train_or_refuse_soon(cfg: dict) -> None:
+    files.MAX_WAIT = .2
+    train(cfg)
+
+
 @pytest.mark.dist
 def test_all_ranks_of_a_refused_run_stop(tmp_path, running):
-    assert on_ranks(train, dict(line_cfg(tmp_path), **ON_CPU_RANKS)) == [1, 1]
+    assert on_ranks(_train_or_refuse_soon, dict(line_cfg(tmp_path), **ON_CPU_RANKS)) == [1, 1]
 
 
 def test_code_that_catches_everything_cannot_hide_a_signal(capsys):

@@ -176,7 +176,10 @@ def last_checkpoint(work_dir: Path) -> dict:
 @cache
 def processes() -> Any:
     """Start the fork server; one that other tests started has not imported what is needed."""
-    forkserver._forkserver._stop()
+    earlier = forkserver._forkserver
+    if earlier._forkserver_pid is not None:
+        os.kill(earlier._forkserver_pid, signal.SIGKILL)  # so that no child of it is waited for
+        earlier._stop()
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['training_runs', 'pera_mm.models', 'pera_mm.datasets',
                                     'pera_mm.engine', 'mmpretrain.models'])

@@ -23,8 +23,10 @@ def test_an_earlier_demo_is_replaced(tmp_path):
 
 
 def test_a_new_folder_may_be_missing_or_empty(tmp_path):
-    demo.remove_earlier_demo(tmp_path)
     demo.remove_earlier_demo(tmp_path / 'new')
+    (tmp_path / 'empty').mkdir()
+    demo.remove_earlier_demo(tmp_path / 'empty')
+    assert [path.name for path in tmp_path.iterdir()] == ['empty']
 
 
 @pytest.mark.slow

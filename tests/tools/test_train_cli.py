@@ -246,6 +246,7 @@ def test_sigterm_to_the_launcher_writes_one_checkpoint(folder, endless):
     assert 'Traceback' not in said and 'Error: ' not in said
 
 
+@pytest.mark.slow
 def test_ctrl_c_reaches_all_processes_and_is_one_line(folder):
     (folder / 'toy.py').write_text(TOY + SLOW)
     (folder / 'endless.py').write_text(ENDLESS)
