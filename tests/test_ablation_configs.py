@@ -32,7 +32,7 @@ def test_rows_of_pera(size, row, aligned, disjoint, predicts):
     for group in crops_of(cfg).values():
         assert len(group.pixels) == (1 if aligned else 2)  # views: one geometry serves both
         student, learnable, teacher = (part[0].tolist() for part in group.split[:3])
-        number = (group.pixels.shape[2] // 16)**2
+        number = (group.pixels.shape[2] // cfg.model.backbone.patch_size)**2
         if disjoint:
             assert sorted(student + learnable + teacher) == list(range(number))
             assert len(student) == round(.2 * number)

@@ -273,6 +273,9 @@ def test_options_that_docs_name_are_keys_of_each_downstream_config(path):
         f'{vit}.drop_path_rate': .2,
         f'{vit}.init_cfg.checkpoint': 'x.pth',
         f'{vit}.init_cfg.network': 'student'})
+    assert cfg.optim_wrapper.accumulative_counts == 4 and cfg.model.backbone.with_cp
+    start = cfg.model.backbone.get('vit', cfg.model.backbone).init_cfg
+    assert (start.checkpoint, start.network) == ('x.pth', 'student')
 
 
 @pytest.mark.parametrize('name, batch, epochs, lr, decay, drop_path, size', [
