@@ -95,7 +95,8 @@ def test_health_hook_writes_every_sign(cfg, tmp_path):
     assert [check['step'] for check in checks] == [3, 6]
     assert {name for name in checks[0] if name.startswith('health/')} == {
         f'health/{name}' for name in ('teacher_entropy', 'prototype_use', 'feature_std',
-                                      'feature_rank', 'nearest_distance')}
+                                      'feature_rank', 'nearest_distance', 'alignment',
+                                      'uniformity')}
 
 
 # The configuration is checked before the first step ----------------------------------------------

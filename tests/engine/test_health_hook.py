@@ -37,14 +37,15 @@ def cfg(tmp_path, tiny_cfg, tiny_pipeline):
 
 @pytest.fixture
 def warnings_of(caplog):
-    """Trains and returns the warnings of the health hook."""
+    """Trains and returns the warnings of the health hook during the run."""
 
     def run(cfg: dict, *hooks: Hook) -> list[str]:
         runner = build_runner(cfg, hooks)
         runner.logger.addHandler(caplog.handler)
         runner.train()
         return [record.getMessage() for record in caplog.records
-                if record.levelno == logging.WARNING and 'health/' in record.getMessage()]
+                if record.levelno == logging.WARNING
+                and record.getMessage().startswith('health/')]
 
     return run
 
@@ -78,8 +79,10 @@ def test_writes_every_sign_at_its_interval(cfg, tmp_path):
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     checks = [line for line in lines if 'health/feature_std' in line]
     assert [check['step'] for check in checks] == [5, 10]
-    assert set(checks[0]) == {'step', *(f'health/{name}' for name in SIGNS)}
+    assert set(checks[0]) == {'step', 'health/alignment', 'health/uniformity',
+                              *(f'health/{name}' for name in SIGNS)}
     assert 0 < checks[0]['health/teacher_entropy'] < 1
+    assert 0 < checks[0]['health/alignment'] < 4 and -8 < checks[0]['health/uniformity'] < 0
     assert not runner.model.watch and not runner.model.observed  # nothing is held between checks
 
 
@@ -107,7 +110,7 @@ def test_one_prototype_for_everything_is_explained(cfg, warnings_of):
         model.distillation.center.value.zero_()[0, 7] = -3
 
     found = warnings_of(cfg(), Damage(favor))
-    assert any(text.startswith('health/prototype_use is 0, below 0.05') for text in found)
+    assert any(text.startswith('health/prototype_use is 0, below 0.1') for text in found)
     assert any('keep the center moving' in text for text in found)
     assert any('health/teacher_entropy' in text and 'below 0.005' in text for text in found)
 
@@ -158,6 +161,33 @@ def test_limits_can_be_set_and_must_be_known(cfg, warnings_of):
     with pytest.raises(ValueError, match=r"'feature_rank' cannot be too high, .* got 9\.$"):
         HealthHook(limits=dict(feature_rank=(1, 9)))
     HealthHook(limits=dict(teacher_entropy=(0.1, 0.9)))
+
+
+def verdicts(caplog) -> list[tuple[str, str]]:
+    return [(record.levelname, record.getMessage()) for record in caplog.records
+            if record.getMessage().startswith('Verdict: ')]
+
+
+def test_the_log_ends_in_a_verdict_on_the_run(cfg, warnings_of, caplog):
+    warnings_of(cfg(teacher_temp=100.))
+    (level, verdict), = verdicts(caplog)
+    lines = verdict.splitlines()
+    assert level == 'WARNING' and len(lines) == 3
+    assert lines[0].startswith('Verdict: collapse to uniform: health/teacher_entropy is 1.00000')
+    assert lines[1].startswith('too few tokens: the student sees 3 patches of a global crop, fewer '
+                               'than 30 and 1 patches of a local crop')
+    assert lines[2].startswith('Not judged: color shortcut (no ProbeHook')
+
+
+def test_a_healthy_run_is_called_healthy(cfg, warnings_of, caplog):
+    made = dict(cfg(), log_level='INFO')
+    crops, mask, _ = made['train_dataloader']['dataset']['pipeline']
+    crops['local_crops'] = dict(number=1, size=48, scale=(0.05, 0.4))
+    mask['patch_size'] = made['model']['backbone']['patch_size'] = 4  # 256 and 144 patches
+    assert warnings_of(made) == []
+    (level, verdict), = verdicts(caplog)
+    assert level == 'INFO'
+    assert verdict.startswith('Verdict: healthy: no sign of collapse, divergence or a shortcut.')
 
 
 class Poison(Hook):

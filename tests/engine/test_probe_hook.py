@@ -11,7 +11,13 @@ import torch
 from mmengine.dist import get_rank, is_main_process
 from training_runs import ON_CPU_RANKS, build_runner, draw_images, on_ranks, train, training_cfg
 
-from pera_mm.evaluation.features import extract_features, read_labelled_folder, stratified_split
+from pera_mm.evaluation.collapse import color_share, effective_rank
+from pera_mm.evaluation.features import (
+    extract_features,
+    read_labelled_folder,
+    read_square,
+    stratified_split,
+)
 from pera_mm.evaluation.knn import knn_accuracy
 from pera_mm.evaluation.linear_probe import linear_accuracy
 
@@ -77,6 +83,7 @@ def test_probes_at_the_start_at_each_interval_and_at_the_end(cfg, probe, tmp_pat
     runner.train()
     probes = logged_probes(tmp_path / 'run')
     assert [line['step'] for line in probes] == [0, 2, 3]
+    assert all('probe/color_share' not in line for line in probes)  # 18 images say nothing
     values = [line['probe/knn'] for line in probes]
     assert runner.message_hub.get_scalar('probe/knn').data[0].tolist() == values
     sentence = (f'Probe of the teacher after 3 epochs: kNN {values[-1]:.1f} %, linear '
@@ -177,3 +184,30 @@ def test_two_ranks_share_the_images_and_find_the_same_scores(cfg, probe, tmp_pat
         assert len(values) == 3
         # Before training both runs have the same teacher; later their batches differ.
         assert values[0] == single.message_hub.get_scalar(name).data[0][0]
+
+
+def test_what_color_alone_reaches_and_explains(cfg, probe, tmp_path):
+    """The floor is that of the images' own bands, and does not change with the teacher."""
+    rng = np.random.default_rng(0)
+    probe['data_root'] = str(tmp_path / 'contrasts')
+    for name, contrast in (('flat', 8), ('rough', 24)):  # of any brightness
+        (tmp_path / 'contrasts' / name).mkdir(parents=True)
+        for index in range(40):
+            noise = rng.integers(-contrast, contrast, (40, 40, 3)) + rng.integers(30, 226)
+            assert cv2.imwrite(str(tmp_path / f'contrasts/{name}/{index}.png'),
+                               noise.astype(np.uint8))
+    runner = train(cfg('run', probe))
+    folder = read_labelled_folder(probe['data_root'])
+    pixels = torch.stack([torch.from_numpy(read_square(path, 32)) for path in folder.paths])
+    bands = pixels.flatten(1, 2).double()  # [N, S * S, 3], 0-255 and not normalized
+    colors = torch.cat([bands.mean(1), bands.std(1, unbiased=False)], 1)
+    learned, tested = stratified_split(folder.labels)
+    plain = (colors - colors[learned].mean(0)) / colors[learned].std(0, unbiased=False)
+    first, *_, last = logged_probes(tmp_path / 'run')
+    expected = knn_accuracy(plain[learned].float(), folder.labels[learned], plain[tested].float(),
+                            folder.labels[tested], k=3)
+    assert first['probe/knn_color'] == last['probe/knn_color'] == pytest.approx(expected)
+    assert expected > 90  # brightness, which varies most, would hide it without standardizing
+    features, _ = extract_features(runner.model, folder.paths, size=32)
+    assert last['probe/color_share'] == pytest.approx(color_share(features, colors), abs=1e-4)
+    assert last['probe/rank'] == pytest.approx(effective_rank(features), rel=1e-3)

@@ -1,16 +1,21 @@
-"""Signs of collapse: hand values at both ends and in between."""
+"""Signs of collapse: hand values at both ends and in between, and plain slow versions."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from pera_mm.evaluation.collapse import (
+    alignment,
+    band_statistics,
+    color_share,
     effective_rank,
     feature_std,
     nearest_distance,
     prototype_use,
     teacher_entropy,
+    uniformity,
 )
 
 K = 8
@@ -93,6 +98,8 @@ def test_what_needs_two_images_is_nan_for_one():
     one = torch.randn(2, 1, K)
     assert math.isnan(prototype_use(one, torch.zeros(1, K)))
     assert math.isnan(nearest_distance(one))
+    assert math.isnan(uniformity(one))
+    assert math.isnan(alignment(one.transpose(0, 1)))  # and what needs two crops
 
 
 def test_half_precision_is_computed_in_float32():
@@ -100,3 +107,92 @@ def test_half_precision_is_computed_in_float32():
     assert teacher_entropy(logits.bfloat16(), torch.zeros(1, K), 0.04) == pytest.approx(
         teacher_entropy(logits, torch.zeros(1, K), 0.04), abs=0.02)
     assert effective_rank(torch.randn(10, 32).bfloat16()) > 5
+
+
+def test_alignment_compares_the_crops_of_an_image_and_not_images():
+    crop = torch.tensor([[1., 0.], [0., 3.]])  # two images, at a right angle to each other
+    assert alignment(torch.stack([crop, 2 * crop])) == 0
+    assert alignment(torch.stack([crop, -crop])) == pytest.approx(4)
+    assert alignment(torch.stack([crop, crop.flip(0)])) == pytest.approx(2)
+    third = torch.stack([crop, crop, -crop])  # pairs of crops: 0, 4, 4
+    assert alignment(third) == pytest.approx(8 / 3)
+
+
+def test_uniformity_by_hand():
+    assert uniformity(torch.ones(2, 3, 8)) == pytest.approx(0)
+    opposite = torch.tensor([[[1., 0.], [-5., 0.]]])  # distance 2
+    assert uniformity(opposite) == pytest.approx(-8)
+    # Two crops, each of one pair of images: the mean is taken before the logarithm.
+    equal = torch.tensor([[[1., 0.], [1., 0.]]])
+    assert uniformity(torch.cat([opposite, equal])) == pytest.approx(
+        math.log((1 + math.exp(-8)) / 2))
+
+
+def test_uniformity_of_random_directions_is_minus_four():
+    spread = torch.randn(2, 100, 2000, generator=torch.Generator().manual_seed(0))
+    assert uniformity(spread) == pytest.approx(-4, abs=0.02)
+
+
+def test_alignment_and_uniformity_equal_loops_over_pairs():
+    features = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0)) + 1
+    unit = (features / features.norm(dim=-1, keepdim=True)).double().numpy()
+    near = [((unit[a, b] - unit[c, b])**2).sum()
+            for b in range(4) for a in range(3) for c in range(a)]
+    far = [math.exp(-2 * ((unit[a, b] - unit[a, c])**2).sum())
+           for a in range(3) for b in range(4) for c in range(4) if b != c]
+    assert alignment(features) == pytest.approx(float(np.mean(near)), rel=1e-5)
+    assert uniformity(features) == pytest.approx(math.log(np.mean(far)), rel=1e-5)
+
+
+def test_band_statistics_by_hand():
+    image = torch.tensor([[[[1., 3.]], [[5., 5.]]]])  # bands (1, 3) and (5, 5)
+    assert band_statistics(image).tolist() == [[2., 5., 1., 0.]]
+
+
+def unit_rows(angles: torch.Tensor) -> torch.Tensor:
+    return torch.stack([angles.cos(), angles.sin()], dim=1)
+
+
+def test_color_share_is_one_for_features_made_of_color():
+    angles = torch.rand(200, 1, generator=torch.Generator().manual_seed(0))
+    colors = torch.cat([angles.cos(), angles.sin()], dim=1)
+    assert color_share(unit_rows(angles[:, 0]), colors) == pytest.approx(1)
+    # Scale and offset of the colors do not matter, as for normalized pixels.
+    assert color_share(unit_rows(angles[:, 0]), 50 * colors + 7) == pytest.approx(1)
+
+
+@pytest.mark.parametrize('rows', [60, 600])
+def test_color_share_of_unrelated_colors_is_zero_on_average(rows):
+    generator = torch.Generator().manual_seed(0)
+    shares = [color_share(torch.randn(rows, 8, generator=generator),
+                          torch.randn(rows, 6, generator=generator)) for _ in range(100)]
+    assert abs(np.mean(shares)) < 0.01  # without the adjustment: 6 / 59 = .10 for 60 rows
+
+
+def test_color_share_equals_a_regression_per_feature():
+    generator = torch.Generator().manual_seed(0)
+    colors = torch.randn(100, 3, generator=generator)
+    features = torch.randn(100, 5, generator=generator) + colors @ torch.randn(
+        3, 5, generator=generator)
+    unit = (features / features.norm(dim=1, keepdim=True)).double().numpy()
+    design = np.column_stack([np.ones(100), colors.double().numpy()])
+    left = total = 0.
+    for column in unit.T:
+        solution, *_ = np.linalg.lstsq(design, column, rcond=None)
+        left += ((column - design @ solution)**2).sum()
+        total += ((column - column.mean())**2).sum()
+    assert color_share(features, colors) == pytest.approx(1 - left / total * 99 / 96, rel=1e-6)
+
+
+def test_equal_bands_count_once():
+    generator = torch.Generator().manual_seed(0)
+    features, band = torch.randn(100, 4, generator=generator), torch.rand(100, 1)
+    assert color_share(features, band.repeat(1, 3)) == pytest.approx(color_share(features, band))
+
+
+def test_color_share_needs_images_and_variance():
+    colors = torch.randn(60, 6)
+    assert math.isfinite(color_share(torch.randn(60, 8), colors))
+    assert math.isnan(color_share(torch.randn(59, 8), colors[:59]))
+    assert math.isnan(color_share(torch.ones(60, 8), colors))
+    assert math.isfinite(color_share(torch.randn(60, 8), torch.ones(60, 6)))  # equal colors

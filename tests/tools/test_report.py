@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 
 from pera_mm.patches import patchify
 from pera_mm.registry import MODELS
@@ -23,6 +24,7 @@ from analysis.report import (  # noqa: E402
     pick_images,
     read_scalars,
     reconstruct,
+    verdict_on,
 )
 
 
@@ -165,6 +167,30 @@ def test_draws_a_picture_with_and_without_a_predictor(tmp_path, tiny_cfg, model,
     assert count_colors(other) > 5000
 
 
+def test_draws_health_and_the_verdict(tmp_path, model, images):
+    """Curves in a row of their own, and the lines of the verdict below everything."""
+    signs = [{f'health/{name}': 0.1 * step for name in ('teacher_entropy', 'feature_std',
+                                                        'feature_rank', 'alignment')}
+             | {'health/uniformity': -0.1 * step, 'step': step} for step in (1, 2, 3)]
+    write_scalars(tmp_path, '20250101_000000', losses(9., 10), losses(8., 20), *signs,
+                  {'probe/color_share': 0.4, 'step': 0}, {'probe/color_share': 0.3, 'step': 1})
+    plain = cv2.imread(str(draw_report(tmp_path, model, images[:1])))
+    judged = cv2.imread(str(draw_report(tmp_path, model, images[:1], tmp_path / 'judged.png',
+                                        'Verdict: ' + 'too few tokens ' * 20)))
+    assert plain.shape == judged.shape and plain.shape[0] == 900
+    white, dark = (judged[-40:] > 250).mean(), (judged[-40:] < 128).mean()
+    assert white > 0.7 and dark > 0.005  # dark letters on white, where the pictures were
+    assert (plain[-40:] > 250).mean() < 0.7
+
+
+def test_the_verdict_is_that_of_the_scalars_and_the_config(tmp_path):
+    write_scalars(tmp_path, '20250101_000000',
+                  *({'health/teacher_entropy': value, 'health/feature_std': 0.5, 'step': step}
+                    for step, value in enumerate([0.7, 0.8, 0.9995, 0.9995])))
+    verdict = verdict_on(tmp_path, Config(dict()))
+    assert verdict.startswith('Verdict: collapse to uniform: health/teacher_entropy is 0.99950')
+
+
 def test_pick_images_spreads_over_the_folder_and_skips_the_broken(tmp_path):
     for index in range(9):
         image = np.full((20, 30, 3), 10 * index, np.uint8)
@@ -190,7 +216,10 @@ def test_the_command_reports_a_run_from_its_folder(tmp_path, tiny_cfg, model, im
     torch.save(dict(state_dict=model.state_dict(), meta={}), work_dir / 'epoch_1.pth')
     (work_dir / 'last_checkpoint').write_text('/moved/since/then/epoch_1.pth')
     main([str(work_dir), '--number', '2'])
-    assert capsys.readouterr().out.strip() == f'wrote {work_dir / "report.png"}'
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == 'Verdict: healthy: no sign of collapse, divergence or a shortcut.'
+    assert printed[1].startswith('Not judged: collapse (no HealthHook); color shortcut (no Pro')
+    assert printed[2:] == [f'wrote {work_dir / "report.png"}']
     (work_dir / 'config.py').write_text(f'model = {tiny_cfg!r}\n')
     with pytest.raises(ValueError, match='no ProbeHook.*give a folder of images with --images'):
         main([str(work_dir)])

@@ -1,14 +1,16 @@
-"""Draw a picture of a pre-training run: losses, probe, reconstructions, attention of [cls].
+"""Draw a picture of a pre-training run: losses, probe, health, reconstructions, attention.
 
     python tools/analysis/report.py work_dirs/pera_vitb_rsrsd --images data/AID
 
-It writes ``report.png`` into the folder of the run, from its last checkpoint.
+It writes ``report.png`` into the folder of the run, from its last checkpoint, and prints the
+verdict on the run (docs/health.md).
 
 Shapes: B images, S side in pixels, N = h * w patches, k patches of one part, p patch side.
 """
 
 import argparse
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 from pera_mm.errors import UserError
 from pera_mm.evaluation.features import images_below, read_square
 from pera_mm.evaluation.painting import paint_hidden, variance_explained
+from pera_mm.evaluation.verdict import describe, judge_run, not_judged
 from pera_mm.launch import errors_in_one_sentence
 from pera_mm.patches import patch_grid, unpatchify
 from pera_mm.registry import MODELS
@@ -31,7 +34,16 @@ from pera_mm.weights.loading import load_checkpoint
 
 LOSSES = dict(loss_cls='agreement on prototypes', loss_pixel='pixel prediction',
               loss_koleo='KoLeo')
-PROBES = {'probe/knn': 'kNN', 'probe/linear': 'linear'}
+PROBES = {'probe/knn': 'kNN', 'probe/linear': 'linear', 'probe/knn_color': 'kNN of color alone'}
+# The panels of health: title, unit of the x axis, and the names of the curves.
+HEALTH = (
+    ("spread of the teacher's answers", 'iteration',
+     ('health/teacher_entropy', 'health/prototype_use', 'health/feature_std')),
+    ('effective rank', 'iteration', ('health/feature_rank', )),
+    ('two crops of an image, different images', 'iteration',
+     ('health/alignment', 'health/uniformity')),
+    ('variance that color explains', 'epoch', ('probe/color_share', )))
+VERDICT_WIDTH = 170  # characters of a line
 HIDDEN_GRAY = 235  # 0-255; light, so that it does not look like painted pixels
 
 
@@ -140,8 +152,14 @@ def cls_attention(model: nn.Module, images: Tensor) -> Tensor:
     return scores.softmax(dim=-1)[..., 1:].unflatten(-1, grid).cpu()
 
 
+def verdict_on(work_dir: str | Path, cfg: Config) -> str:
+    """Judge the run of ``work_dir`` by its scalars and its config, in lines of text."""
+    scalars = {name: curve.values for name, curve in read_scalars(work_dir).items()}
+    return describe(judge_run(scalars, cfg), not_judged(scalars))
+
+
 def draw_report(work_dir: str | Path, model: nn.Module, images: Tensor,
-                out: str | Path | None = None) -> Path:
+                out: str | Path | None = None, verdict: str = '') -> Path:
     """Draw the run of ``work_dir`` and the outputs of its model for some images.
 
     Args:
@@ -149,16 +167,22 @@ def draw_report(work_dir: str | Path, model: nn.Module, images: Tensor,
         model: trained; without a predictor the reconstructions are left out.
         images: uint8 RGB ``[B, S, S, 3]``, S a multiple of the patch size.
         out: PNG file; default ``WORK_DIR/report.png``.
+        verdict: lines to write below the pictures.
 
     Returns:
         The file that was written.
     """
     curves = read_scalars(work_dir)
     out = Path(work_dir) / 'report.png' if out is None else Path(out)
-    figure = Figure(figsize=(12, 3.2 + 2.6 * len(images)), layout='constrained')
-    grid = GridSpec(1 + len(images), 4, figure, height_ratios=[1.15] + [1] * len(images))
+    top = 2 if any(name in curves for _, _, names in HEALTH for name in names) else 1
+    figure = Figure(figsize=(12, 3.2 * top + 2.6 * len(images)), layout='constrained')
+    grid = GridSpec(top + len(images), 4, figure,
+                    height_ratios=[1.15] * top + [1] * len(images))
     figure.suptitle(f'PerA pre-training: {Path(work_dir).resolve().name}')
+    lines = [line for each in verdict.splitlines() for line in textwrap.wrap(each, VERDICT_WIDTH)]
+    figure.supxlabel('\n'.join(lines), x=0.01, ha='left', fontsize=9)
     _draw_curves(figure, grid, curves)
+    _draw_health(figure, grid, curves)
     originals = images.cpu().numpy()
     columns: list[tuple[str, np.ndarray]] = [('original', originals)]
     if getattr(model, 'predictor', None) is not None:
@@ -169,10 +193,10 @@ def draw_report(work_dir: str | Path, model: nn.Module, images: Tensor,
     heads = cls_attention(model, images).mean(dim=1)  # [B, h, w]
     for row in range(len(images)):
         for column, (title, pictures) in enumerate(columns):
-            axes = figure.add_subplot(grid[1 + row, column])
+            axes = figure.add_subplot(grid[top + row, column])
             axes.imshow(pictures[row])
             _bare(axes, title if row == 0 else '')
-        axes = figure.add_subplot(grid[1 + row, len(columns)])
+        axes = figure.add_subplot(grid[top + row, len(columns)])
         _draw_attention(axes, originals[row], heads[row].numpy())
         _bare(axes, "attention of the teacher's [cls]" if row == 0 else '')
     figure.savefig(out, dpi=100)
@@ -190,13 +214,27 @@ def _draw_curves(figure: Figure, grid: GridSpec, curves: dict[str, Curve]) -> No
     if not probes:
         return
     axes = figure.add_subplot(grid[0, len(losses)])
-    for name, color in zip(PROBES, ('tab:orange', 'tab:green')):
+    for name, color in zip(PROBES, ('tab:orange', 'tab:green', 'tab:gray')):
         if name in curves:
             steps, values = curves[name]
             axes.plot(steps, values, 'o-', markersize=3, color=color,
                       label=f'{PROBES[name]}: {values[0]:.1f} → {values[-1]:.1f}')
     axes.legend(fontsize=8)
     _label(axes, 'probe of the teacher, accuracy in %', 'epoch')
+
+
+def _draw_health(figure: Figure, grid: GridSpec, curves: dict[str, Curve]) -> None:
+    """Draw the panels of :data:`HEALTH` for which the run has numbers, below the losses."""
+    for column, (title, x, names) in enumerate(HEALTH):
+        found = [name for name in names if name in curves]
+        if not found:
+            continue
+        axes = figure.add_subplot(grid[1, column])
+        for name in found:
+            steps, values = curves[name]
+            axes.plot(steps, values, label=f'{name.partition("/")[2]}: {values[-1]:.3g}')
+        axes.legend(fontsize=8)
+        _label(axes, title, x)
 
 
 def _label(axes: Axes, title: str, x: str) -> None:
@@ -280,7 +318,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg, model = load_run(args.work_dir)
     side = model.student.backbone.img_size[0]  # the global crops of the training
     images = pick_images(args.images or _probe_folder(cfg), args.number, side)
-    print(f'wrote {draw_report(args.work_dir, model, images, args.out)}')
+    verdict = verdict_on(args.work_dir, cfg)
+    print(verdict)
+    print(f'wrote {draw_report(args.work_dir, model, images, args.out, verdict)}')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""A watch over the teacher: signs of collapse, and a stop of all ranks for a broken loss."""
+"""A watch over the run: signs of collapse, a stop of all ranks for a broken loss, a verdict."""
 
 import math
 from collections import Counter
@@ -14,11 +14,23 @@ from pera_mm.engine.hooks.teacher import inner_model
 from pera_mm.engine.optim_wrapper import AutocastOptimWrapper
 from pera_mm.errors import UserError
 from pera_mm.evaluation.collapse import (
+    alignment,
     effective_rank,
     feature_std,
     nearest_distance,
     prototype_use,
     teacher_entropy,
+    uniformity,
+)
+from pera_mm.evaluation.verdict import (
+    MAX_TEACHER_ENTROPY,
+    MIN_FEATURE_RANK,
+    MIN_FEATURE_STD,
+    MIN_NEAREST_DISTANCE,
+    MIN_PROTOTYPE_USE,
+    describe,
+    judge_run,
+    not_judged,
 )
 from pera_mm.registry import HOOKS
 
@@ -36,7 +48,7 @@ class Limits(NamedTuple):
 # .73-.81, prototype_use .13-.50, feature_std .49-.74, feature_rank 5-11, nearest_distance .2-.7.
 SIGNS = dict(
     teacher_entropy=Limits(
-        0.005, 0.999,
+        0.005, MAX_TEACHER_ENTROPY,
         'the teacher puts everything on one prototype per image, so the student copies a hard '
         'label that a few prototypes can share; raise teacher_temp or keep the center moving '
         '(center_momentum < 1, TeacherHook in custom_hooks)',
@@ -44,27 +56,27 @@ SIGNS = dict(
         'lower teacher_temp, and look at feature_std: if it is near 0 too, lower the learning '
         'rate and start again from a checkpoint before the warning'),
     prototype_use=Limits(
-        0.05, math.inf,
+        MIN_PROTOTYPE_USE, math.inf,
         'nearly all images of a batch choose the same prototype (collapse); keep the center moving '
         '(center_momentum < 1, TeacherHook in custom_hooks), raise teacher_temp or the weight of '
         'KoLeo, and check that the images differ'),
     feature_std=Limits(
-        0.1, math.inf,
+        MIN_FEATURE_STD, math.inf,
         "the teacher's [cls] is nearly the same for all images (collapse); check that the images "
         'differ, lower the learning rate or lengthen its warm-up, or raise the weight of KoLeo'),
     feature_rank=Limits(
-        1.5, math.inf,
+        MIN_FEATURE_RANK, math.inf,
         "the teacher's [cls] varies along a single direction (dimensional collapse); raise the "
         'weight of KoLeo or the batch size, or lower the learning rate'),
     nearest_distance=Limits(
-        0.01, math.inf,
+        MIN_NEAREST_DISTANCE, math.inf,
         'the student answers nearly the same for different images; raise the weight of KoLeo, and '
         'check that the data set has no copies'))
 
 
 @HOOKS.register_module()
 class HealthHook(Hook):
-    """Watch the teacher for collapse and stop the run when the loss is not finite.
+    """Watch the teacher for collapse, stop when the loss is not finite, and judge the whole run.
 
     Every ``interval`` iterations the main process computes, from its own batch (global crops),
     the signs below and writes them as ``health/...`` to the visualizer and the message hub. It
@@ -76,6 +88,17 @@ class HealthHook(Hook):
     - ``feature_rank``: number of directions in which they vary;
     - ``nearest_distance``, in [0, 2]: from the student's answer to the nearest of another image
       (what KoLeo pushes up).
+
+    Two more have no limits, because they mean something only together (Wang & Isola 2020): with
+    training, both fall.
+
+    - ``alignment``, in [0, 4]: the squared distance of the teacher's [cls] of two global crops of
+      an image. They are the teacher's because they are the features that a task gets, and of two
+      crops because no loss of PerA compares these, so that the number is not what is trained on;
+    - ``uniformity``, in [-8, 0]: 0 when all images have the same [cls].
+
+    After the last iteration, :func:`~pera_mm.evaluation.verdict.judge_run` says in the log what was
+    wrong with the run and what to change (docs/health.md).
 
     All ranks check the loss together in every iteration (they exchange one number), unless an
     ``AutocastOptimWrapper`` checks the gradients. With another optimizer wrapper, or with an fp16
@@ -130,8 +153,18 @@ class HealthHook(Hook):
         scalars = {f'health/{name}': value for name, value in signs.items()}
         runner.message_hub.update_scalars(scalars)
         runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
-        for name, value in signs.items():
-            self._warn_if_unhealthy(runner, name, value)
+        for name in self.signs:
+            if name in signs:
+                self._warn_if_unhealthy(runner, name, signs[name])
+
+    def after_train(self, runner: Runner) -> None:
+        """Log the verdict on the run."""
+        if is_main_process():
+            scalars = {name.removeprefix('train/'): buffer.data[0].tolist()
+                       for name, buffer in runner.message_hub.log_scalars.items()}
+            findings = judge_run(scalars, runner.cfg)
+            log = runner.logger.warning if findings else runner.logger.info
+            log(describe(findings, not_judged(scalars)))
 
     def _is_due(self, runner: Runner) -> bool:
         return is_main_process() and self.every_n_train_iters(runner, self.interval)
@@ -159,7 +192,9 @@ def _compute_signs(model: torch.nn.Module) -> dict[str, float]:
         prototype_use=prototype_use(seen['teacher_logits'], center),
         feature_std=feature_std(features),
         feature_rank=effective_rank(features),
-        nearest_distance=nearest_distance(seen['student_logits']))
+        nearest_distance=nearest_distance(seen['student_logits']),
+        alignment=alignment(seen['teacher_features']),
+        uniformity=uniformity(seen['teacher_features']))
     return {name: value for name, value in signs.items() if not math.isnan(value)}
 
 
