@@ -9,14 +9,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from mmengine.config import Config
 from programs import Done, run
-
-from pera_mm.models.backbones.pera_vit import PerAViT
 
 BENCHMARKS = Path(__file__).parents[2] / 'tools/benchmarks'
 sys.path.insert(0, str(BENCHMARKS))
 import compare  # noqa: E402
+import compare_plan  # noqa: E402
+import compare_table  # noqa: E402
 import probe  # noqa: E402
 from runs import Step, TrainingJob, run_all  # noqa: E402
 
@@ -93,35 +92,54 @@ def test_an_interrupt_ends_the_commands(tmp_path):
 
 # -- the table and the plot ------------------------------------------------------------------------
 
+SCORES = ('knn', 'linear', 'finetune', 'labels1', 'labels5', 'labels10', 'labels25')
 
-def row(name: str, *seeds: dict, failed: tuple = ()) -> dict:
-    return dict(name=name, seeds={str(10 + i): scores for i, scores in enumerate(seeds)},
-                failed={str(seed): 'the/log.txt' for seed in failed}, unfinished={})
+
+def row(name: str, *seeds: dict, failed: tuple = (), **values: object) -> dict:
+    """A row of results.json whose intervals reach from 2 below the mean of its seeds to 1 above."""
+    keys = set.intersection(*map(set, seeds)) & set(SCORES) if seeds else set()
+    means = {key: float(np.mean([scores[key] for scores in seeds])) for key in keys}
+    return dict(name=name, lr=None, grid={}, unfinished=[],
+                seeds={str(10 + i): scores for i, scores in enumerate(seeds)},
+                failed={str(seed): 'the/log.txt' for seed in failed},
+                intervals={key: [mean, mean - 2, mean + 1] for key, mean in means.items()},
+                **values)
+
+
+def scores(knn: float, linear: float, **more: float) -> dict:
+    return dict.fromkeys(SCORES[3:], 20.) | dict(knn=knn, linear=linear, **more)
 
 
 @pytest.fixture
 def results() -> dict:
+    cost = dict(images=640., images_per_second=20., cpu_seconds=30.)
+    gains = {floor: dict(knn=[7., 3., 9.], linear=[-1., -4., 2.]) for floor in compare_plan.FLOORS}
     return dict(
-        title='Known', seeds=[10, 11, 12], epochs=[8], data=['images'], probe_data='images',
-        size=112, finetune_epochs=10, configs=[], cfg_options=[], rows=[
-            row('pera', dict(minutes=2., knn=60., linear=50.), dict(minutes=4., knn=62., linear=50),
-                dict(minutes=3., knn=64., linear=50.)),
-            row('dino', dict(minutes=5., knn=40., linear=41.), failed=(11, 12)),
-            row('mae', failed=(10, 11, 12)),
-            row(compare.RANDOM, dict(knn=30., linear=30.), dict(knn=31., linear=30.))])
+        title='Known', seeds=[10, 11], budget='640 images', data=['images'], probe_data='images',
+        size=None, finetune_epochs=10, configs=[], variants=[], cfg_options=[],
+        lr_grid=[3e-4, 1e-3], rows=[
+            dict(row('pera', scores(60., 50., **cost), scores(62., 54., **cost), differences=gains),
+                 lr=1e-3, grid={'0.0003': 58., '0.001': 59.5}),
+            row('mae', failed=(10, 11), differences={floor: {} for floor in compare_plan.FLOORS}),
+            row(compare_plan.RANDOM, scores(40., 41.))])
 
 
 def test_table_of_known_results(results):
-    lines = compare.table(results).splitlines()
-    assert lines[0] == '# Known'
-    assert lines[4] == '| | kNN, k = 10 | linear | minutes of pre-training |'  # no fine-tuning
-    assert lines[6:10] == [
-        '| pera | 62.0 ± 2.0 (60.0, 62.0, 64.0) | 50.0 ± 0.0 (50.0, 50.0, 50.0) | 3.0 ± 1.0 |',
-        '| dino | 40.0 | 41.0 | 5.0 |',
-        '| mae | – | – | – |',
-        '| random weights | 30.5 ± 0.7 (30.0, 31.0) | 30.0 ± 0.0 (30.0, 30.0) | – |']
-    assert lines[11] == '- dino, seed 11: failed, see the/log.txt'
-    assert len(lines) == 16
+    text = compare_table.table(results)
+    assert text.startswith('# Known\n\nBudget: 640 images, on images without the test images; ')
+    for line in ('| | kNN, better | linear, better | images | images/s | CPU s |',  # others: empty
+                 '| pera | 61.0 [59.0, 62.0] | 52.0 [50.0, 53.0] | 640 | 20 | 30 |',
+                 '| mae | – | – | – | – | – |',
+                 '| random weights | 40.0 [38.0, 41.0] | 41.0 [39.0, 42.0] | – | – | – |',
+                 '| | 1 % | 5 % | 10 % | 25 % | 100 % |',
+                 '| | kNN − band statistics | kNN − random convolutional features | kNN − random '
+                 'weights | linear − band statistics | linear − random convolutional features | '
+                 'linear − random weights |',
+                 f'| pera |{" +7.0 [+3.0, +9.0] |" * 3}{" -1.0 [-4.0, +2.0] |" * 3}',
+                 '| | 0.0003 | 0.001 |',
+                 '| pera | 58.0 | **59.5** |',
+                 '- mae, seed 11: failed, see the/log.txt'):
+        assert line in text.splitlines(), line
 
 
 def test_plot_of_known_results(results, tmp_path):
@@ -132,18 +150,20 @@ def test_plot_of_known_results(results, tmp_path):
 
 
 def test_nothing_finished_needs_no_plot(results, tmp_path):
-    results['rows'] = results['rows'][2:3]
+    results['rows'] = results['rows'][1:2]
     compare.write_outputs(results, tmp_path)
     assert (tmp_path / 'table.md').exists() and not (tmp_path / 'plot.png').exists()
 
 
-def test_minutes_are_those_of_the_steps_also_after_a_resume(tmp_path):
-    for start, records in (('1', [dict(time=1., step=10), dict(time=1.2, step=20)]),
-                           ('2', [dict(time=.8, step=20), dict(time=1., step=60)])):
-        folder = tmp_path / start / 'vis_data'
-        folder.mkdir(parents=True)
-        (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, records)) + '\n')
-    assert compare.pretraining_summary(tmp_path) == dict(minutes=1.)
+def test_a_difference_is_paired_image_by_image_in_common_seeds():
+    mine = {10: dict(knn=np.array([1., 1, 0]), linear=np.zeros(3)),
+            11: dict(knn=np.array([1., 0, 0]), linear=np.zeros(3))}
+    floor = {11: dict(knn=np.array([0., 1, 0]), linear=np.ones(3))}
+    found = compare_table.differences(mine, floor)
+    assert list(found) == [11] and found[11]['knn'].tolist() == [1, -1, 0]
+    groups = np.arange(3), np.zeros(3)
+    assert compare_table.intervals(found, *groups)['linear'] == [-100, -100, -100]
+    assert compare_table.intervals({}, *groups) == {}
 
 
 # -- what is run -----------------------------------------------------------------------------------
@@ -154,82 +174,164 @@ def parse(monkeypatch, *arguments):
     return compare.parse_args()
 
 
-def test_the_plan_is_every_config_on_every_image_set_with_every_seed(monkeypatch, classes,
-                                                                     tmp_path):
-    twin = tmp_path / 'twin'
-    twin.mkdir()
-    for name in ('bright', 'dark'):
-        (twin / name).symlink_to(classes / name)
-    args = parse(monkeypatch, SMALL / 'pera.py', SMALL / 'mae.py', '--data', classes, twin,
-                 '--probe-data', classes, '--seeds', 10, 11, '--epochs', 3, '--work-dir',
-                 tmp_path / 'work')
-    runs = compare.plan(args)
-    assert [run.job.name for run in runs[:5]] == [
-        'pera, classes, seed 10', 'pera, twin, seed 10', 'mae, classes, seed 10',
-        'mae, twin, seed 10', 'random weights, seed 10']
-    assert len(runs) == 10 and len({run.folder for run in runs}) == 10
-    assert runs[1].cfg.train_dataloader.dataset.source == str(twin)
-    assert runs[5].cfg.randomness.seed == 11 and runs[5].epochs == 3
-    compare.plan(args)  # the same again
-    args.epochs = 4
+def finish(run: compare_plan.Run, knn_validation: float, right: int = 4) -> None:
+    """Write what a run leaves that is right on the first images of the eight of the test."""
+    for step in run.job.steps[:-1]:
+        step.result.write_text(json.dumps(dict(images=32, images_per_second=9., cpu_seconds=7.)))
+    found = {key: np.arange(8) < right for key in SCORES}
+    probe.write_scores(run.folder / 'probe.json', found, dict(knn_validation=knn_validation))
+
+
+def test_rows_are_configs_variants_and_what_they_are_compared_with(monkeypatch, classes, tmp_path):
+    args = parse(monkeypatch, SMALL / 'pera.py', SMALL / 'mae.py', '--data', classes, '--variant',
+                 'calm', 'model.pixel.loss_weight=0.004', '--work-dir', tmp_path / 'work',
+                 '--cfg-options', *TINY, '--budget-images', 32, '--seeds', 10, 11)
+    comparison = compare.Comparison(args)
+    first = comparison.first_seed()
+    assert [run.job.name for run in first] == [
+        f'{name}, seed 10' for name in ('pera', 'mae', 'calm', 'supervised from scratch',
+                                        'band statistics', 'random convolutional features',
+                                        'random weights')]
+    assert [run.steps for run in first] == [8, 8, 8, 8, 0, 0, 0]
+    assert len({run.folder for run in first}) == 7
+    settings = json.loads((first[2].folder / 'config.json').read_text())
+    assert settings['model']['pixel']['loss_weight'] == 0.004
+    assert settings['train_cfg']['max_epochs'] == 1 and settings['randomness']['seed'] == 10
+    sizes = [run.job.steps[-1].command for run in first]
+    assert all('--size' not in command for command in sizes)  # each config's own
+    finish(first[0], 50.)
+    comparison.runs, comparison.chosen = first, compare_plan.best_learning_rates(first)
+    assert [run.job.name for run in comparison.other_seeds()] == ['pera, seed 11']
+    comparison.first_seed()  # the same again
+    args.budget_images = 64
     with pytest.raises(SystemExit, match='holds a run with other settings'):
-        compare.plan(args)
+        comparison.first_seed()
+
+
+def test_the_first_seed_chooses_the_learning_rate(monkeypatch, classes, tmp_path):
+    args = parse(monkeypatch, SMALL / 'pera.py', '--data', classes, '--work-dir', tmp_path / 'work',
+                 '--cfg-options', *TINY, '--lr-grid', 3e-4, 1e-3, '--seeds', 10, 11)
+    comparison = compare.Comparison(args)
+    first = comparison.first_seed()
+    assert [(run.row.name, run.lr) for run in first] == [
+        ('pera', 3e-4), ('pera', 1e-3), (compare_plan.SUPERVISED, 3e-4),
+        (compare_plan.SUPERVISED, 1e-3), *((floor, None) for floor in compare_plan.FLOORS)]
+    assert 'optim_wrapper.optimizer.lr=0.001' in first[1].job.steps[0].command
+    for each, score in zip(first, (40, 50, 60, 55)):
+        finish(each, score)
+    chosen = compare_plan.best_learning_rates(first)
+    assert list(chosen.values()) == [1e-3, 3e-4]
+    comparison.chosen = chosen
+    assert [run.lr for run in comparison.other_seeds()] == [1e-3, 3e-4]
+
+
+def test_what_the_runs_left_becomes_the_results(monkeypatch, classes, tmp_path):
+    args = parse(monkeypatch, SMALL / 'pera.py', '--data', classes, '--work-dir', tmp_path / 'work',
+                 '--cfg-options', *TINY, '--lr-grid', 3e-4, 1e-3, '--seeds', 10, 11)
+    comparison = compare.Comparison(args)
+    comparison.runs = comparison.first_seed()
+    low, high, _, _, bands, *_ = comparison.runs
+    finish(low, 60, right=6)
+    finish(high, 40, right=8)
+    finish(bands, 40, right=2)
+    comparison.chosen = compare_plan.best_learning_rates(comparison.runs)
+    comparison.runs += comparison.other_seeds()
+    again = next(run for run in comparison.runs if run.seed == 11 and run.row == low.row)
+    comparison.failed = [again.job]
+    results = compare_table.collect(args, comparison.runs, comparison.chosen, comparison.failed)
+    pera, supervised, floor, *_ = results['rows']
+    assert (pera['lr'], pera['grid']) == (3e-4, {'0.0003': 60, '0.001': 40})
+    assert pera['seeds']['10']['cpu_seconds'] == 7 and pera['intervals']['knn'][0] == 75
+    # Of the classes' four images each (0-3, 4-7) the row is right on 4 and 2, the floor on 2 and 0.
+    assert pera['differences'][compare_plan.BANDS]['knn'][0] == 50
+    assert pera['differences'][compare_plan.RANDOM] == {}
+    assert pera['failed'] == {'11': str(again.job.log)}
+    assert supervised['intervals'] == {} and supervised['unfinished'] == [10]
+    assert floor['intervals']['labels1'][0] == 25 and floor['unfinished'] == [11]
+    comparison.write()
+    assert (args.work_dir / 'plot.png').exists()
+    assert '**60.0** | 40.0 |' in (args.work_dir / 'table.md').read_text()
+
+
+def test_a_budget_of_cpu_seconds_is_turned_into_steps(monkeypatch, classes, tmp_path):
+    args = parse(monkeypatch, SMALL / 'pera.py', '--data', classes, '--work-dir', tmp_path / 'work',
+                 '--cfg-options', *TINY, '--budget-cpu-seconds', 60)
+    row = compare.Comparison(args).rows[0]
+    job = compare_plan.calibration(args, row)
+    assert job.steps[0].command[-1 - len(TINY):][0] == 'randomness.seed=10'
+    job.steps[0].result.write_text(json.dumps(dict(images=80, cpu_seconds=8.)))
+    assert compare_plan.budget_steps(args, row) == 150  # 60 s at .1 s an image, batches of 4
+    args.budget_cpu_seconds = 1.
+    with pytest.raises(ValueError, match='the budget is 2 steps of 4 images for pera'):
+        compare_plan.budget_steps(args, row)
+
+
+def test_the_default_budget_is_the_configs_epochs_of_the_images_that_are_left(monkeypatch, classes,
+                                                                             tmp_path):
+    args = parse(monkeypatch, SMALL / 'pera.py', '--data', classes, '--work-dir', tmp_path / 'work',
+                 '--cfg-options', *TINY)
+    rows = compare.Comparison(args).rows
+    assert compare_plan.budget_steps(args, rows[0]) == 8 * 8 // 4  # half of 16 images, 8 epochs
+    args.epochs = 3
+    assert compare_plan.budget_steps(args, rows[0]) == 3 * 8 // 4
 
 
 def test_what_does_not_fit_together_is_said_before_anything_runs(monkeypatch, classes, tmp_path):
     work = ['--work-dir', tmp_path / 'work']
+    pera = (SMALL / 'pera.py', '--data', classes)
     for arguments, message in (
-            ((SMALL / 'pera.py', '--data', classes, tmp_path), 'name the images to score on'),
-            ((SMALL / 'pera.py', SMALL / 'pera.py', '--data', classes), 'have the same name')):
+            ((*pera, tmp_path), 'name the images to score on'),
+            ((SMALL / 'pera.py', *pera), 'have the same name'),
+            ((*pera, '--variant', 'pera', 'a=1'), 'have the same name'),
+            ((*pera, '--variant', 'odd'), 'expected NAME KEY=VALUE')):
         with pytest.raises(SystemExit, match=message):
-            compare.plan(parse(monkeypatch, *arguments, *work))
+            compare.Comparison(parse(monkeypatch, *arguments, *work))
     with pytest.raises(ValueError, match='does not exist'):
-        compare.plan(parse(monkeypatch, SMALL / 'pera.py', '--data', tmp_path / 'no', *work))
-    with pytest.raises(ValueError, match='no key'):
-        compare.plan(parse(monkeypatch, SMALL / 'pera.py', '--data', classes, *work,
-                           '--cfg-options', 'model.backbon=1'))
+        compare.Comparison(parse(monkeypatch, SMALL / 'pera.py', '--data', tmp_path / 'no', *work))
+    for options in (['--cfg-options', 'model.backbon=1'], ['--variant', 'x', 'model.backbon=1']):
+        with pytest.raises(ValueError, match='no key'):
+            compare.Comparison(parse(monkeypatch, *pera, *work, *options))
     assert not (tmp_path / 'work').exists()
 
 
-@pytest.mark.parametrize('config', ['pera', 'dino', 'dinov2', 'mae', 'mocov3'])
-def test_the_probes_vit_is_that_of_the_config(config):
-    cfg = Config.fromfile(SMALL / f'{config}.py')
-    vit = probe.vit_config(cfg, Path('x.pth'))
-    assert vit['arch'] == PerAViT.arch_zoo['demo']
-    assert vit['img_size'] == cfg.model.backbone.img_size
-    assert vit['init_cfg']['checkpoint'] == 'x.pth'
-    assert probe.vit_config(cfg, None)['init_cfg'] is None
-
-
-def test_an_arch_by_name_is_that_of_its_own_vit():
-    cfg = Config.fromfile(SMALL.parent / 'baselines/mocov3_vitb_tov-100k.py')
-    assert probe.vit_config(cfg, None)['arch'] == dict(
-        embed_dims=768, num_layers=12, num_heads=12, feedforward_channels=3072)
-
-
-def run_comparison(classes: Path, work_dir: Path, *configs: Path) -> Done:
-    """``compare.py`` on configs of which one fails."""
-    return run(BENCHMARKS / 'compare.py', *configs, '--data', classes, '--seeds', 10, '--epochs', 2,
-               '--finetune-epochs', 2, '--work-dir', work_dir, '--cfg-options', *TINY, code=1)
+def run_comparison(classes: Path, work_dir: Path, *arguments: object, code: int = 0) -> Done:
+    return run(BENCHMARKS / 'compare.py', SMALL / 'pera.py', *arguments, '--data', classes,
+               '--work-dir', work_dir, '--cfg-options', *TINY, code=code, timeout=600)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # a dozen starts
 def test_real_runs_one_of_which_fails_and_none_is_repeated(classes, tmp_path):
-    broken = tmp_path / 'broken.py'
-    broken.write_text(f"_base_ = '{SMALL / 'pera.py'}'\noptim_wrapper = dict(dtype='int8')\n")
     work = tmp_path / 'work'
-    done = run_comparison(classes, work, SMALL / 'pera.py', SMALL / 'mae.py', broken)
-    assert '1 of 4 runs failed' in done.stderr, done.output
+    options = ('--seeds', 10, '--budget-images', 16, '--finetune-epochs', 2,
+               '--lr-grid', 1e-3, 3e-3, '--variant', 'broken', 'optim_wrapper.dtype=int8')
+    done = run_comparison(classes, work, *options, code=1)
+    assert '2 runs failed' in done.stderr, done.output
     rows = {row['name']: row for row in json.loads((work / 'results.json').read_text())['rows']}
-    assert list(rows) == ['pera', 'mae', 'broken', compare.RANDOM]
-    for name in ('pera', 'mae'):
-        scores = rows[name]['seeds']['10']
-        assert set(scores) == {'minutes', 'knn', 'linear', 'finetune'}
-        assert all(0 <= scores[probe] <= 100 for probe in compare.PROBES) and scores['minutes'] > 0
-    log = Path(rows['broken']['failed']['10'])
-    assert 'AutocastOptimWrapper: dtype must be' in log.read_text()
-    assert f'broken, seed 10: failed, see {log}' in (work / 'table.md').read_text()
+    assert list(rows) == ['pera', 'broken', compare_plan.SUPERVISED, *compare_plan.FLOORS]
+    for name in ('pera', compare_plan.SUPERVISED):
+        found = rows[name]['seeds']['10']
+        assert set(found) >= {'images', 'images_per_second', 'cpu_seconds', 'knn', 'knn_cls',
+                              'knn_patch', 'linear_patch', 'finetune', 'labels1'}
+        assert found['images'] == 16 and found['cpu_seconds'] > 0
+        assert found['knn'] in (found['knn_cls'], found['knn_patch'])
+        assert set(rows[name]['grid']) == {'0.001', '0.003'}
+    # Brightness tells the classes apart.
+    assert rows[compare_plan.BANDS]['intervals']['knn'] == [100, 100, 100]
+    assert 'AutocastOptimWrapper: dtype must be' in Path(
+        rows['broken']['failed']['10']).read_text()
+    assert 'broken, seed 10: failed, see' in (work / 'table.md').read_text()
     assert (work / 'plot.png').exists()
-    checkpoints = {path: path.stat().st_mtime_ns for path in work.rglob('*.pth')}
-    run_comparison(classes, work, SMALL / 'pera.py', SMALL / 'mae.py', broken)
-    assert checkpoints == {path: path.stat().st_mtime_ns for path in work.rglob('*.pth')}
+    before = {path: path.stat().st_mtime_ns for path in work.rglob('*.pth')}
+    run_comparison(classes, work, *options, code=1)
+    assert before == {path: path.stat().st_mtime_ns for path in work.rglob('*.pth')}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # a dozen starts
+def test_a_real_budget_in_cpu_seconds_is_about_what_is_used(classes, tmp_path):
+    work = tmp_path / 'work'
+    run_comparison(classes, work, '--seeds', 10, '--budget-cpu-seconds', 5, '--finetune-epochs', 0)
+    rows = {row['name']: row for row in json.loads((work / 'results.json').read_text())['rows']}
+    for name in ('pera', compare_plan.SUPERVISED):
+        assert 2.5 < rows[name]['seeds']['10']['cpu_seconds'] < 10

@@ -346,8 +346,10 @@ def test_what_reads_back_differently_is_not_kept(raw, tmp_path, monkeypatch, to)
 
 
 @pytest.mark.parametrize('spoil, words', [
-    (lambda state: state.pop('teacher.backbone.blocks.7.norm2.bias'), r'1 missing .first blocks.7.norm2.b'),
-    (lambda state: state.update({'teacher.backbone.extra': torch.zeros(1)}), r'1 without a place .first extra'),
+    (lambda state: state.pop('teacher.backbone.blocks.7.norm2.bias'),
+     r'1 missing .first blocks.7.norm2.b'),
+    (lambda state: state.update({'teacher.backbone.extra': torch.zeros(1)}),
+     r'1 without a place .first extra'),
     (lambda state: [state.pop(key) for key in list(state) if 'backbone' in key],
      'There is no teacher backbone'),
     (lambda state: state.update({'teacher.backbone.pos_embed': torch.zeros(1, 13, WIDTH)}),
