@@ -63,7 +63,7 @@ def read_list(split: str) -> list[str]:
 
 def list_path(split: str, package: Path = PACKAGE) -> Path:
     """Find a committed list among the configs of the checkout or of the installed wheel."""
-    tail = Path('configs', '_base_', 'data', 'splits', f'{split}.txt')
+    tail = Path('configs', '_base_', 'datasets', 'splits', f'{split}.txt')
     candidates = (package.parent / tail, package / '.mim' / tail)
     for path in candidates:
         if path.is_file():

@@ -8,7 +8,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from pera_mm.evaluation import knn
-from pera_mm.evaluation.knn import knn_accuracy
+from pera_mm.evaluation.knn import knn_accuracy, knn_predictions
 
 
 def noisy_classes(num_train: int = 60, num_test: int = 40, num_classes: int = 4):
@@ -89,3 +89,13 @@ def test_refuses_an_empty_side():
     train, train_labels, test, test_labels = noisy_classes()
     with pytest.raises(ValueError, match='needs train and test images, got 60 and 0'):
         knn_accuracy(train, train_labels, test[:0], test_labels[:0])
+
+
+def test_a_vote_by_hand():
+    train = torch.tensor([[1., 0.], [0.8, 0.6], [0., 1.]])
+    labels = torch.tensor([2, 0, 0])
+    # Cosines with the test image 1, .8, 0: at .07 the nearest weighs e^2.9 = 17 times the second,
+    # at 10 the two of class 0 win.
+    test = torch.tensor([[5., 0.]])
+    assert knn_predictions(train, labels, test).tolist() == [2]
+    assert knn_predictions(train, labels, test, temperature=10).tolist() == [0]

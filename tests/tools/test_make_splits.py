@@ -11,7 +11,7 @@ from pera_mm.prepare.classification import AID, UCM, published_names
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / 'tools' / 'data' / 'make_splits.py'
-LISTS = ROOT / 'configs' / '_base_' / 'data' / 'splits'
+LISTS = ROOT / 'configs' / '_base_' / 'datasets' / 'splits'
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ The classifiers learn from half of each class of FOLDER (one folder of images pe
 tested on the other half, the same for all: blocks of ten images that follow each other in the
 listing go to one half as a whole, since neighbors are alike. kNN (k = 10) and a linear
 classifier see [cls] and the mean of the patch tokens. The better of both is the one with more right
-on a quarter of the training blocks, so the test does not choose. With few labels
-the linear classifier gets 1 to 25 % of the training half, the mean of five draws. In the
+on a quarter of the training blocks, so the test does not choose. With few labels the linear
+classifier gets 1 to 25 % of the training half, and the score is the mean of five draws. In the
 fine-tuning (configs/scenes/aid_pera_scenes.py on these images) the last epoch counts.
 
 FILE gets the scores in percent; beside it, FILE with the suffix .npz gets whether each test image
@@ -40,7 +40,8 @@ from pera_mm.errors import UserError
 from pera_mm.evaluation.block_split import block_split
 from pera_mm.evaluation.collapse import band_statistics
 from pera_mm.evaluation.features import LabelledFolder, Split, read_labelled_folder, read_square
-from pera_mm.evaluation.predictions import knn_predictions, linear_predictions
+from pera_mm.evaluation.knn import knn_predictions
+from pera_mm.evaluation.linear_probe import linear_predictions
 from pera_mm.evaluation.random_patches import patch_features, patch_filters
 from pera_mm.files import write_whole
 from pera_mm.launch import build_runner, errors_in_one_sentence, keep_freed_memory
