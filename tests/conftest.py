@@ -37,6 +37,12 @@ def pytest_make_collect_report(
     return report
 
 
+def pytest_collection_finish() -> None:
+    """Take what all tests have imported out of the garbage collector's rounds, a second each."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def as_in_a_new_process() -> Iterator[None]:
     """Whatever a run of another test left: MMEngine's default scope, answers to signals."""

@@ -31,6 +31,7 @@ def test_a_multimodal_model_asks_for_what_it_needs_when_it_is_built():
         MODELS.build(dict(type='mmpretrain.CLIP'))
 
 
+@pytest.mark.slow
 @needed
 def test_mmpretrain_may_be_imported_first():
     lines = ['import mmpretrain', 'import pera_mm', 'import mmpretrain.models',

@@ -146,6 +146,7 @@ def train(monkeypatch, packed: Path, tmp_path: Path) -> None:
     assert list((tmp_path / 'train').glob('*.pth'))
 
 
+@pytest.mark.slow
 def test_real_land_cover_and_images(tmp_path, monkeypatch, shared_data):
     """Zion: NLCD's classes and Landsat 8, 30 m, through the same steps."""
     zion = shared_data / 'zion'

@@ -172,6 +172,7 @@ def _note_the_verdict(root: Path) -> None:
         (root / os.environ['RANK']).write_text(str(error))
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_both_ranks_hear_the_verdict(root):
     (root / 'masks/2.png').unlink()

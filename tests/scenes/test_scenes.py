@@ -130,6 +130,7 @@ def test_the_second_date_looks_different():
     assert min(differences) > 5
 
 
+@pytest.mark.slow
 def test_land_uses_differ_in_texture_but_not_in_mean_color():
     """kNN over 15 classes (chance 7 %): mean color about 20 %, plain texture about 50 %."""
 

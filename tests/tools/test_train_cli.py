@@ -134,6 +134,7 @@ def variables(folder):
                 RANK=None, LOCAL_RANK=None, WORLD_SIZE=None, PORT=None)
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_two_processes_without_gpu_train_on_the_global_batch(folder):
     run_script(folder, TOOLS / 'dist_train.sh', folder / 'toy_config.py', 2, '--work-dir', 'two')
@@ -212,6 +213,7 @@ def running(pids):
             and stat.read_text().rpartition(') ')[2][0] != 'Z']
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_ranks_and_their_workers_end_with_a_killed_launcher(endless):
     ranks = children(endless.pid)
