@@ -168,6 +168,7 @@ def test_choose_is_seeded_and_without_repeats():
     assert not np.array_equal(some, choose(1000, 100, 1))
 
 
+@pytest.mark.slow
 def test_a_subset_is_read_and_the_same_for_any_number_of_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, 'SERIAL_SECONDS', 0)
     collect(tmp_path, [noise(seed) for seed in range(80)])

@@ -308,6 +308,7 @@ def _train(root: Path) -> None:
     build_runner(cfg).train()
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_two_processes_without_gpu_train_the_config(tmp_path):
     write_scenes(tmp_path / 'data', 'segmentation', 5, size=64)
