@@ -199,6 +199,7 @@ def _evaluate_share(number: int, folder: Path) -> None:
     (folder / str(get_rank())).write_text(repr(metric.evaluate(number)))
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_two_processes_equal_one(tmp_path):
     assert on_ranks(_evaluate_share, 3, tmp_path) == [0, 0]

@@ -381,6 +381,7 @@ def test_a_truncated_safetensors_file_is_a_sentence(raw, tmp_path):
             read(slim)
 
 
+@pytest.mark.slow
 def test_the_command_refuses_a_pickle_that_runs_code(tmp_path):
     class Hostile:
         def __reduce__(self):

@@ -75,6 +75,7 @@ def test_a_step_moves_what_a_training_step_moves(config):
     assert moved >= expected.get(config, {'student', 'teacher', 'distillation'})
 
 
+@pytest.mark.slow
 def test_all_figures_of_two_precisions(here, monkeypatch, capsys, tmp_path):
     text, code = run(monkeypatch, capsys, SMALL / 'pera.py', SMALL / 'mae.py', '--dtype', 'fp32',
                      'bf16', '--steps', 2, '--repeats', 2, '--parts', '--json', tmp_path / 'r.json',
