@@ -45,12 +45,16 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def as_in_a_new_process() -> Iterator[None]:
-    """Whatever a run of another test left: MMEngine's default scope, answers to signals."""
+    """Forget what a run of another test or fixture left: MMEngine's scope, answers to signals."""
     DefaultScope._instance_dict.clear()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    _answer_as_python_does()
     yield
-    for number, answer in before.items():
-        signal.signal(number, answer)
+    _answer_as_python_does()
+
+
+def _answer_as_python_does() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
