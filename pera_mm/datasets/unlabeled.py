@@ -31,12 +31,17 @@ def compose(pipeline: Sequence[dict] | Mapping[str, dict | None]) -> Compose:
     Raises:
         ValueError: if it is a single transform, which has no place in either.
     """
+    if isinstance(pipeline, Mapping) and 'type' in pipeline:
+        raise UserError(f'pipeline is the single transform {pipeline["type"]}: give a list of '
+                        'transforms, or a dict that names each of them.')
+    return Compose(pipeline_steps(pipeline))
+
+
+def pipeline_steps(pipeline: Sequence[dict] | Mapping[str, dict | None]) -> list[dict]:
+    """Return the transforms of a pipeline in their order, whichever way it is written."""
     if isinstance(pipeline, Mapping):
-        if 'type' in pipeline:
-            raise UserError(f'pipeline is the single transform {pipeline["type"]}: give a list of '
-                            'transforms, or a dict that names each of them.')
-        pipeline = [step for step in pipeline.values() if step is not None]
-    return Compose(pipeline)
+        return [step for step in pipeline.values() if step is not None]
+    return list(pipeline)
 
 
 @DATASETS.register_module()

@@ -58,6 +58,18 @@ def images_below(folder: str) -> list[str]:
     return [os.fsdecode(os.path.join(root, image)) for image in find_images(root)]
 
 
+def read_evenly(folder: str, number: int, size: int) -> list[np.ndarray]:
+    """Read images spread evenly over a folder, each uint8 RGB ``[size, size, 3]``.
+
+    Returns:
+        At most ``number`` of them, without those that cannot be read; none of a missing folder.
+    """
+    paths = images_below(folder) if os.path.isdir(folder) else []
+    number = min(number, len(paths))
+    images = (read_square(paths[i * len(paths) // number], size) for i in range(number))
+    return [image for image in images if image is not None]
+
+
 def stratified_split(labels: Tensor, train_share: float = 0.5, max_per_class: int | None = None,
                      seed: int = 0) -> Split:
     """Draw the same share of train images from every class.

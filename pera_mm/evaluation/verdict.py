@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pera_mm.datasets.unlabeled import pipeline_steps
 from pera_mm.registry import TRANSFORMS
 
 Scalars = Mapping[str, Sequence[float]]
@@ -83,9 +84,8 @@ def student_tokens(cfg: Mapping[str, Any]) -> dict[str, int]:
         AlignedCrops and a mask.
     """
     dataset = cfg.get('train_dataloader', {}).get('dataset', {})
-    pipeline = dataset.get('pipeline', ())
-    steps = pipeline.values() if isinstance(pipeline, Mapping) else pipeline
-    named = {str(step['type']).rpartition('.')[2]: step for step in steps if step}
+    named = {str(step['type']).rpartition('.')[2]: step
+             for step in pipeline_steps(dataset.get('pipeline', ()))}
     mask = named.get('DisjointMask') or named.get('BlockMask')
     if mask is None or 'AlignedCrops' not in named:
         return {}

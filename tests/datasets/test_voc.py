@@ -2,23 +2,14 @@
 
 import numpy as np
 import pytest
+from made_data import voc_xml
 
 from pera_mm.datasets.voc import annotation_xml, read_annotation, read_texts
 
 
-def xml(*boxes: tuple, size: tuple[int, int] = (20, 10)) -> str:
-    objects = ''.join(
-        f'<object><name>{name}</name><bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{c}</xmax>'
-        f'<ymax>{d}</ymax></bndbox>{more}</object>' for name, a, b, c, d, more in
-        [(*box, '')[:6] for box in boxes])
-    width, height = size
-    return (f'<annotation><size><width>{width}</width><height>{height}</height></size>{objects}'
-            '</annotation>')
-
-
 def test_edges_of_boxes_count_from_the_corner_of_the_image(tmp_path):
     file = tmp_path / 'a.xml'
-    file.write_text(xml(('ship', 1, 1, 2, 1), ('ship', 3, 4, 20, 10),
+    file.write_text(voc_xml(('ship', 1, 1, 2, 1), ('ship', 3, 4, 20, 10),
                         ('vehicle', '5.0', 2, 6, 9, '<difficult>1</difficult>')))
     found = read_annotation(str(file))
     assert (found.width, found.height, found.num_dropped) == (20, 10, 1)  # 2 x 1: no area inside
@@ -28,7 +19,7 @@ def test_edges_of_boxes_count_from_the_corner_of_the_image(tmp_path):
 
 def test_what_sticks_out_is_cut_and_what_is_empty_is_dropped(tmp_path):
     file = tmp_path / 'a.xml'
-    file.write_text(xml(('ship', 0, -3, 25, 5), ('ship', 9, 2, 4, 5), ('ship', 4, 5, 9, 5),
+    file.write_text(voc_xml(('ship', 0, -3, 25, 5), ('ship', 9, 2, 4, 5), ('ship', 4, 5, 9, 5),
                         ('ship', 21, 1, 30, 5)))
     found = read_annotation(str(file))
     np.testing.assert_array_equal(found.boxes, [[0, 0, 20, 5]])
@@ -38,10 +29,10 @@ def test_what_sticks_out_is_cut_and_what_is_empty_is_dropped(tmp_path):
 @pytest.mark.parametrize(('text', 'reason'), [
     ('<annotation>', r'^it is not XML \(no element found'),
     ('<?xml version="1.0" encoding="klingon"?><annotation/>', r'^it is not XML \('),
-    (xml().replace('width', 'breadth'), '^<annotation> lacks <size/width>$'),
-    (xml(('ship', 1, 1, 5, 5)).replace('ymin', 'y'), '^<object> lacks <bndbox/ymin>$'),
-    (xml(('ship', 1, 1, 5, 5)).replace('name', 'label'), '^<object> lacks <name>$'),
-    (xml(('ship', 'x', 1, 5, 5)), "^could not convert string to float: 'x'$"),
+    (voc_xml().replace('width', 'breadth'), '^<annotation> lacks <size/width>$'),
+    (voc_xml(('ship', 1, 1, 5, 5)).replace('ymin', 'y'), '^<object> lacks <bndbox/ymin>$'),
+    (voc_xml(('ship', 1, 1, 5, 5)).replace('name', 'label'), '^<object> lacks <name>$'),
+    (voc_xml(('ship', 'x', 1, 5, 5)), "^could not convert string to float: 'x'$"),
 ])
 def test_what_is_not_an_annotation_is_refused_with_the_reason(tmp_path, text, reason):
     file = tmp_path / 'a.xml'

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from made_data import voc_xml
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, METRICS, MODELS, init_default_scope
@@ -50,16 +51,6 @@ def log() -> Iterator[list[str]]:
     logger.removeHandler(handler)
 
 
-def xml(*boxes: tuple, size: tuple[int, int] = (20, 10)) -> str:
-    objects = ''.join(
-        f'<object><name>{name}</name><bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{c}</xmax>'
-        f'<ymax>{d}</ymax></bndbox>{more}</object>' for name, a, b, c, d, more in
-        [(*box, '')[:6] for box in boxes])
-    width, height = size
-    return (f'<annotation><size><width>{width}</width><height>{height}</height></size>{objects}'
-            '</annotation>')
-
-
 def write_dior(root: Path, *annotations: str) -> Path:
     """A data set of images of 20 x 10 pixels, named a, b, ..., in DIOR's layout."""
     for folder in (*FOLDERS.values(), 'ImageSets/Main'):
@@ -95,7 +86,7 @@ def test_scenes_are_read_as_they_were_drawn(tmp_path):
 
 
 def test_no_image_is_opened_before_it_is_asked_for(tmp_path):
-    write_dior(tmp_path, xml(('ship', 1, 1, 5, 5)))
+    write_dior(tmp_path, voc_xml(('ship', 1, 1, 5, 5)))
     (tmp_path / FOLDERS['img'] / 'a.jpg').write_bytes(b'')
     assert len(dataset(tmp_path)) == 1
 
@@ -108,9 +99,9 @@ def test_the_split_has_twenty_classes_in_diors_spelling():
 
 
 def test_all_unusable_samples_are_named_in_one_sentence(tmp_path):
-    good = ('ship', 1, 1, 5, 5)
-    write_dior(tmp_path, xml(good), xml(good), xml(('boat', 1, 1, 5, 5)), '<annotation>',
-               xml(good).replace('width', 'breadth'), xml(('ship', 'x', 1, 5, 5)), xml(good))
+    good = voc_xml(('ship', 1, 1, 5, 5))
+    write_dior(tmp_path, good, good, voc_xml(('boat', 1, 1, 5, 5)), '<annotation>',
+               good.replace('width', 'breadth'), voc_xml(('ship', 'x', 1, 5, 5)), good)
     (tmp_path / FOLDERS['img'] / 'a.jpg').unlink()
     (tmp_path / FOLDERS['xml'] / 'b.xml').unlink()
     with pytest.raises(ValueError) as caught:
@@ -130,22 +121,22 @@ def test_all_unusable_samples_are_named_in_one_sentence(tmp_path):
     ('ImageSets', r'train.txt, is missing; set data_root'),
 ])
 def test_a_wrong_data_root_is_named(tmp_path, missing, words):
-    write_dior(tmp_path, xml())
+    write_dior(tmp_path, voc_xml())
     shutil.rmtree(tmp_path / missing)
     with pytest.raises(ValueError, match=words):
         dataset(tmp_path)
 
 
 def test_an_empty_split_is_named(tmp_path):
-    write_dior(tmp_path, xml())
+    write_dior(tmp_path, voc_xml())
     (tmp_path / SPLIT).write_text('\n')
     with pytest.raises(ValueError, match=r'train.txt, is empty; it needs the name of an image'):
         dataset(tmp_path)
 
 
 def test_dropped_boxes_are_counted_in_a_warning(tmp_path, log):
-    write_dior(tmp_path, xml(('ship', 1, 1, 5, 5), ('ship', 5, 5, 1, 1)), xml(),
-               xml(('ship', 3, 3, 3, 3)))
+    write_dior(tmp_path, voc_xml(('ship', 1, 1, 5, 5), ('ship', 5, 5, 1, 1)), voc_xml(),
+               voc_xml(('ship', 3, 3, 3, 3)))
     data = dataset(tmp_path, filter_cfg=dict(filter_empty_gt=True))
     said, = log
     assert '2 boxes in 2 of 3 files are empty, inverted or outside' in said
@@ -154,7 +145,7 @@ def test_dropped_boxes_are_counted_in_a_warning(tmp_path, log):
 
 
 def test_an_unreadable_or_wrongly_sized_image_is_replaced_and_counted(tmp_path):
-    write_dior(tmp_path, *[xml(('ship', 1, 1, 5, 5))] * 3)
+    write_dior(tmp_path, *[voc_xml(('ship', 1, 1, 5, 5))] * 3)
     images = tmp_path / FOLDERS['img']
     data = (images / 'a.jpg').read_bytes()
     (images / 'a.jpg').write_bytes(data[:len(data) // 2])
@@ -168,13 +159,13 @@ def test_an_unreadable_or_wrongly_sized_image_is_replaced_and_counted(tmp_path):
 
 
 def test_a_data_set_without_any_readable_image_stops(tmp_path):
-    write_dior(tmp_path, xml(size=(21, 10)))
+    write_dior(tmp_path, voc_xml(size=(21, 10)))
     with pytest.raises(RuntimeError, match='100 samples drawn one after another could not be read'):
         dataset(tmp_path)[0]
 
 
 def test_unreadable_or_wrongly_sized_test_images_are_an_error_that_counts_and_names_them(tmp_path):
-    write_dior(tmp_path, *[xml(('ship', 1, 1, 5, 5))] * 3)
+    write_dior(tmp_path, *[voc_xml(('ship', 1, 1, 5, 5))] * 3)
     (tmp_path / FOLDERS['img'] / 'a.jpg').write_bytes(b'no image')
     assert cv2.imwrite(str(tmp_path / FOLDERS['img'] / 'b.jpg'), np.zeros((20, 20, 3), np.uint8))
     data = dataset(tmp_path, test_mode=True)
@@ -192,7 +183,7 @@ def test_unreadable_or_wrongly_sized_test_images_are_an_error_that_counts_and_na
 
 def test_boxes_stay_on_their_objects_through_the_training_pipeline(tmp_path):
     """A bright object is drawn where its box says, then found again in what the model sees."""
-    write_dior(tmp_path, xml(('ship', 41, 21, 80, 50), size=(160, 160)))
+    write_dior(tmp_path, voc_xml(('ship', 41, 21, 80, 50), size=(160, 160)))
     image = np.zeros((160, 160, 3), np.uint8)
     image[20:50, 40:80] = 255
     assert cv2.imwrite(str(tmp_path / FOLDERS['img'] / 'a.jpg'), image)
@@ -213,7 +204,7 @@ def test_boxes_stay_on_their_objects_through_the_training_pipeline(tmp_path):
 
 
 def test_test_pipeline_keeps_the_original_boxes(tmp_path):
-    write_dior(tmp_path, xml(('ship', 3, 4, 20, 10)))
+    write_dior(tmp_path, voc_xml(('ship', 3, 4, 20, 10)))
     cfg = Config.fromfile(CONFIGS / 'dior_faster_rcnn_pera.py')
     sample = dataset(tmp_path, test_mode=True, pipeline=cfg.test_pipeline)[0]
     assert sample['inputs'].shape == (3, 256, 512)
@@ -222,7 +213,7 @@ def test_test_pipeline_keeps_the_original_boxes(tmp_path):
 
 
 def test_the_model_gets_red_first(tmp_path):
-    write_dior(tmp_path, xml(('ship', 1, 1, 5, 5)))
+    write_dior(tmp_path, voc_xml(('ship', 1, 1, 5, 5)))
     red = np.full((10, 20, 3), (0, 0, 255), np.uint8)  # OpenCV's order
     assert cv2.imwrite(str(tmp_path / FOLDERS['img'] / 'a.jpg'), red)
     cfg = Config.fromfile(CONFIGS / 'dior_faster_rcnn_pera.py')

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from made_data import noise_classes
 from mmengine.dist import get_rank, is_main_process
 from training_runs import ON_CPU_RANKS, build_runner, draw_images, on_ranks, train, training_cfg
 
@@ -24,13 +25,8 @@ from pera_mm.evaluation.linear_probe import linear_accuracy
 
 def draw_classes(root: Path, number: int = 6) -> str:
     """Bright and dark noise: even a random teacher tells them apart, mostly."""
-    rng = np.random.default_rng(0)
-    for name, low, high in (('bright', 90, 256), ('dark', 0, 166), ('middle', 45, 211)):
-        (root / name).mkdir(parents=True)
-        for index in range(number):
-            image = rng.integers(low, high, (40, 40, 3), dtype=np.uint8)
-            assert cv2.imwrite(str(root / name / f'{index}.png'), image)
-    return str(root)
+    return str(noise_classes(root, number, 40, bright=(90, 256), dark=(0, 166),
+                             middle=(45, 211)))
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from made_data import noise_classes
 from programs import Done, run
 
 BENCHMARKS = Path(__file__).parents[2] / 'tools/benchmarks'
@@ -27,13 +28,7 @@ TINY = ['train_dataloader.batch_size=4', 'train_dataloader.num_workers=0',
 @pytest.fixture
 def classes(tmp_path) -> Path:
     """Bright and dark noise, eight images of each."""
-    rng = np.random.default_rng(0)
-    for name, low, high in (('bright', 128, 256), ('dark', 0, 128)):
-        (tmp_path / 'classes' / name).mkdir(parents=True)
-        for index in range(8):
-            image = rng.integers(low, high, (48, 48, 3), dtype=np.uint8)
-            assert cv2.imwrite(str(tmp_path / f'classes/{name}/{index}.png'), image)
-    return tmp_path / 'classes'
+    return noise_classes(tmp_path / 'classes', 8, 48, bright=(128, 256), dark=(0, 128))
 
 
 def python(code: str) -> tuple[str, ...]:

@@ -10,10 +10,9 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
+from made_data import noise_classes
 from mmengine.config import Config
 from programs import environment, run
 
@@ -32,13 +31,7 @@ TINY = ['train_dataloader.batch_size=4', 'train_dataloader.num_workers=0',
 @pytest.fixture
 def classes(tmp_path) -> Path:
     """Noise, two classes of eight images."""
-    rng = np.random.default_rng(0)
-    for name in ('a', 'b'):
-        (tmp_path / 'classes' / name).mkdir(parents=True)
-        for index in range(8):
-            image = rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)
-            assert cv2.imwrite(str(tmp_path / f'classes/{name}/{index}.png'), image)
-    return tmp_path / 'classes'
+    return noise_classes(tmp_path / 'classes', 8, 48, a=(0, 256), b=(0, 256))
 
 
 def test_no_test_image_is_trained_on_also_under_another_name(classes, tmp_path):

@@ -24,7 +24,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from pera_mm.errors import UserError
-from pera_mm.evaluation.features import images_below, read_square
+from pera_mm.evaluation.features import read_evenly
 from pera_mm.evaluation.painting import paint_hidden, variance_explained
 from pera_mm.evaluation.verdict import describe, judge_run, not_judged
 from pera_mm.launch import errors_in_one_sentence
@@ -288,10 +288,7 @@ def pick_images(folder: str, number: int, size: int) -> Tensor:
     Raises:
         ValueError: if the folder is missing or has no readable image.
     """
-    paths = images_below(folder) if Path(folder).is_dir() else []
-    number = min(number, len(paths))
-    chosen = [paths[i * len(paths) // number] for i in range(number)]
-    images = [image for image in (read_square(path, size) for path in chosen) if image is not None]
+    images = read_evenly(folder, number, size)
     if not images:
         raise UserError(f"no readable images in the folder '{folder}'; give one with --images.")
     return torch.from_numpy(np.stack(images))

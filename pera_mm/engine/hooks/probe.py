@@ -11,10 +11,10 @@ from mmengine.dist import (
     get_world_size,
     is_main_process,
 )
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from pera_mm.engine.hooks.measuring import MeasuringHook
 from pera_mm.engine.hooks.teacher import inner_model
 from pera_mm.errors import UserError
 from pera_mm.evaluation.collapse import band_statistics, color_share, effective_rank
@@ -35,7 +35,7 @@ TINY_DEVIATION = 1e-6  # of band statistics that are the same for all images
 
 
 @HOOKS.register_module()
-class ProbeHook(Hook):
+class ProbeHook(MeasuringHook):
     """Measure the teacher on a labelled folder: before training, every n epochs, at the end.
 
     It writes to the log, the visualizer and the message hub (step = finished epochs, 0 = the
@@ -97,15 +97,10 @@ class ProbeHook(Hook):
             patch_grid(self.size, self.size, inner_model(runner).patch_size)
         except UserError as error:
             raise UserError(f'ProbeHook size: {error}') from None
-        if runner.iter == 0:
-            self._probe(runner, epoch=0)
+        super().before_train(runner)
 
-    def after_train_epoch(self, runner: Runner) -> None:
-        """Probe every ``interval`` epochs and after the last."""
-        if self.every_n_epochs(runner, self.interval) or self.is_last_train_epoch(runner):
-            self._probe(runner, epoch=runner.epoch + 1)
-
-    def _probe(self, runner: Runner, epoch: int) -> None:
+    def measure(self, runner: Runner, epoch: int) -> None:
+        """Extract features on all ranks, and score them on the main process."""
         start = time.perf_counter()
         features, colors, readable = self._extract(runner)
         problem, cause = [''], None
@@ -135,8 +130,7 @@ class ProbeHook(Hook):
                   'probe/rank': effective_rank(features[readable]),
                   'probe/color_share': color_share(features[readable], colors[readable])}
         scores = {name: value for name, value in scores.items() if not math.isnan(value)}
-        runner.message_hub.update_scalars(scores)
-        runner.visualizer.add_scalars(scores, step=epoch)
+        self.write(runner, scores, epoch)
         unread = f', {int((~readable).sum())} unreadable' if not readable.all() else ''
         runner.logger.info(
             f'Probe of the teacher after {epoch} epochs: kNN {scores["probe/knn"]:.1f} %, linear '
