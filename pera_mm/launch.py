@@ -18,6 +18,7 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.registry import RUNNERS
+from torch import nn
 
 from pera_mm.errors import UserError
 from pera_mm.files import Claim, check_writable
@@ -209,8 +210,8 @@ def require_test_loop(cfg: Config) -> None:
                         'test; take the config of a downstream task.')
 
 
-def train(cfg: Config) -> None:
-    """Train in a work folder that no other run trains in.
+def train(cfg: Config) -> nn.Module:
+    """Train in a work folder that no other run trains in, and return the model.
 
     Raises:
         ValueError: as :func:`build_runner`, or if another run trains there.
@@ -218,7 +219,7 @@ def train(cfg: Config) -> None:
     # Before the runner writes anything there; AtomicCheckpointHook claims it where there is no
     # such command (mim train).
     with Claim(Path(cfg.work_dir)) if is_first_rank() else nullcontext():
-        build_runner(cfg).train()
+        return build_runner(cfg).train()
 
 
 def build_runner(cfg: Config) -> Any:

@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 warnings.filterwarnings('ignore')  # deprecation notes of the toolboxes; ours go to the log
 
 import torch  # noqa: E402
-from analysis.report import draw_report, read_scalars  # noqa: E402
+from analysis.report import draw_report, read_scalars, verdict_on  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from mmengine.hooks import Hook  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
@@ -41,7 +42,7 @@ from pera_mm.scenes.plans.land_uses import LAND_USES  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / 'configs/pera/pera_tiny_scenes.py'
-UNLABELED, LABELLED, SIZE = 3200, 1200, 128  # drawn images, and their side in pixels
+UNLABELED, LABELLED, SIZE = 1600, 1200, 128  # drawn images, and their side in pixels
 SHOWN_SEED = 10**6  # of the scenes in the report, which are in neither folder
 
 console = Console()
@@ -56,7 +57,8 @@ def main() -> None:
         draw_scenes()
         model = pretrain(args.work_dir, args.seed)
         console.print(probe_table(args.work_dir))
-        report = draw_report(args.work_dir, model, shown_images(model))
+        verdict = verdict_on(args.work_dir, Config.fromfile(CONFIG))
+        report = draw_report(args.work_dir, model, shown_images(model), verdict=verdict)
     console.print(f'Losses, probe, reconstructions and attention: [bold]{report}[/]\n'
                   f'Log and checkpoints: {args.work_dir}\n'
                   f'Took {(time.time() - start) / 60:.1f} minutes.')
@@ -71,11 +73,13 @@ def parse_args() -> argparse.Namespace:
 
 
 def draw_scenes() -> None:
-    """Fill data/scenes; scenes of an earlier start stay."""
-    with progress() as bars:
-        for kind, count in (('unlabeled', UNLABELED), ('classification', LABELLED)):
-            write_scenes(Path('data/scenes') / kind, kind, count, SIZE,
-                         track=partial(bars.track, description=f'drawing {kind} scenes'))
+    """Fill data/scenes, a folder on each of two cores; scenes of an earlier start stay."""
+    unlabeled, labelled = (Path('data/scenes') / kind for kind in ('unlabeled', 'classification'))
+    with ProcessPoolExecutor(1) as other, progress() as bars:
+        done = other.submit(write_scenes, unlabeled, unlabeled.name, UNLABELED, SIZE)
+        write_scenes(labelled, labelled.name, LABELLED, SIZE,
+                     track=partial(bars.track, description='drawing scenes'))
+        done.result()
 
 
 def pretrain(work_dir: Path, seed: int) -> torch.nn.Module:
@@ -141,6 +145,9 @@ def probe_table(work_dir: Path) -> Table:
     for name, title in (('probe/knn', 'kNN, k = 10'), ('probe/linear', 'linear')):
         before, after = scalars[name].values[0], scalars[name].values[-1]
         table.add_row(title, f'{before:.1f} %', f'{after:.1f} %', f'{after - before:+.1f}')
+    before, after = (100 * scalars['painting/explained'].values[at] for at in (0, -1))
+    table.add_row('hidden pixels: variance explained', f'{before:.1f} %', f'{after:.1f} %',
+                  f'{after - before:+.1f}')
     return table
 
 

@@ -11,4 +11,5 @@ _base_ = 'pera_tiny_scenes.py'
 data_root = 'data/rsscn7'
 train_dataloader = dict(dataset=dict(source=data_root))
 train_cfg = dict(max_epochs=20)  # of 43 steps
-default_hooks = dict(probe=dict(data_root=data_root, interval=4))
+default_hooks = dict(
+    probe=dict(data_root=data_root, interval=4), painting=dict(data_root=data_root, interval=4))

@@ -11,10 +11,10 @@ _base_ = [
 ]
 head = dict(num_prototypes=2048, hidden_channels=512, bottleneck_channels=128)
 model = dict(
-    backbone=dict(arch='demo', img_size=112, drop_path_rate=0.1),
+    backbone=dict(arch='demo', img_size=112, patch_size=8, drop_path_rate=0.1),
     projector=head,
     patch_projector=head)
-mask = dict(_delete_=True, type='pera_mm.BlockMask', patch_size=16, ratio=(0.1, 0.5))
+mask = dict(_delete_=True, type='pera_mm.BlockMask', patch_size=8, ratio=(0.1, 0.5))
 train_dataloader = dict(dataset=dict(pipeline=dict(mask=mask)))
 # .04 to .07 in the same share of the run as 30 of 200 epochs
 default_hooks = dict(schedule=dict(teacher_temp=dict(start=0.04, end=0.07, warmup_epochs=1.2)))

@@ -14,10 +14,11 @@ _base_ = [
 # PerAViT's 'demo', which MMPretrain's class does not know
 arch = dict(embed_dims=128, num_layers=4, num_heads=2, feedforward_channels=512)
 model = dict(
-    backbone=dict(arch=dict(_delete_=True, **arch), img_size=128),
+    backbone=dict(arch=dict(_delete_=True, **arch), img_size=128, patch_size=8),
     neck=dict(
-        num_patches=8 * 8, embed_dim=128, decoder_embed_dim=64, decoder_depth=2,
-        decoder_num_heads=4))
+        num_patches=16 * 16, patch_size=8, embed_dim=128, decoder_embed_dim=64, decoder_depth=2,
+        decoder_num_heads=4),
+    head=dict(patch_size=8))
 
 crops = dict(
     global_crops=dict(number=1, size=128),

@@ -15,7 +15,7 @@ _base_ = [
 arch = dict(embed_dims=128, num_layers=4, num_heads=2, feedforward_channels=512)
 model = dict(
     base_momentum=0.02,  # .98 of the old weights stay, rising to 1
-    backbone=dict(arch=dict(_delete_=True, **arch), img_size=128),
+    backbone=dict(arch=dict(_delete_=True, **arch), img_size=128, patch_size=8),
     neck=dict(in_channels=128, hid_channels=512, out_channels=128),
     head=dict(predictor=dict(in_channels=128, hid_channels=512, out_channels=128)))
 

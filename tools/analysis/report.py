@@ -42,7 +42,8 @@ HEALTH = (
     ('effective rank', 'iteration', ('health/feature_rank', )),
     ('two crops of an image, different images', 'iteration',
      ('health/alignment', 'health/uniformity')),
-    ('variance that color explains', 'epoch', ('probe/color_share', )))
+    ('variance: [cls] by color, pixels by painting', 'epoch',
+     ('probe/color_share', 'painting/explained')))
 VERDICT_WIDTH = 170  # characters of a line
 HIDDEN_GRAY = 235  # 0-255; light, so that it does not look like painted pixels
 

@@ -18,7 +18,8 @@ FROZEN = {'knn_cls': 'kNN, [cls]', 'knn_patch': 'kNN, mean patch', 'knn': 'kNN, 
           'linear': 'linear, better', 'finetune': 'fine-tuned'}
 LABELS = {'labels1': '1 %', 'labels5': '5 %', 'labels10': '10 %', 'labels25': '25 %',
           'linear': '100 %'}
-COSTS = {'images': 'images', 'images_per_second': 'images/s', 'cpu_seconds': 'CPU s'}
+COSTS = {'images': 'images', 'images_per_second': 'images/s', 'cpu_seconds': 'CPU s',
+         'painted': 'painted, %'}
 COMPARED = {'knn': 'kNN', 'linear': 'linear'}
 
 Outcomes = dict[int, dict[str, np.ndarray]]  # of each seed and score: right or not, [M]

@@ -59,7 +59,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--jobs', type=int, default=2, help='trainings at a time, one core each')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/transfer'),
                         help='use another folder for another teacher')
-    parser.add_argument('--teacher', type=Path, default=Path('work_dirs/demo/iter_800.pth'))
+    parser.add_argument('--teacher', type=Path, default=Path('work_dirs/demo/iter_400.pth'))
     return parser.parse_args()
 
 

@@ -13,7 +13,7 @@ names, timm's or Hugging Face's. --to is the kind of DST:
 Examples (docs/weights.md has more):
     python tools/weights/convert.py pera_ViTG161024.params checkpoints/pera_vitg.safetensors \
         --to backbone --normalization perascd
-    python tools/weights/convert.py work_dirs/demo/iter_800.pth demo_timm --to timm --heads 2
+    python tools/weights/convert.py work_dirs/demo/iter_400.pth demo_timm --to timm --heads 2
 """
 
 import argparse
