@@ -11,17 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_data import TINY_ARCH
 from mmengine.registry import DefaultScope
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 ROOT = Path(__file__).parent.parent
 SHARED_DATA = ROOT.parent / 'shared' / 'data'
 
-TINY_ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64)
-
-
 # What only the extras of setup.py bring.
-EXTRAS = ('httpx2', 'imagehash', 'lmdb', 'mim', 'mmdet', 'mmseg', 'pandas', 'shapely', 'timm',
+EXTRAS = ('geopandas', 'httpx2', 'imagehash', 'lmdb', 'mim', 'mmdet', 'mmseg', 'onnx',
+          'onnxruntime', 'pandas', 'pyarrow', 'pyogrio', 'pyproj', 'shapely', 'timm',
           'transformers')
 
 

@@ -5,6 +5,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+# The ViT that most tests share.
+TINY_ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64)
+
 
 def noise_classes(root: Path, number: int, side: int, **levels: tuple[int, int]) -> Path:
     """Write ``number`` PNG files of noise per class, with levels from low to below high."""

@@ -58,6 +58,9 @@ PACKAGES = (
     Package('matplotlib', False, 'figures'),
     *(Package(name, False, 'collecting data sets')
       for name in ('httpx2', 'imagehash', 'lmdb', 'pandas', 'shapely')),
+    *(Package(name, False, 'polygons, boxes, embeddings and labels in map files')
+      for name in ('geopandas', 'pyarrow', 'pyogrio', 'pyproj')),
+    *(Package(name, False, 'tools/export.py') for name in ('onnx', 'onnxruntime', 'onnxscript')),
     Package(
         'deepspeed',
         False,

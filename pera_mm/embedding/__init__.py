@@ -1,0 +1,1 @@
+"""Vectors of images and of places: extracted piece by piece, kept in a table, searched exactly."""
