@@ -205,7 +205,7 @@ class BITHead(BaseDecodeHead):
         pixels = maps.flatten(2).transpose(1, 2)  # [2B, h*w, C]
         for layer in self.decoder:
             pixels = layer(pixels, tokens)
-        before, after = pixels.transpose(1, 2).reshape(maps.shape).chunk(2)
+        before, after = pixels.transpose(1, 2).reshape(maps.shape).unflatten(0, (2, -1))
         return self.cls_seg(self.upsample((before - after).abs()))
 
     def tokenize(self, maps: Tensor) -> Tensor:
@@ -215,7 +215,8 @@ class BITHead(BaseDecodeHead):
 
     def encode_tokens(self, tokens: Tensor) -> Tensor:
         """Encode the 2L tokens of every pair: ``[2B, L, C]`` to the same shape."""
-        both = torch.cat(tokens.chunk(2), dim=1) + self.enc_pos_embedding  # [B, 2L, C]
+        both = torch.cat(tuple(tokens.unflatten(0, (2, -1))), dim=1)  # [B, 2L, C]
+        both = both + self.enc_pos_embedding
         for layer in self.encoder:
             both = layer(both)
         return torch.cat(both.chunk(2, dim=1))

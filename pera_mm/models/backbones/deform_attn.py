@@ -4,7 +4,7 @@ Shapes: B images, Q queries, D width, h heads, P points, L levels of H_l x W_l t
 S = sum of H_l * W_l, V = values' width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from math import pi
 
@@ -55,6 +55,33 @@ def sample_levels_compiled(value: Tensor, shapes: Sequence[tuple[int, int]], loc
         len(value))
 
 
+def sample_levels_by_gathers(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor,
+                             weights: Tensor) -> Tensor:
+    """Compute :func:`sample_levels` by gathering four tokens for every sample, for exported graphs.
+
+    ONNX has a GridSample, but TensorRT 10 computes it wrongly here, and older runtimes lack it.
+    """
+    batch, _, heads = locations.shape[:3]
+    lengths = [height * width for height, width in shapes]
+    starts = value.new_tensor([sum(lengths[:i]) for i in range(len(shapes))])[:, None, None]
+    sizes = value.new_tensor(shapes)[:, None, None]  # [L, 1, 1, 2] as rows, columns
+    steps = value.new_tensor([[0, 0], [0, 1], [1, 0], [1, 1]])  # to the four neighbors
+    places = locations.transpose(1, 2).flatten(0, 1).flip(-1).unsqueeze(-2) * sizes - 0.5
+    corner = places.floor()  # [B*h, Q, L, P, 1, 2]
+    nearness = torch.where(steps > 0, places - corner, 1 - (places - corner))
+    neighbors = corner + steps  # [B*h, Q, L, P, 4, 2]
+    inside = ((neighbors >= 0) & (neighbors < sizes)).all(-1)
+    shares = nearness[..., 0] * nearness[..., 1] * inside
+    shares = shares * weights.transpose(1, 2).flatten(0, 1)[..., None]  # [B*h, Q, L, P, 4]
+    neighbors = torch.minimum(neighbors.clamp(min=0), sizes - 1)  # before they are whole numbers
+    index = (neighbors[..., 0] * sizes[..., 1] + neighbors[..., 1] + starts).long().flatten(2)
+    heads_first = torch.arange(batch * heads, device=value.device) * sum(lengths)
+    tokens = value.transpose(1, 2).flatten(0, 2)  # [B*h*S, V/h]
+    samples = tokens[index + heads_first[:, None, None]]  # [B*h, Q, L*P*4, V/h]
+    total = (shares.flatten(2)[:, :, None] @ samples).squeeze(2)  # [B*h, Q, V/h]
+    return total.unflatten(0, (batch, heads)).transpose(1, 2).flatten(2)
+
+
 @cache
 def _is_compiled() -> bool:
     return ops.provider() == 'compiled'
@@ -66,6 +93,8 @@ class DeformableAttention(nn.Module):
     It samples in float32, also under autocast: the eight significant bits of bfloat16 are too few
     for a position in a map, and mmcv's compiled operator is slow in it.
 
+    With ``by_gathers`` set to True it samples with :func:`sample_levels_by_gathers`.
+
     Args:
         embed_dims: D.
         num_heads: h.
@@ -76,6 +105,8 @@ class DeformableAttention(nn.Module):
     Raises:
         ValueError: if V is not a multiple of h.
     """
+
+    by_gathers = False
 
     def __init__(self, embed_dims: int, num_heads: int, num_levels: int, num_points: int = 4,
                  value_ratio: float = 1.) -> None:
@@ -130,5 +161,10 @@ class DeformableAttention(nn.Module):
         weights = weights.float().softmax(-1).unflatten(3, points[1:])
         widths = offsets.new_tensor([(w, h) for h, w in shapes])[:, None]  # [L, 1, 2]
         locations = places.float()[:, None, None, None] + offsets / widths
-        sample = sample_levels_compiled if value.is_cuda and _is_compiled() else sample_levels
-        return self.output_proj(sample(value, shapes, locations, weights).to(queries.dtype))
+        sampled = self._sampler(value)(value, shapes, locations, weights)
+        return self.output_proj(sampled.to(queries.dtype))
+
+    def _sampler(self, value: Tensor) -> Callable[..., Tensor]:
+        if self.by_gathers:
+            return sample_levels_by_gathers
+        return sample_levels_compiled if value.is_cuda and _is_compiled() else sample_levels

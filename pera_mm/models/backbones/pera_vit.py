@@ -276,7 +276,7 @@ class PerAViT(VisionTransformer):
             size, without the 0.1 of :meth:`positions`), and the patches' rows and columns.
         """
         tokens, grid = self.patch_embed(images)
-        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         positions = resize_pos_embed(self.pos_embed, self.patch_resolution, grid,
                                      self.interpolate_mode, self.num_extra_tokens)
         return tokens + positions, grid
