@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pera_mm.datasets.masks import read_mask
 from pera_mm.datasets.reading import UnreadableImage, read_image
-from pera_mm.downstream.segmentation import SegmentationDataset, check_equal_sizes
+from pera_mm.downstream.segmentation import LoadMask, SegmentationDataset, check_equal_sizes
 from pera_mm.errors import UserError
 from pera_mm.registry import DATASETS, MODELS, TRANSFORMS
 
@@ -62,6 +62,9 @@ class ChangePairs(SegmentationDataset):
     Args:
         data_prefix: the folders, as ``dict(img_path='train/A', img_path2='train/B',
             seg_map_path='train/label')``.
+        metainfo: ``dict(classes=('unchanged', ...))``, for kinds of change: masks hold the ids of
+            the classes, and 255 where not labelled. None: masks hold 0 (unchanged) and 255
+            (changed).
         kwargs: as for ``mmseg.BaseSegDataset``: ``data_root``, ``pipeline``, the suffixes of
             images and masks (``.png``), and ``ann_file``, a list of names without suffix if not
             all pairs are wanted.
@@ -70,8 +73,10 @@ class ChangePairs(SegmentationDataset):
         ValueError: if a folder is missing, there is no pair, or a pair lacks a file.
     """
 
-    def __init__(self, data_prefix: dict[str, str], **kwargs: Any) -> None:
-        super().__init__(metainfo=dict(classes=('unchanged', 'changed')),
+    def __init__(self, data_prefix: dict[str, str], metainfo: dict | None = None,
+                 **kwargs: Any) -> None:
+        self.has_kinds = metainfo is not None
+        super().__init__(metainfo=metainfo or dict(classes=('unchanged', 'changed')),
                          data_prefix=data_prefix, **kwargs)
 
     def load_data_list(self) -> list[dict]:
@@ -92,9 +97,10 @@ class ChangePairs(SegmentationDataset):
                     f'{len(missing)} of {len(names)} pairs have no {FILE_ROLES[key]} in '
                     f'{self.data_prefix[key]}: {shown}{more}; '
                     'both dates and the mask of a pair need one name.')
+        classes = dict(num_classes=self.num_classes, threshold=None) if self.has_kinds else {}
         return [
             {key: str(Path(self.data_prefix[key], name + suffixes[key])) for key in FILE_ROLES}
-            | dict(seg_fields=[], reduce_zero_label=False, label_map=None)
+            | dict(seg_fields=[], reduce_zero_label=False, label_map=None, **classes)
             for name in sorted(names)]
 
 
@@ -114,7 +120,8 @@ class LoadPair(BaseTransform):
     uint8 ``[H, W, 6]``, RGB of the first date, then of the second; ``gt_seg_map``, uint8
     ``[H, W]``, 0 unchanged and 1 changed; and the shapes. The mask's file holds exactly 0
     (unchanged) and 255 (changed), LEVIR-CD's values. A 1 is refused, since some toolboxes take it
-    for 'changed' and others for 'unchanged'.
+    for 'changed' and others for 'unchanged'. The mask of a sample with ``num_classes`` holds class
+    ids, which :class:`~pera_mm.downstream.segmentation.LoadMask` reads.
 
     For a file that cannot be read, (path, reason) is appended to ``skipped``, and the result is
     None.
@@ -125,20 +132,22 @@ class LoadPair(BaseTransform):
 
     def transform(self, results: dict) -> dict | None:
         """Read both dates and the mask; None if a file is unreadable."""
+        has_kinds = 'num_classes' in results
         parts = []
         for key, read in (('img_path', read_image), ('img_path2', read_image),
-                          ('seg_map_path', _read_gray)):
+                          ('seg_map_path', _read_gray))[:2 if has_kinds else 3]:
             try:
                 parts.append(read(results[key]))
             except UnreadableImage as error:
                 results['skipped'].append((results[key], str(error)))
                 return None
-        before, after, mask = parts
         check_equal_sizes({results[key]: part.shape[1::-1] for key, part in zip(FILE_ROLES, parts)})
-        results['img'] = np.concatenate([before, after], axis=2)
-        results['gt_seg_map'] = check_mask(mask, results['seg_map_path']) // CHANGED
+        results['img'] = np.concatenate(parts[:2], axis=2)
+        results['img_shape'] = results['ori_shape'] = parts[0].shape[:2]
+        if has_kinds:
+            return LoadMask().transform(results)
+        results['gt_seg_map'] = check_mask(parts[2], results['seg_map_path']) // CHANGED
         results['seg_fields'].append('gt_seg_map')
-        results['img_shape'] = results['ori_shape'] = mask.shape
         return results
 
 

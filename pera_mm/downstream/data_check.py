@@ -1,4 +1,7 @@
-"""A check of all files before the first step, so that a wrong file costs seconds, not hours."""
+"""A check of all files before the first step, so that a wrong file costs seconds, not hours.
+
+It also counts the labels of each class (:mod:`pera_mm.downstream.class_shares`).
+"""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,10 +12,18 @@ import numpy as np
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from numpy.typing import NDArray
 from PIL import Image
 
 from pera_mm.datasets.masks import MASKS
-from pera_mm.downstream.segmentation import check_equal_sizes
+from pera_mm.datasets.reading import reason_of
+from pera_mm.downstream.class_shares import (
+    ClassCounts,
+    LabelCounter,
+    join,
+    shares_line,
+    weights_advice,
+)
 from pera_mm.engine.hooks.teacher import inner_model
 from pera_mm.errors import UserError
 from pera_mm.registry import HOOKS
@@ -28,8 +39,13 @@ class DataCheckHook(Hook):
     The headers of all images, second images and masks are read (0.03 ms per file on a local disk).
     The files of a sample must have one size, at least that of the window cut out of it
     (``crop_size`` of the pipeline, of the sliding window in validation). Then evenly spaced
-    samples are loaded through the pipeline, up to the mask, so that its loader can refuse unknown
-    labels.
+    samples are loaded through the pipeline, up to the mask (classification, detection: the image),
+    so that its loader can refuse unknown labels.
+
+    The log shows the share of each class among the pixels of these masks, among all images
+    (classification) or among all boxes (detection). If a class has less than 5 % of the pixels or
+    images of the train set, the log shows the line of the config that weighs the classes. A model
+    with weights gets no such advice, nor does detection.
 
     Unreadable files of the train set are counted and named in the log; the data set replaces them.
     One process checks, and all get the result.
@@ -65,27 +81,44 @@ class DataCheckHook(Hook):
             raise UserError(verdict[0]) from None
 
     def _check_all(self, runner: Runner) -> None:
-        for dataset in _datasets_in(runner.train_dataloader.dataset):
-            self._check(runner, dataset, 'train', None)
+        self._check_split(runner, runner.train_dataloader, 'train', None)
         if runner.val_loop is not None:
             test_cfg = getattr(inner_model(runner), 'test_cfg', None) or {}
             window = test_cfg.get('crop_size') if test_cfg.get('mode') == 'slide' else None
-            for dataset in _datasets_in(runner.val_dataloader.dataset):
-                self._check(runner, dataset, 'val', window)
+            self._check_split(runner, runner.val_dataloader, 'val', window)
+
+    def _check_split(self, runner: Runner, loader: Any, name: str,
+                     window: Sequence[int] | None) -> None:
+        counts = join([self._check(runner, dataset, name, window)
+                       for dataset in _datasets_in(loader.dataset)])
+        if counts is None:
+            return
+        runner.logger.info(shares_line(counts, name))
+        is_weighted = any(getattr(module, 'class_weight', None) is not None
+                          for module in inner_model(runner).modules())
+        if name == 'train' and not is_weighted and (advice := weights_advice(counts)):
+            runner.logger.info(advice)
 
     def _check(self, runner: Runner, dataset: Any, name: str,
-               window: Sequence[int] | None) -> None:
+               window: Sequence[int] | None) -> ClassCounts | None:
         transforms = dataset.pipeline.transforms
         window = window or next(
             (step.crop_size for step in transforms if hasattr(step, 'crop_size')), None)
         note = partial(_progress, runner.logger, f'of the {name} set checked')
         unreadable: dict[str, str] = {}
+        counter = LabelCounter(dataset)
         for index in note(range(len(dataset))):
-            unreadable.update(check_sizes(dataset.get_data_info(index), window))
+            sample = dataset.get_data_info(index)
+            unreadable.update(check_sizes(sample, window if 'seg_map_path' in sample else None))
+            counter.add_sample(sample)
         number = min(self.num_loaded, len(dataset))
         for index in note(np.linspace(0, len(dataset) - 1, number, dtype=int).tolist()):
-            unreadable.update(_load_sample(dataset.get_data_info(index), transforms))
+            mask, skipped = _load_sample(dataset.get_data_info(index), transforms)
+            unreadable.update(skipped)
+            if mask is not None:
+                counter.add_mask(mask)
         self._report_unreadable(runner, unreadable, name, len(dataset))
+        return counter.result()
 
     @staticmethod
     def _report_unreadable(runner: Runner, unreadable: dict[str, str], name: str,
@@ -130,7 +163,10 @@ def check_sizes(sample: dict, window: Sequence[int] | None) -> dict[str, str]:
                             'sample needs all its files under one name.') from None
         except Exception as error:  # decoders raise anything on broken bytes
             unreadable[path] = f'{type(error).__name__}: {error}'
-    check_equal_sizes(sizes)
+    if len(sizes) > 1:
+        from pera_mm.downstream.segmentation import check_equal_sizes  # needs mmseg
+
+        check_equal_sizes(sizes)
     for path, (width, height) in sizes.items():
         if window is not None and (height < window[0] or width < window[1]):
             raise UserError(f'{path} is {width} x {height} pixels, smaller than the window of '
@@ -153,15 +189,25 @@ def _image_size(path: str) -> tuple[int, int]:
                 return raster.width, raster.height
 
 
-def _load_sample(sample: dict, transforms: Iterable[Any]) -> dict[str, str]:
-    """Run the pipeline up to the mask; return path and reason of an unreadable file."""
+def _load_sample(sample: dict, transforms: Iterable[Any]) -> tuple[NDArray | None, dict[str, str]]:
+    """Run the pipeline up to the mask, or without masks up to the image.
+
+    Returns:
+        the mask, uint8 ``[H, W]``, where there is one; path and reason of an unreadable file.
+    """
     skipped: list[tuple[str, str]] = []
     results: dict | None = sample | dict(skipped=skipped)
+    last = 'gt_seg_map' if 'seg_map_path' in sample else 'img'
     for transform in transforms:
-        results = transform(results)
-        if results is None or 'gt_seg_map' in results:
+        try:
+            results = transform(results)
+        except Exception as error:  # MMDetection's loader passes on what its decoder raises
+            if last != 'img' or isinstance(error, (UserError, MemoryError, ImportError)):
+                raise
+            return None, {sample['img_path']: reason_of(error)}
+        if results is None or last in results:
             break
-    return dict(skipped)
+    return (results or {}).get('gt_seg_map'), dict(skipped)
 
 
 def _progress(logger: Any, what: str, indexes: Sequence[int]) -> Iterator[int]:

@@ -135,6 +135,19 @@ def test_a_mask_of_one_value_is_fine(pairs, value):
     assert (load(pairs)['gt_seg_map'] == value // 255).all()
 
 
+def test_kinds_of_change_are_class_ids(pairs):
+    mask = np.resize(np.array([0, 1, 2, 255], np.uint8), (40, 48))
+    cv2.imwrite(str(pairs / 'label' / '0.png'), mask)
+    kinds = dataset(pairs, metainfo=dict(classes=('unchanged', 'a to b', 'b to a')))
+    sample = LoadPair().transform(kinds.get_data_info(0) | dict(skipped=[]))
+    np.testing.assert_array_equal(sample['gt_seg_map'], mask)
+    assert sample['img'].shape == (40, 48, 6) and sample['seg_fields'] == ['gt_seg_map']
+    two = dataset(pairs, metainfo=dict(classes=('unchanged', 'a to b')))
+    with pytest.raises(ValueError, match='label/0.png has the label 2; allowed are the classes 0 '
+                       'to 1, and 255'):
+        LoadPair().transform(two.get_data_info(0) | dict(skipped=[]))
+
+
 @pytest.mark.parametrize('folder', ['A', 'B', 'label'])
 def test_files_of_different_sizes_are_refused_here_and_before_training(pairs, folder):
     path = pairs / folder / '0.png'

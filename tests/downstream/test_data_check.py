@@ -1,4 +1,4 @@
-"""Broken data sets are refused before the first step, by name, on every rank."""
+"""Broken data sets are refused before the first step, by name, on every rank; shares are shown."""
 
 import logging
 import sys
@@ -7,11 +7,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from made_data import noise_classes, voc_xml
 from mmengine.dataset import ConcatDataset, RepeatDataset
+from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
+from torch import nn
 
 import pera_mm  # noqa: F401
+from pera_mm.datasets.labelled import LabelledImages
 from pera_mm.downstream import data_check
+from pera_mm.downstream.class_shares import ClassCounts, class_weights, weights_advice
 from pera_mm.downstream.data_check import DataCheckHook
 from pera_mm.downstream.segmentation import SegmentationDataset
 
@@ -39,8 +45,8 @@ class Runner(SimpleNamespace):
         super().__init__(
             train_dataloader=SimpleNamespace(dataset=dataset(train, crop_size)),
             val_dataloader=val and SimpleNamespace(dataset=dataset(val, None)),
-            val_loop=val, model=SimpleNamespace(test_cfg=dict(crop_size=(64, 64), **test_cfg)),
-            logger=logging.getLogger('check'))
+            val_loop=val, model=nn.Module(), logger=logging.getLogger('check'))
+        self.model.test_cfg = dict(crop_size=(64, 64), **test_cfg)
 
 
 def dataset(root: Path, crop_size) -> SegmentationDataset:
@@ -63,10 +69,12 @@ def root(tmp_path) -> Path:
     return tmp_path
 
 
-def test_good_data_pass_without_a_word(root, caplog):
+def test_good_data_pass_with_a_line_for_each_set(root, caplog):
     with caplog.at_level(logging.INFO):
         check(root, root)
-    assert not caplog.records
+    assert caplog.messages == [
+        f'Classes of the {split} set by their share of the pixels, from all 5 masks: field 60 %, '
+        'road 40 %.' for split in ('train', 'val')]
 
 
 def test_an_unknown_label_is_named_with_what_is_allowed(root):
@@ -159,6 +167,176 @@ def test_a_slow_check_speaks(root, caplog, monkeypatch):
     with caplog.at_level(logging.INFO):
         check(root)
     assert '3 of 5 samples of the train set checked' in caplog.text
+
+
+# -- the shares of the classes -------------------------------------------------------------------
+
+
+def test_pixels_that_are_not_labelled_have_no_part_in_the_shares(root, caplog):
+    mask = np.ones((24, 32))  # 768 pixels
+    mask[0, :24] = 2
+    mask[12:] = 0  # not labelled
+    for index in range(5):
+        write(root / f'masks/{index}.png', mask)
+    with caplog.at_level(logging.INFO):
+        check(root, num_loaded=2)
+    assert caplog.messages == [
+        'Classes of the train set by their share of the pixels, from 2 of 5 masks: field 93.8 %, '
+        'road 6.25 %; 50 % of all pixels are not labelled.']
+
+
+def test_parts_of_a_set_are_added_and_a_sample_stands_for_its_part(root, caplog):
+    write_pairs(root / 'more', 20)
+    for path in (root / 'more/masks').iterdir():
+        write(path, np.ones((24, 32)))
+    runner = Runner(root)
+    runner.train_dataloader.dataset = ConcatDataset(
+        [dataset(folder, None) for folder in (root, root / 'more')])
+    with caplog.at_level(logging.INFO):
+        DataCheckHook(num_loaded=5).before_train(runner)
+    assert caplog.messages == [  # 3 + 20 of 25
+        'Classes of the train set by their share of the pixels, from 10 of 25 masks: field 92 %, '
+        'road 8 %.']
+
+
+def rare_road(root: Path) -> None:
+    """Road has a 64th of the pixels, 1.56 %; a row is not labelled."""
+    mask = np.ones((33, 32))
+    mask[0, :16] = 2
+    mask[32] = 255
+    for index in range(5):
+        write(root / f'masks/{index}.png', mask)
+        write(root / f'images/{index}.png', np.zeros((33, 32, 3)))
+
+
+def advised_model(message: str) -> dict:
+    names: dict = {}
+    exec(message.splitlines()[1], names)
+    return names['model']
+
+
+def test_a_rare_class_comes_with_the_line_to_paste(root, caplog):
+    rare_road(root)
+    with caplog.at_level(logging.INFO):
+        check(root, root)
+    train, advice, val = caplog.messages
+    assert advice.startswith(
+        'Below 5 % of the pixels: road (1.56 %). This line in the config weighs each class by the '
+        'inverse square root of its share:\nmodel = dict(decode_head=dict(loss_decode=')
+    assert val.startswith('Classes of the val set')  # no advice from it
+    cfg = advised_model(advice)['decode_head']['loss_decode']
+    common, rare = (63 / 64) ** .5, 1 / 8
+    expected = [1 / common / (common + rare), 1 / rare / (common + rare)]
+    assert cfg['class_weight'] == pytest.approx(expected, rel=5e-3)
+    assert cfg.pop('_delete_') is True
+    # And it trains with pixels that are not labelled, which MMSegmentation's mean cannot.
+    logits, label = torch.randn(2, 2, 33, 32, requires_grad=True), torch.randint(2, (2, 33, 32))
+    label[:, 32] = 255
+    init_default_scope('mmseg')
+    loss = MODELS.build(cfg)(logits, label, ignore_index=255)
+    by_hand = sum(
+        -cfg['class_weight'][c] * logits.log_softmax(1)[:, c][label == c].sum() for c in (0, 1))
+    torch.testing.assert_close(loss.mean(), by_hand / label.numel())
+    loss.mean().backward()
+
+
+def test_a_model_with_weights_gets_no_advice(root, caplog):
+    rare_road(root)
+    runner = Runner(root)
+    runner.model.loss = nn.Module()
+    runner.model.loss.class_weight = [1., 8.]
+    with caplog.at_level(logging.INFO):
+        DataCheckHook().before_train(runner)
+    assert len(caplog.messages) == 1
+
+
+def test_the_mean_weight_of_a_label_is_one():
+    shares = np.array([.9, .09, .01, 0])
+    weights = class_weights(shares)
+    assert weights @ shares == pytest.approx(1)
+    np.testing.assert_allclose(weights[:3] / weights[2], np.sqrt(.01 / shares[:3]))
+    assert weights[3] == 1
+    empty = ClassCounts('pixels', ('a', 'b'), np.zeros(3), 1, 1)
+    assert 'a (0 %), b (0 %)' in weights_advice(empty)
+
+
+def check_others(data, val=None) -> None:
+    """Check a data set without masks."""
+    runner = Runner.__new__(Runner)
+    SimpleNamespace.__init__(
+        runner, train_dataloader=SimpleNamespace(dataset=data), val_loop=val,
+        val_dataloader=SimpleNamespace(dataset=val), model=nn.Module(),
+        logger=logging.getLogger('check'))
+    DataCheckHook().before_train(runner)
+
+
+def labelled(root: Path, **options) -> LabelledImages:
+    init_default_scope('mmpretrain')
+    return LabelledImages(data_root=str(root), pipeline=[
+        dict(type='pera_mm.LoadRGB'), dict(type='mmpretrain.CenterCrop', crop_size=99),
+        dict(type='PackInputs')], **options)
+
+
+def test_images_are_counted_and_the_advice_is_for_the_classifier(tmp_path, caplog):
+    noise_classes(tmp_path, 39, 8, field=(0, 9), forest=(0, 9))
+    lines = [f'field/{index}.png 0' for index in range(39)] + ['forest/3.png 1']
+    (tmp_path / 'train.txt').write_text('\n'.join(lines))
+    with caplog.at_level(logging.INFO):
+        check_others(labelled(tmp_path, ann_file='train.txt'))
+        check_others(labelled(tmp_path, ann_file='train.txt',
+                              metainfo=dict(classes=('field', 'forest', 'river'))))
+    head = 'Classes of the train set by their share of the images, from all 40 images: '
+    assert caplog.messages[0] == f'{head}class 0 97.5 %, class 1 2.5 %.'
+    assert caplog.messages[2] == f'{head}field 97.5 %, forest 2.5 %, river 0 %.'
+    assert caplog.messages[3].startswith('Below 5 % of the images: forest (2.5 %), river (0 %). ')
+    cfg = advised_model(caplog.messages[3])['head']['loss']
+    assert cfg.pop('_delete_') and cfg['class_weight'][2] == 1
+    loss = MODELS.build(cfg)(torch.randn(4, 3), torch.tensor([0, 1, 2, 0]))
+    assert torch.isfinite(loss)
+
+
+def test_an_unreadable_image_of_a_class_is_named(tmp_path, caplog):
+    noise_classes(tmp_path, 3, 8, field=(0, 9), forest=(0, 9))
+    (tmp_path / 'forest/1.png').write_bytes(b'no image')
+    check_others(labelled(tmp_path))
+    assert '1 files of the train set cannot be read' in caplog.text
+    with pytest.raises(ValueError, match='1 files of the val set .*forest/1.png'):
+        check_others(noise_free(tmp_path), labelled(tmp_path))
+
+
+def noise_free(root: Path) -> LabelledImages:
+    (root / 'good.txt').write_text('field/0.png 0\n')
+    return labelled(root, ann_file='good.txt')
+
+
+def test_boxes_are_counted_without_the_difficult_ones(tmp_path, caplog):
+    pytest.importorskip('mmdet')
+    from pera_mm.downstream.detection import DIORDataset
+
+    init_default_scope('mmdet')
+    ship, hard = ('ship', 1, 1, 5, 5), ('airplane', 1, 1, 5, 5, '<difficult>1</difficult>')
+    for name, boxes in (('a', [ship] * 30), ('b', [ship, hard, ('airplane', 2, 2, 9, 9)])):
+        write(tmp_path / f'images/{name}.png', np.zeros((10, 20, 3)))
+        (tmp_path / 'xml').mkdir(exist_ok=True)
+        (tmp_path / f'xml/{name}.xml').write_text(voc_xml(*boxes))
+    (tmp_path / 'ImageSets/Main').mkdir(parents=True)
+    (tmp_path / 'ImageSets/Main/train.txt').write_text('a\nb\n')
+    data = DIORDataset(
+        splits='train', data_root=str(tmp_path), data_prefix=dict(img='images', xml='xml'),
+        img_suffix='.png', metainfo=dict(classes=('ship', 'airplane')),
+        pipeline=[dict(type='LoadImageFromFile', imdecode_backend='pillow'),
+                  dict(type='RandomCrop', crop_size=(99, 99))])
+    with caplog.at_level(logging.INFO):
+        check_others(data)
+    assert caplog.messages == [
+        'Classes of the train set by their share of the boxes, from all 2 images: ship 96.9 %, '
+        'airplane 3.12 %.']
+    (tmp_path / 'images/b.png').write_bytes(b'no image')
+    check_others(data)
+    assert '1 files of the train set cannot be read' in caplog.text
+
+
+# -- several ranks -------------------------------------------------------------------------------
 
 
 def _note_the_verdict(root: Path) -> None:

@@ -58,4 +58,5 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='pera_mm.EdgeVOCMetric', metric='mAP', iou_thrs=0.5, eval_mode='area')
 test_evaluator = val_evaluator
 
-custom_hooks = [dict(type='NumClassCheckHook'), dict(type='pera_mm.SkippedImagesHook')]
+custom_hooks = [dict(type='NumClassCheckHook'), dict(type='pera_mm.SkippedImagesHook'),
+                dict(type='pera_mm.DataCheckHook')]

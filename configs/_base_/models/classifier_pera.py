@@ -2,8 +2,9 @@
 _base_ = '../normalization.py'
 
 default_scope = 'mmpretrain'
-custom_imports = dict(imports=['pera_mm'], allow_failed_imports=False)
-custom_hooks = [dict(type='pera_mm.SkippedImagesHook')]
+custom_imports = dict(
+    imports=['pera_mm', 'pera_mm.downstream.data_check'], allow_failed_imports=False)
+custom_hooks = [dict(type='pera_mm.SkippedImagesHook'), dict(type='pera_mm.DataCheckHook')]
 model = dict(
     type='ImageClassifier',
     data_preprocessor=dict(

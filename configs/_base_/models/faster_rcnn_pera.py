@@ -5,7 +5,8 @@ _base_ = '../normalization.py'
 
 default_scope = 'mmdet'
 custom_imports = dict(
-    imports=['pera_mm', 'pera_mm.downstream.detection'], allow_failed_imports=False)
+    imports=['pera_mm', 'pera_mm.downstream.data_check', 'pera_mm.downstream.detection'],
+    allow_failed_imports=False)
 
 model = dict(
     type='FasterRCNN',
