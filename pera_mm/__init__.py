@@ -1,5 +1,8 @@
 """PerA pre-training for remote-sensing images, as an OpenMMLab plugin."""
 
+from importlib import import_module
+from typing import Any
+
 from pera_mm.bridges import multimodal, ops
 from pera_mm.weights import loading
 
@@ -8,3 +11,12 @@ __version__ = '0.1.0'
 ops.activate()
 multimodal.activate()
 loading.activate()
+
+LAZY = {'load_backbone': 'pera_mm.weights.backbone',  # imported when they are asked for
+        'predict': 'pera_mm.mapping.run'}
+
+
+def __getattr__(name: str) -> Any:
+    if name in LAZY:
+        return getattr(import_module(LAZY[name]), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -17,6 +17,8 @@ DATA = {'pera_mm.datasets': ('pera_mm.registry', ),
         'pera_mm.scenes': ('pera_mm.datasets', ),
         'pera_mm.prepare': ('pera_mm.datasets', ),
         'pera_mm.collect': ('pera_mm.datasets', )}
+# What the maps of scenes know besides the leaves; they build models through the registries.
+MAPPING = ('pera_mm.datasets.reading', 'pera_mm.launch', 'pera_mm.weights')
 TOOLBOXES = ('mmseg', 'mmdet', 'opencd', 'mmcv.ops')
 
 
@@ -60,6 +62,12 @@ def broken_law(statement: Import) -> str | None:
         if within(importer, room) and within(target, 'pera_mm') and not within(
                 target, room, *known, *LEAVES):
             return f'{room.partition(".")[2]} knows only {", ".join(known)} and the leaves'
+    if within(target, 'pera_mm.mapping') and not within(
+            importer, 'pera_mm.mapping', 'pera_mm.export_model'):
+        return 'only export_model needs mapping'
+    if within(importer, 'pera_mm.mapping') and target != 'pera_mm' and within(
+            target, 'pera_mm') and not within(target, 'pera_mm.mapping', *MAPPING, *LEAVES):
+        return 'mapping knows only datasets.reading, launch, weights and the leaves'
     if within(importer, 'pera_mm.models') and within(target, 'pera_mm.datasets', 'pera_mm.engine'):
         return 'models know neither datasets nor engine'
     if within(importer, 'pera_mm.engine') and within(target, 'pera_mm.models') and (
@@ -90,6 +98,9 @@ def test_every_import_keeps_the_law():
     ('pera_mm.datasets.unlabeled', 'from pera_mm.models.color import recolor_', 'datasets know'),
     ('pera_mm.collect.common.tables', 'from pera_mm.launch import merge_options', 'collect knows'),
     ('pera_mm.datasets.unlabeled', 'import pera_mm.collect.common.tables', 'nothing of pera_mm'),
+    ('pera_mm.mapping.run', 'from pera_mm.models.color import recolor_', 'mapping knows'),
+    ('pera_mm.mapping.predictor', 'import mmseg.models', 'only downstream'),
+    ('pera_mm.launch', 'from pera_mm.mapping.run import predict', 'only export_model'),
     ('pera_mm.models.color', 'import pera_mm.engine.schedules', 'models know'),
     ('pera_mm.models.color', 'from pera_mm import datasets', 'models know'),
     ('pera_mm.engine.loops', 'from pera_mm.models.selfsup.pera import PerA', 'engine sees'),
