@@ -82,4 +82,4 @@ def test_small_configs_share_budget_optimizer_and_schedule():
     for name in ('dino', 'dinov2'):
         assert (cfgs[name].train_dataloader.dataset.pipeline.crops
                 == cfgs['pera'].train_dataloader.dataset.pipeline.crops)
-        assert cfgs[name].default_hooks.schedule.momentum == dict(start=.98, end=1.)
+        assert cfgs[name].default_hooks.schedule.momentum == dict(start=.95, end=1.)

@@ -30,17 +30,18 @@ CONFIGS = Path(__file__).parents[2] / 'configs'
 ARCH = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
 HEAD = dict(hid_channels=32, out_channels=16)
 SMALLER = dict(
-    mae={'model.neck': dict(num_patches=16, embed_dim=32, decoder_embed_dim=32, decoder_depth=1,
-                            decoder_num_heads=2)},
+    mae={'model.neck': dict(num_patches=16, patch_size=16, embed_dim=32, decoder_embed_dim=32,
+                            decoder_depth=1, decoder_num_heads=2),
+         'model.head.patch_size': 16},
     mocov3={'model.neck': dict(HEAD, in_channels=32),
             'model.head.predictor': dict(HEAD, in_channels=16)})
 
 
 def smaller(method: str) -> Config:
-    """The method's small config with 64-px crops and two layers."""
+    """The method's small config with 64-px crops, 16-px patches and two layers."""
     cfg = Config.fromfile(CONFIGS / 'small' / f'{method}.py')
     cfg.merge_from_dict({
-        'model.backbone': dict(arch=ARCH, img_size=64),
+        'model.backbone': dict(arch=ARCH, img_size=64, patch_size=16),
         'train_dataloader.dataset.pipeline.crops.global_crops.size': 64, **SMALLER[method]})
     return cfg
 

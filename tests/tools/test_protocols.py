@@ -74,7 +74,7 @@ def test_every_protocol_of_every_inference_mode_is_in_the_table(
         "mode='slide', crop_size=(64, 64), stride=(64, 64))}\n")
     cfg = Config.fromfile(config)
     cfg.merge_from_dict({'model.decode_head.channels': 16, 'model.backbone.vit.init_cfg': None})
-    torch.manual_seed(1)
+    torch.manual_seed(3)
     init_default_scope('mmseg')
     torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), tmp_path / 'model.pth')
     rows = table_of(monkeypatch, tmp_path, config,

@@ -52,10 +52,10 @@ def test_the_count_of_mae_is_that_of_the_formula():
     def layers(tokens: int, width: int, depth: int) -> int:
         return depth * (24 * width**2 * tokens + 4 * tokens**2 * width)
 
-    patches = 64  # of a crop of 128 px; a quarter of them is seen
-    embedding = 2 * patches * 768 * 128
-    decoder = 2 * 17 * 128 * 64 + layers(65, 64, 2) + 2 * 65 * 64 * 768
-    forward = embedding + layers(17, 128, 4) + decoder
+    patches, values = 256, 192  # of a crop of 128 px, and of a patch; a quarter of them is seen
+    embedding = 2 * patches * values * 128
+    decoder = 2 * 65 * 128 * 64 + layers(257, 64, 2) + 2 * 257 * 64 * values
+    forward = embedding + layers(65, 128, 4) + decoder
     assert counted['forward'] == pytest.approx(forward / 1e9, rel=1e-6)
     both = 3 * forward - embedding  # the images need no gradient
     assert counted['forward_backward'] == pytest.approx(both / 1e9, rel=1e-6)

@@ -42,7 +42,7 @@ HEALTH = (
     ('effective rank', 'iteration', ('health/feature_rank', )),
     ('two crops of an image, different images', 'iteration',
      ('health/alignment', 'health/uniformity')),
-    ('variance: [cls] by color, pixels by painting', 'epoch',
+    ('variance: [cls] by color, painting', 'epoch',
      ('probe/color_share', 'painting/explained')))
 VERDICT_WIDTH = 170  # characters of a line
 HIDDEN_GRAY = 235  # 0-255; light, so that it does not look like painted pixels
