@@ -119,7 +119,7 @@ def require_onnx() -> None:
     missing = [name for name in ('onnx', 'onnxruntime', 'onnxscript') if find_spec(name) is None]
     if missing:
         raise UserError(f'ONNX needs {", ".join(missing)}, which is not installed here: run pip '
-                        'install pera_mm[onnx], or write a file .pt2.')
+                        'install -e .[onnx], or write a file .pt2.')
 
 
 # From a config to a function ---------------------------------------------------------------------

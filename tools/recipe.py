@@ -241,7 +241,9 @@ def reasons(recipe: Recipe, model: Model) -> list[tuple[str, str, str, str]]:
         ('prototypes', f'{recipe.prototypes}', 'as many as images, to a power of two, and at '
          f'most {PROTOTYPES}', source(recipe.prototypes == PROTOTYPES, measured)),
         ('teacher momentum', f'{recipe.momentum:g}, rising to 1',
-         f'it remembers {1 / (1 - recipe.momentum):.0f} steps: 1/{MEMORY} of the run at most',
+         f'it remembers {1 / (1 - recipe.momentum):.0f} steps' + (
+             ", as the authors'" if recipe.momentum == model.momentum else
+             f', about 1/{MEMORY} of the run'),
          source(recipe.momentum == model.momentum, measured)),
         ('teacher temperature', f'{start:g} to {end:g}', "the authors' for this ViT", 'authors'),
         ('its warm-up', f'{recipe.temperature_warmup:g} epochs', '15 % of the run', 'authors'),

@@ -1,4 +1,4 @@
-"""PerA, a ViT of 0.9M parameters, on drawn scenes: what `make demo` runs on two cores.
+"""PerA, a ViT of 0.8M parameters, on drawn scenes: what `make demo` runs on two cores.
 
 The authors' method at a small size and on a short schedule, eight epochs of 50 steps;
 _base_/models/pera_demo.py says what was kept and what was shrunk.

@@ -1,6 +1,6 @@
 """Small PerA: the base of the small comparisons of Tables 8, 9, 11 and 13.
 
-A ViT of 0.9M parameters on 1,400 real images (RSSCN7: put its class folders under data/rsscn7);
+A ViT of 0.8M parameters on 1,400 real images (RSSCN7: put its class folders under data/rsscn7);
 all of configs/small share data, optimizer, schedule and budget.
 
 Target:   measured: docs/measurements.md.

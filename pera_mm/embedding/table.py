@@ -43,7 +43,7 @@ def geo_package(name: str) -> Any:
         return import_module(name)
     except ModuleNotFoundError as missing:
         package = (missing.name or name).partition('.')[0]
-        raise UserError(f'the package {package} is not installed: pip install pera_mm[geo].'
+        raise UserError(f'the package {package} is not installed: pip install -e .[geo].'
                         ) from None
 
 

@@ -127,7 +127,7 @@ def require_geo(what: str) -> None:
         import shapely  # noqa: F401
     except ModuleNotFoundError as error:
         raise UserError(f'{what} need {error.name}, which is not installed here: '
-                        'pip install pera_mm[geo].') from None
+                        'pip install -e .[geo].') from None
 
 
 def write_features(output: Path, columns: dict[str, str], pieces: Iterable[dict[str, Any]],

@@ -87,4 +87,4 @@ def _needs_geo() -> Iterator[None]:
         yield
     except ImportError as error:
         raise UserError(f'reading polygons needs the package {error.name}: pip install '
-                        'pera_mm[geo].') from None
+                        '-e .[geo].') from None

@@ -161,6 +161,7 @@ def test_change(here):
     assert 0 <= score(runner, 'change/F1') <= 100
 
 
+@pytest.mark.slow  # test_change trains the same model
 def test_kinds_of_change(here):
     rng = np.random.default_rng(0)
     town = ('town', 60, 50, 200, 140)

@@ -255,6 +255,7 @@ def train_roads(root: Path, work_dir: Path, **changes) -> Runner:
     return runner
 
 
+@pytest.mark.slow  # test_adding_a_dataset.py trains the same config
 def test_the_example_trains_on_drawn_images(tmp_path):
     rng = np.random.default_rng(0)
     for index in range(3):

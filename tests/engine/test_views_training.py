@@ -80,7 +80,8 @@ class NoteHook(Hook):
 
 
 @pytest.mark.parametrize(('method', 'num_workers', 'kill_after', 'resumed_at'), [
-    ('mae', 2, 5, 3), ('mocov3', 0, 11, 9),
+    ('mae', 2, 5, 3),
+    pytest.param('mocov3', 0, 11, 9, marks=pytest.mark.slow),
 ])
 def test_killed_and_resumed_equals_uninterrupted(cfg, tmp_path, method, num_workers, kill_after,
                                                  resumed_at):

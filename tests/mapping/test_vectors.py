@@ -309,5 +309,5 @@ def test_a_missing_map_is_one_sentence(tmp_path):
 @pytest.mark.parametrize('package', ['pyogrio', 'pyproj'])
 def test_a_missing_extra_is_one_sentence(package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=rf'need {package}.*pip install pera_mm\[geo\]\.$'):
+    with pytest.raises(UserError, match=rf'need {package}.*pip install -e .\[geo\]\.$'):
         vectorize(tmp_path / 'map.tif', tmp_path / 'map.gpkg', NAMES)

@@ -18,8 +18,8 @@ from pera_mm.errors import UserError
 from pera_mm.export_model import Written, export_model, load_network, run_onnx
 from pera_mm.launch import read_config
 
-onnx = pytest.importorskip('onnx', reason='needs pera_mm[onnx]')
-ort = pytest.importorskip('onnxruntime', reason='needs pera_mm[onnx]')
+onnx = pytest.importorskip('onnx', reason='needs the extra onnx')
+ort = pytest.importorskip('onnxruntime', reason='needs the extra onnx')
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / 'tools'))
@@ -218,7 +218,7 @@ def test_a_checkpoint_of_another_model_is_refused(classifier, tmp_path):
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, 'find_spec', lambda name: None if name == 'onnxscript' else 1)
-    with pytest.raises(UserError, match=r'ONNX needs onnxscript, .* pip install pera_mm\[onnx\]'):
+    with pytest.raises(UserError, match=r'ONNX needs onnxscript, .* pip install -e .\[onnx\]'):
         export_model(Config(), 'no.pth', tmp_path / 'm.onnx')
 
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_data import noise_classes
+from made_data import TINY_ARCH, noise_classes
 from mmengine.config import Config
 
 from pera_mm.errors import UserError
@@ -100,6 +100,7 @@ def test_a_written_config_trains(tmp_path):
                      data=str(tmp_path / 'images'))
     cfg.work_dir = str(tmp_path / 'run')
     cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
+    cfg.model.backbone.arch = dict(TINY_ARCH)  # faster
     cfg.launcher = 'none'
     runner = build_runner(cfg)
     runner.train()

@@ -1,4 +1,4 @@
-# PerA with the demo's ViT (0.9M parameters). Kept from the paper: mask ratios, losses, colors, and
+# PerA with the demo's ViT (0.8M parameters). Kept from the paper: mask ratios, losses, colors, and
 # tokens enough for them (a crop of 112 px has 196 of 8 px, a local one of 48 px 36). Shrunk:
 # pixels, width, depth, heads, prototypes, and the weight of the pixel loss.
 _base_ = 'pera_vit-b.py'
