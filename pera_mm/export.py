@@ -4,7 +4,6 @@
 is complete and checked.
 """
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -39,7 +38,6 @@ NORMALIZATIONS = dict(
 )
 LAYER_NORM_EPS = 1e-6  # of every PerA network; not in a state dict
 READABLE = 0o644  # permissions: all read, the owner writes
-READ_BYTES = 2**24  # of a file at a time
 
 
 @dataclass(frozen=True)
@@ -112,15 +110,6 @@ def known_heads(state: Mapping[str, Tensor]) -> int | None:
     heads = {arch['num_heads'] for arch in PerAViT.arch_zoo.values()
              if {**shape, 'num_heads': arch['num_heads']} == arch}
     return heads.pop() if heads else None
-
-
-def sha256(path: Path) -> str:
-    """Compute the hash of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open('rb') as file:
-        while piece := file.read(READ_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 # Complete or absent ------------------------------------------------------------------------------

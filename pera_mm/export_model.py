@@ -20,18 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 import pera_mm
 from pera_mm.errors import UserError, printable
-from pera_mm.export import sha256
-from pera_mm.mapping.predictor import Predictor
+from pera_mm.files import sha256
+from pera_mm.mapping.predictor import Classifier, Predictor, TrainedModel
 from pera_mm.models.backbones.deform_attn import DeformableAttention
-from pera_mm.weights.fitting import compare
-from pera_mm.weights.loading import load_checkpoint
-from pera_mm.weights.names import weights_of
 
 SUFFIXES = ('.onnx', '.pt2')
 # Deepness installs onnxruntime <= 1.17, which reads IR up to 9 and opsets up to 20.
@@ -129,7 +124,7 @@ class Network(nn.Module):
     """A model as a function from standardized RGB images to probabilities.
 
     Args:
-        model: of a toolbox.
+        model: of a toolbox, in eval mode.
         takes_bgr: whether the model itself takes BGR.
     """
 
@@ -137,7 +132,7 @@ class Network(nn.Module):
 
     def __init__(self, model: nn.Module, takes_bgr: bool) -> None:
         super().__init__()
-        self.model = revert_sync_batchnorm(model).eval()
+        self.model = model
         self.takes_bgr = takes_bgr
 
     def forward(self, image: Tensor) -> Tensor:
@@ -192,25 +187,27 @@ def load_network(cfg: Config, checkpoint: str | Path, size: int | None,
         raise UserError(f'{cfg.filename} has a detector ({kind}), which cannot be exported, since '
                         'the number of its boxes differs from image to image: use PyTorch.')
     if kind == 'ImageClassifier':
-        network, classes = _load_classifier(cfg, checkpoint)
-        size, overlap = size or _input_size(cfg), 0
-        gsd = gsd or cfg.get('gsd')
+        head = str(cfg.model.head.type).rpartition('.')[2]
+        if 'MultiLabel' in head:
+            raise UserError(f'{cfg.filename} has a {head}; only classifiers with one label for an '
+                            'image can be exported.')
+        role: type[Network] = Classification
+        trained: TrainedModel = Classifier(cfg, checkpoint)
+        size, overlap, swap = size or _input_size(cfg), 0, 'to_rgb'
     elif cfg.get('default_scope') in ('mmseg', 'opencd'):
-        predictor = Predictor(cfg, checkpoint)
-        preprocessor = predictor.model.data_preprocessor
-        swaps = bool(getattr(preprocessor, 'channel_conversion', False))
-        role = Change if predictor.dates == 2 else Segmentation
-        network = role(predictor.model, predictor.reading.is_bgr != swaps)
-        classes = predictor.classes
-        size, overlap = size or predictor.window, _overlap(cfg)
-        gsd = gsd or predictor.reading.gsd
+        trained = Predictor(cfg, checkpoint)
+        role = Change if trained.dates == 2 else Segmentation
+        size, overlap, swap = size or trained.window, _overlap(cfg), 'channel_conversion'
     else:
         raise UserError(f'{cfg.filename} has {kind}, which cannot be exported: take the config of '
                         'a segmentation, change or classification task; tools/weights/convert.py '
                         'writes the backbone of a pre-training.')
+    swaps = bool(getattr(trained.model.data_preprocessor, swap, False))
+    network = role(trained.model, trained.reading.is_bgr != swaps)
+    gsd = gsd or trained.reading.gsd
     mean, std = _statistics(network)
     metadata: dict[str, Any] = dict(
-        class_names={index: name for index, name in enumerate(classes)},
+        class_names={index: name for index, name in enumerate(trained.classes)},
         tiles_size=size, tile_size=size,  # Deepness documents the first and reads the second
         tiles_overlap=overlap, standardization_mean=mean, standardization_std=std,
         task=type(network).__name__.lower(), pera_mm=pera_mm.__version__,
@@ -221,30 +218,6 @@ def load_network(cfg: Config, checkpoint: str | Path, size: int | None,
     if gsd:
         metadata['resolution'] = round(100 * gsd, 4)  # cm
     return network, metadata
-
-
-def _load_classifier(cfg: Config, path: str | Path) -> tuple[Network, Sequence[str]]:
-    init_default_scope('mmpretrain')
-    model = MODELS.build(cfg.model)
-    head = type(model.head).__name__
-    if 'MultiLabel' in head:
-        raise UserError(f'{cfg.filename} has a {head}; only classifiers with one label for an '
-                        'image can be exported.')
-    checkpoint = load_checkpoint(path)
-    found = weights_of(checkpoint)
-    if differences := compare(found, model.state_dict()):
-        raise UserError(f'{path} does not fit the model of {cfg.filename}: {differences}; take the '
-                        'config that it was trained with.')
-    model.load_state_dict(found, strict=False)  # counters of batch norms may be missing
-    meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
-    number = int(cfg.model.head.num_classes)
-    names = [str(name) for name in meta.get('classes') or ()]
-    if len(names) != number:
-        names = [f'class {index}' for index in range(number)]
-    loader = str(cfg.test_dataloader.dataset.pipeline[0].type).rpartition('.')[2]
-    reads_bgr = loader == 'LoadImageFromFile'
-    swaps = bool(getattr(model.data_preprocessor, 'to_rgb', False))
-    return Classification(model, reads_bgr != swaps), names
 
 
 def _input_size(cfg: Config) -> int:

@@ -1,6 +1,7 @@
 """Files written whole or not at all, and folders that one process works in."""
 
 import fcntl
+import hashlib
 import json
 import os
 import socket
@@ -13,8 +14,18 @@ from weakref import WeakValueDictionary
 from pera_mm.errors import UserError
 
 MAX_WAIT = 5.  # s; a killed process may take this long to end
+READ_BYTES = 2**24  # of a file at a time
 PROBE_BYTES = 65_536  # the first log lines fit
 WORK_FOLDER_MARKER = '.rsrsd'  # an empty file in a work folder of tools/data/rsrsd.py
+
+
+def sha256(path: Path) -> str:
+    """Compute the hash of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while piece := file.read(READ_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def write_whole(path: Path, data: bytes) -> None:

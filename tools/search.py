@@ -23,11 +23,11 @@ import pera_mm
 from pera_mm.datasets.reading import SUFFIXES as IMAGE_SUFFIXES
 from pera_mm.datasets.reading import UnreadableImage, read_image
 from pera_mm.embedding.extract import encode
-from pera_mm.embedding.pictures import squared
 from pera_mm.embedding.results import check_result, write_result
 from pera_mm.embedding.search import duplicates, nearest, outliers, within_polygons
 from pera_mm.embedding.table import Vectors
 from pera_mm.errors import UserError
+from pera_mm.evaluation.features import squared
 from pera_mm.launch import errors_in_one_sentence
 from pera_mm.stopping import stopped_in_one_line
 

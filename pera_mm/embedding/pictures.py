@@ -13,7 +13,6 @@ from pathlib import Path
 from threading import Lock, local
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 
 from pera_mm.datasets.completeness import JPEG_2000, TIFF
@@ -29,6 +28,7 @@ from pera_mm.datasets.reading import (
     to_uint8,
 )
 from pera_mm.errors import UserError
+from pera_mm.evaluation.features import squared
 
 SCENE_SUFFIXES = ('.tif', '.tiff', '.vrt', '.jp2')
 DATE = re.compile(r'(?<!\d)((?:19|20)\d\d)[-_:]?(\d\d)[-_:]?(\d\d)(?!\d)')
@@ -95,13 +95,6 @@ class Pictures:
         keep = np.ones((self.size // self.patch_size, ) * 2, bool)
         return Picture(squared(image, self.size), index, path, (0, 0, width, height),
                        _frame_of_file(data, path, width, height), keep)
-
-
-def squared(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize uint8 RGB ``[H, W, 3]`` to ``[size, size, 3]``."""
-    shrinks = min(image.shape[:2]) > size
-    return cv2.resize(image, (size, size),
-                      interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def _frame_of_file(data: bytes, path: str, width: int, height: int) -> Frame:

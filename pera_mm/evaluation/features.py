@@ -134,9 +134,13 @@ def extract_features(model: nn.Module, paths: Sequence[str], size: int, batch_si
 def read_square(path: str, size: int) -> np.ndarray | None:
     """Read an image file as uint8 RGB ``[size, size, 3]``; None if it cannot be read."""
     try:
-        image = read_image(path)
+        return squared(read_image(path), size)
     except UnreadableImage:
         return None
+
+
+def squared(image: np.ndarray, size: int) -> np.ndarray:
+    """Resize uint8 RGB ``[H, W, 3]`` to ``[size, size, 3]``."""
     shrinks = min(image.shape[:2]) > size
     return cv2.resize(image, (size, size),
                       interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

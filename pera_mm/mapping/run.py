@@ -14,6 +14,7 @@ from rasterio.errors import NotGeoreferencedWarning
 
 import pera_mm
 from pera_mm.errors import MissingFileError, UserError
+from pera_mm.files import sha256
 from pera_mm.launch import merge_options, read_config
 from pera_mm.mapping.classification import GridJob, write_table
 from pera_mm.mapping.detection import BoxJob
@@ -74,7 +75,7 @@ def predict(config: str | Path, checkpoint: str | Path, scenes: str | Path | Seq
     if chosen.batch_size is None:
         chosen = replace(chosen, batch_size=_batch_size(predictor.window, ranks.device))
     recipe = {
-        'checkpoint': _sha256(Path(checkpoint)), 'aoi': chosen.aoi and _sha256(Path(chosen.aoi)),
+        'checkpoint': sha256(Path(checkpoint)), 'aoi': chosen.aoi and sha256(Path(chosen.aoi)),
         'config': hashlib.sha256(repr(cfg.model.to_dict()).encode()).hexdigest(),
         'window': predictor.window, 'reading': list(predictor.reading), 'gsd': chosen.gsd,
         'blend': chosen.blend, 'overlap': chosen.overlap, 'tta': chosen.tta,
@@ -216,13 +217,3 @@ def _outputs(places: Sequence[str], output: Path, suffixes: Sequence[str]) -> li
 def _stem(place: str) -> str:
     name = re.split(r'[?#]', place)[0] if URL.match(place) else place
     return Path(name).stem
-
-
-def _sha256(path: Path) -> str:
-    with open(path, 'rb') as file:
-        digest = hashlib.sha256()
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-

@@ -29,6 +29,7 @@ from torch import Tensor
 import pera_mm  # noqa: F401  before any toolbox
 from pera_mm import export
 from pera_mm.errors import UserError
+from pera_mm.files import sha256
 from pera_mm.launch import errors_in_one_sentence
 from pera_mm.weights.loading import load_checkpoint, read_metadata
 from pera_mm.weights.names import backbone_prefix, pera_weights, teacher_backbone, weights_of
@@ -119,7 +120,7 @@ def convert_backbone(args: argparse.Namespace, checkpoint: Mapping[str, Any]) ->
     normalization = args.normalization or noted.get('normalization', 'imagenet')
     if not (args.normalization or noted):
         print('mean and std: imagenet (see --normalization in docs/weights.md)')
-    source = dict(source=args.src.name, source_sha256=export.sha256(args.src), network=network)
+    source = dict(source=args.src.name, source_sha256=sha256(args.src), network=network)
     if 'source' in noted:  # the original source, not a copy of it
         source = {key: noted[key] for key in source}
     backbone = export.Backbone(state, heads, normalization, source)
@@ -149,7 +150,7 @@ def convert_model(args: argparse.Namespace, checkpoint: Mapping[str, Any]) -> No
             export.write_reference(weights, part, max(epoch - 1, 0))
         else:
             export.write_pera(weights, part, dict(
-                epoch=epoch, source=args.src.name, source_sha256=export.sha256(args.src)))
+                epoch=epoch, source=args.src.name, source_sha256=sha256(args.src)))
         count = check_model(weights, part)
     print(f'{args.dst}: {count} tensors')
 
