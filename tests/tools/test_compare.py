@@ -195,7 +195,7 @@ def test_rows_are_configs_variants_and_what_they_are_compared_with(monkeypatch, 
     sizes = [run.job.steps[-1].command for run in first]
     assert all('--size' not in command for command in sizes)  # each config's own
     finish(first[0], 50.)
-    comparison.runs, comparison.chosen = first, compare_plan.best_learning_rates(first)
+    comparison.runs = first
     assert [run.job.name for run in comparison.other_seeds()] == ['pera, seed 11']
     comparison.first_seed()  # the same again
     args.budget_images = 64
@@ -203,37 +203,64 @@ def test_rows_are_configs_variants_and_what_they_are_compared_with(monkeypatch, 
         comparison.first_seed()
 
 
-def test_the_first_seed_chooses_the_learning_rate(monkeypatch, classes, tmp_path):
+def test_a_fifth_of_the_budget_chooses_the_learning_rate(monkeypatch, classes, tmp_path):
     args = parse(monkeypatch, SMALL / 'pera.py', '--data', classes, '--work-dir', tmp_path / 'work',
-                 '--cfg-options', *TINY, '--lr-grid', 3e-4, 1e-3, '--seeds', 10, 11)
+                 '--cfg-options', *TINY, '--lr-grid', 3e-4, 1e-3, '--seeds', 10, 11,
+                 '--budget-images', 400)
     comparison = compare.Comparison(args)
-    first = comparison.first_seed()
-    assert [(run.row.name, run.lr) for run in first] == [
-        ('pera', 3e-4), ('pera', 1e-3), (compare_plan.SUPERVISED, 3e-4),
-        (compare_plan.SUPERVISED, 1e-3), *((floor, None) for floor in compare_plan.FLOORS)]
-    assert 'optim_wrapper.optimizer.lr=0.001' in first[1].job.steps[0].command
-    for each, score in zip(first, (40, 50, 60, 55)):
+    search = comparison.search()
+    assert [(run.row.name, run.lr, run.steps) for run in search] == [
+        ('pera', 3e-4, 20), ('pera', 1e-3, 20), (compare_plan.SUPERVISED, 3e-4, 20),
+        (compare_plan.SUPERVISED, 1e-3, 20)]
+    assert 'optim_wrapper.optimizer.lr=0.001' in search[1].job.steps[0].command
+    for each, score in zip(search, (40, 50, 60, 55)):
         finish(each, score)
-    chosen = compare_plan.best_learning_rates(first)
-    assert list(chosen.values()) == [1e-3, 3e-4]
-    comparison.chosen = chosen
-    assert [run.lr for run in comparison.other_seeds()] == [1e-3, 3e-4]
+    comparison.runs = search
+    comparison.choose()
+    first = comparison.first_seed()
+    assert [(run.row.name, run.lr, run.steps) for run in first] == [
+        ('pera', 1e-3, 100), (compare_plan.SUPERVISED, 3e-4, 100),
+        *((floor, None, 0) for floor in compare_plan.FLOORS)]
+    assert not any(run.job.next_step() is None for run in first)  # a search is not a first seed
+    assert comparison.other_seeds() == []
+    finish(first[0], 45)
+    comparison.runs = search + first
+    assert [(run.job.name, run.lr) for run in comparison.other_seeds()] == [('pera, seed 11', 1e-3)]
+
+
+def test_a_row_whose_search_failed_is_left_out_and_named(monkeypatch, classes, tmp_path):
+    args = parse(monkeypatch, SMALL / 'pera.py', '--data', classes, '--work-dir', tmp_path / 'work',
+                 '--cfg-options', *TINY, '--lr-grid', 3e-4, 1e-3, '--seeds', 10)
+    comparison = compare.Comparison(args)
+    comparison.runs = comparison.search()
+    comparison.failed = [run.job for run in comparison.runs[:2]]
+    for each in comparison.runs[2:]:
+        finish(each, 50)
+    comparison.choose()
+    assert [run.row.name for run in comparison.first_seed()] == [
+        compare_plan.SUPERVISED, *compare_plan.FLOORS]
+    pera, supervised = compare_table.collect(args, comparison.runs, comparison.failed)['rows']
+    assert pera['failed'] == {'10': str(comparison.failed[0].log)} and pera['lr'] is None
+    assert supervised['unfinished'] == [10] and supervised['grid'] == {'0.0003': 50, '0.001': 50}
 
 
 def test_what_the_runs_left_becomes_the_results(monkeypatch, classes, tmp_path):
     args = parse(monkeypatch, SMALL / 'pera.py', '--data', classes, '--work-dir', tmp_path / 'work',
                  '--cfg-options', *TINY, '--lr-grid', 3e-4, 1e-3, '--seeds', 10, 11)
     comparison = compare.Comparison(args)
-    comparison.runs = comparison.first_seed()
-    low, high, _, _, bands, *_ = comparison.runs
-    finish(low, 60, right=6)
-    finish(high, 40, right=8)
+    search = comparison.search()
+    comparison.runs = [*search]
+    for each, score in zip(search, (60, 40, 30, 50)):
+        finish(each, score, right=8)
+    comparison.choose()
+    comparison.runs += comparison.first_seed()
+    first, _, bands, *_ = comparison.runs[len(search):]
+    finish(first, 60, right=6)
     finish(bands, 40, right=2)
-    comparison.chosen = compare_plan.best_learning_rates(comparison.runs)
     comparison.runs += comparison.other_seeds()
-    again = next(run for run in comparison.runs if run.seed == 11 and run.row == low.row)
+    again = next(run for run in comparison.runs if run.seed == 11 and run.row == first.row)
     comparison.failed = [again.job]
-    results = compare_table.collect(args, comparison.runs, comparison.chosen, comparison.failed)
+    results = compare_table.collect(args, comparison.runs, comparison.failed)
     pera, supervised, floor, *_ = results['rows']
     assert (pera['lr'], pera['grid']) == (3e-4, {'0.0003': 60, '0.001': 40})
     assert pera['seeds']['10']['cpu_seconds'] == 7 and pera['intervals']['knn'][0] == 75

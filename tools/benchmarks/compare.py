@@ -16,8 +16,8 @@ Every training gets the same budget: --epochs over its images, --budget-images, 
 turned into steps by a run of 20 steps before; so the schedule ends with the run, and the seconds
 that were really used are in the table. Schedules are stretched or shortened to the budget.
 
-With --lr-grid the first seed is trained with every learning rate; the best kNN on a quarter of the
-training half decides, and the other seeds have that rate.
+With --lr-grid every learning rate first gets a fifth of the budget with the first seed; the best
+kNN on a quarter of the training half decides, and all seeds have that rate.
 
 Whenever a run ends, it writes results.json, table.md and plot.png into the work folder. Stop it at
 any time: the next start skips what is finished and continues what was interrupted. A run that fails
@@ -37,6 +37,7 @@ from compare_plan import (
     best_learning_rates,
     calibration,
     plan_run,
+    plan_search,
     table_rows,
 )
 from compare_plot import plot
@@ -85,13 +86,13 @@ def parse_args() -> argparse.Namespace:
 
 
 class Comparison:
-    """The runs of a comparison, in stages: calibration, the first seed, the other seeds."""
+    """The runs of a comparison, in stages: calibration, learning rates, first seed, other seeds."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.rows = table_rows(args)
         self.runs: list[Run] = []
-        self.chosen: dict[Row, float | None] = {}
+        self.chosen: dict[Row, float | None] = dict.fromkeys(self.rows)
         self.failed: list[TrainingJob] = []
 
     def run(self) -> None:
@@ -103,20 +104,32 @@ class Comparison:
                 print(f'{job.name}: failed, see {job.log}')
             broken = {job.log.parents[1].name for job in self.failed}
             self.rows = [row for row in self.rows if row.folder not in broken]
+            self.chosen = dict.fromkeys(self.rows)
+        if self.args.lr_grid:
+            self.stage(self.search())
+            self.choose()
         self.stage(self.first_seed())
-        self.chosen = best_learning_rates(self.runs)
         self.stage(self.other_seeds())
 
+    def search(self) -> list[Run]:
+        """Plan the short runs that choose a learning rate for each row that trains."""
+        return [plan_search(self.args, row, rate) for row in self.rows if row.trains
+                for rate in self.args.lr_grid]
+
+    def choose(self) -> None:
+        """Choose learning rates; a row without a search that worked is left out of what follows."""
+        best = best_learning_rates(self.runs)
+        self.chosen = {row: best.get(row) for row in self.rows if row in best or not row.trains}
+
     def first_seed(self) -> list[Run]:
-        """Plan the first seed, with every learning rate of the grid."""
-        seed, grid = self.args.seeds[0], self.args.lr_grid or [None]
-        return [plan_run(self.args, row, seed, rate) for row in self.rows
-                for rate in (grid if row.trains else [None])]
+        return [plan_run(self.args, row, self.args.seeds[0], rate)
+                for row, rate in self.chosen.items()]
 
     def other_seeds(self) -> list[Run]:
-        """Plan the other seeds, one by one; a row without a run that worked gets no more."""
-        return [plan_run(self.args, row, seed, self.chosen[row]) for seed in self.args.seeds[1:]
-                for row in self.rows if row in self.chosen]
+        """Plan the other seeds, one by one; a row whose first seed failed gets no more."""
+        worked = {run.row for run in self.runs if run.counts and run.result() is not None}
+        return [plan_run(self.args, row, seed, rate) for seed in self.args.seeds[1:]
+                for row, rate in self.chosen.items() if row in worked]
 
     def stage(self, runs: list[Run]) -> None:
         """Run a part of the runs, and write the outputs whenever one ends."""
@@ -131,8 +144,7 @@ class Comparison:
             run_all([run.job for run in runs], self.args.jobs, ended)
 
     def write(self) -> None:
-        chosen = self.chosen or best_learning_rates(self.runs)
-        write_outputs(collect(self.args, self.runs, chosen, self.failed), self.args.work_dir)
+        write_outputs(collect(self.args, self.runs, self.failed), self.args.work_dir)
 
 
 def steps_done(run: Run) -> int:

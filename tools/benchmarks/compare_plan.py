@@ -23,6 +23,7 @@ RANDOM, SUPERVISED = 'random weights', 'supervised from scratch'
 FLOORS = {BANDS: 'bands', CONVOLUTIONS: 'convolutions', RANDOM: 'vit'}  # --features of probe.py
 CALIBRATION = 20  # steps
 LEAST = 4  # steps of a budget
+SEARCH = 0.2  # of the budget, for each learning rate of the grid
 LR = 'optim_wrapper.optimizer.lr'
 
 
@@ -44,13 +45,17 @@ class Row(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A row with one seed and one learning rate (None: the config's), in its own folder."""
+    """A row with one seed and one learning rate (None: the config's), in its own folder.
+
+    It counts for the table, or is a short one of the search for a learning rate.
+    """
 
     row: Row
     seed: int
     lr: float | None
     folder: Path
     steps: int  # of pre-training; 0 for a floor
+    counts: bool
     job: TrainingJob
 
     def result(self) -> dict | None:
@@ -144,13 +149,24 @@ def budget_steps(args: argparse.Namespace, row: Row) -> int:
 
 
 def plan_run(args: argparse.Namespace, row: Row, seed: int, lr: float | None = None) -> Run:
-    """Plan the training of a row, if it trains, and its probe.
+    """Plan the training of a row with the whole budget, if it trains, and its probe.
 
     Raises:
         SystemExit: if the folder holds a run with other settings.
     """
-    folder = args.work_dir / row.folder / (f'seed{seed}' if lr is None else f'lr{lr:g}_seed{seed}')
     steps = budget_steps(args, row) if row.trains else 0
+    return plan(args, row, seed, lr, args.work_dir / row.folder / f'seed{seed}', steps)
+
+
+def plan_search(args: argparse.Namespace, row: Row, lr: float) -> Run:
+    """Plan a short training of the first seed that shows what a learning rate is worth."""
+    steps = max(LEAST, int(SEARCH * budget_steps(args, row)))
+    folder = args.work_dir / row.folder / f'search_lr{lr:g}'
+    return plan(args, row, args.seeds[0], lr, folder, steps, counts=False)
+
+
+def plan(args: argparse.Namespace, row: Row, seed: int, lr: float | None, folder: Path, steps: int,
+         counts: bool = True) -> Run:
     config = write_config(args, row, seed, lr, folder, steps)
     commands, checkpoint = [], None
     if row.trains:
@@ -161,10 +177,10 @@ def plan_run(args: argparse.Namespace, row: Row, seed: int, lr: float | None = N
         (sys.executable, str(BENCHMARKS / 'probe.py'), str(config),
          *([] if checkpoint is None else [str(checkpoint)]), '--data', args.probe_data,
          *size_option(args), '--features', FLOORS.get(row.name, 'vit'),
-         '--epochs', str(args.finetune_epochs), '--seed', str(seed),
+         '--epochs', str(args.finetune_epochs if counts else 0), '--seed', str(seed),
          '--json', str(folder / 'probe.json')), folder / 'probe.json'))
-    name = f'{row.name}, seed {seed}' + ('' if lr is None else f', learning rate {lr:g}')
-    return Run(row, seed, lr, folder, steps,
+    name = f'{row.name}, ' + (f'seed {seed}' if counts else f'learning rate {lr:g}')
+    return Run(row, seed, lr, folder, steps, counts,
                TrainingJob(name, folder / 'output.txt', tuple(commands)))
 
 
@@ -209,11 +225,11 @@ def best_learning_rates(runs: list[Run]) -> dict[Row, float | None]:
     """Choose for each row the learning rate of the best kNN on the validation blocks.
 
     Those blocks are a quarter of the training half, so the test has no say. Rows without a
-    finished run are left out.
+    finished search are left out.
     """
     best: dict[Row, Run] = {}
     for run in runs:
-        if run.result() is not None and (
+        if not run.counts and run.result() is not None and (
                 run.row not in best or validation(run) > validation(best[run.row])):
             best[run.row] = run
     return {row: run.lr for row, run in best.items()}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from compare_plan import FLOORS, SUPERVISED, Row, Run, validation
+from compare_plan import FLOORS, SEARCH, SUPERVISED, Run, validation
 from runs import TrainingJob
 
 from pera_mm.evaluation.block_split import block_split, index_blocks
@@ -25,9 +25,8 @@ COMPARED = {'knn': 'kNN', 'linear': 'linear'}
 Outcomes = dict[int, dict[str, np.ndarray]]  # of each seed and score: right or not, [M]
 
 
-def collect(args: argparse.Namespace, runs: list[Run], chosen: dict[Row, float | None],
-            failed: list[TrainingJob]) -> dict:
-    """Collect what results.json holds, of the runs with the learning rate that was chosen.
+def collect(args: argparse.Namespace, runs: list[Run], failed: list[TrainingJob]) -> dict:
+    """Collect what results.json holds.
 
     Runs that are neither finished nor failed are still to come.
     """
@@ -39,14 +38,14 @@ def collect(args: argparse.Namespace, runs: list[Run], chosen: dict[Row, float |
     for row in dict.fromkeys(run.row for run in runs):
         mine = [run for run in runs if run.row == row]
         grid = {f'{run.lr:g}': validation(run) for run in mine
-                if run.lr is not None and run.seed == args.seeds[0] and run.result() is not None}
-        # Before anything is chosen, nothing is finished, so any rate of the first seed will do.
-        counted = [run for run in mine if run.lr == chosen.get(row, mine[0].lr)]
-        done = {run.seed: run for run in counted if run.result() is not None}
+                if not run.counts and run.result() is not None}
+        # Of a row that is still searching, or failed there, one search stands for its first seed.
+        counted = [run for run in mine if run.counts] or mine[:1]
+        done = {run.seed: run for run in counted if run.counts and run.result() is not None}
         outcomes[row.name] = {seed: run.outcomes() for seed, run in done.items()}
         open_runs = [run for run in counted if run.seed not in done]
         rows.append(dict(
-            name=row.name, lr=chosen.get(row), grid=grid,
+            name=row.name, lr=counted[0].lr if counted[0].counts else None, grid=grid,
             seeds={str(seed): run.result() for seed, run in done.items()},
             intervals=intervals(outcomes[row.name], *groups),
             failed={str(run.seed): str(run.job.log) for run in open_runs if run.job in failed},
@@ -121,8 +120,8 @@ def table(results: dict) -> str:
                      lambda row, pair: interval_text(row['differences'][pair[0]].get(pair[1]),
                                                      signed=True))
     if results['lr_grid']:
-        lines += ['', 'kNN on the validation blocks with each learning rate, first seed; all seeds '
-                  'have the best:', '']
+        lines += ['', f'kNN on the validation blocks with each learning rate, first seed, '
+                  f'{SEARCH:.0%} of the budget; all seeds have the best:', '']
         lines += grid_of([row for row in rows if row['grid']],
                          {f'{rate:g}': f'{rate:g}' for rate in results['lr_grid']}, grid_text)
     notes = [f'- {row["name"]}, seed {seed}: failed, see {log}' for row in rows
