@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pera_mm.errors import UserError
-from pera_mm.mapping.vectors import require_geo, write_features
+from pera_mm.mapping.vector_files import require_geo, write_features
 
 COVERED = 0.8  # share of a box that a better one covers, from which it is a part of that object
 PIECE = 2**16  # boxes that are written at a time
@@ -108,7 +108,7 @@ def write_boxes(output: Path, boxes_px: NDArray[np.float64], scores: NDArray, la
     """Write boxes as polygons in map coordinates, with class, name and score.
 
     Args:
-        output: as for :func:`~pera_mm.mapping.vectors.vectorize`.
+        output: as for :func:`~pera_mm.mapping.vector_files.write_features`.
         boxes_px: x1, y1, x2, y2 in pixels of the scene, ``[N, 4]``; (0, 0) is its upper left
             corner.
         scores: in [0, 1], ``[N]``.

@@ -175,7 +175,7 @@ def _check_options(options: Options, predictor: TrainedModel, places: Sequence[s
         if options.vectors not in VECTORS:
             raise UserError(f'vectors must be one of {", ".join(VECTORS)}, not '
                             f'{options.vectors!r}.')
-        from pera_mm.mapping.vectors import require_geo
+        from pera_mm.mapping.vector_files import require_geo
 
         require_geo('polygons (--vectors)')
     if options.aoi is not None and not Path(options.aoi).is_file():

@@ -469,7 +469,7 @@ class _Areas:
     """
 
     def __init__(self, path: str | Path, file: Any) -> None:
-        from pera_mm.mapping.vectors import require_geo
+        from pera_mm.mapping.vector_files import require_geo
 
         require_geo('polygons (--aoi)')
         import pyogrio

@@ -9,11 +9,8 @@ first and the second end of an edge. All of this is done in whole numbers, so th
 trace.
 """
 
-import json
-import os
-import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from pathlib import Path
@@ -29,17 +26,16 @@ from rich.progress import track
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components
 
-from pera_mm.errors import FileError, UserError
+from pera_mm.errors import UserError
+from pera_mm.mapping.vector_files import geod_of, require_geo, write_features
 
 NOTHING = 255  # the class of a pixel without one
 STRIP_PIXELS = 2**20  # that are labeled at a time
 BLOCK_PIXELS = 2**27  # the largest row of a file's blocks that is held
 PIECE_CORNERS = 2**18  # of the polygons that are made at a time; a larger polygon comes alone
-DRIVERS = {'.gpkg': 'GPKG', '.fgb': 'FlatGeobuf', '.geojson': 'GeoJSON', '.parquet': 'Parquet'}
 # An edge is straight in the map's CRS and a geodesic in the area; cut to this length, both agree.
 MAX_EDGE = 10_000.  # m
 EARTH_RADIUS = 6_371_000.  # m, for the edges of a map in degrees
-PROBE_BYTES = 2**20  # that must find room after the last feature
 
 # A corner is a number: row << 32 | column << 3 | its bits. Sorted, it comes row by row.
 ROW, COLUMN = 32, 3
@@ -94,7 +90,7 @@ def vectorize(class_map: Path, output: Path, classes: Sequence[str], min_area: f
     require_geo('vectors')
     with _opened(class_map) as file:
         _check_map(file)
-        geod = _geod(file.crs)
+        geod = geod_of(file.crs)
         area = 'area_px' if geod is None else 'area_m2'
         columns = {'class': 'int32', 'name': 'string', area: 'double'}
         if scores is not None:
@@ -112,125 +108,6 @@ def vectorize(class_map: Path, output: Path, classes: Sequence[str], min_area: f
                        'score': (found.scores / found.pixels / 255)[keep]}
 
         return write_features(output, columns, pieces(), file.crs)
-
-
-def require_geo(what: str) -> None:
-    """Check that the packages of the extra ``geo`` are installed.
-
-    Raises:
-        UserError: if one is missing.
-    """
-    try:
-        import pyarrow.parquet  # noqa: F401
-        import pyogrio  # noqa: F401
-        import pyproj  # noqa: F401
-        import shapely  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise UserError(f'{what} need {error.name}, which is not installed here: '
-                        'pip install -e .[geo].') from None
-
-
-def write_features(output: Path, columns: dict[str, str], pieces: Iterable[dict[str, Any]],
-                   crs: Any) -> int:
-    """Write features piece by piece, beside the file and then in its place.
-
-    Args:
-        output: see :func:`vectorize`.
-        columns: the names of the columns and their types in Arrow.
-        pieces: ``geometry`` (polygons of shapely) and the columns, each ``[n]``.
-        crs: of rasterio or pyproj; None: coordinates without one.
-
-    Returns:
-        The number of features.
-
-    Raises:
-        UserError: on another suffix, or without a CRS for GeoJSON.
-    """
-    if output.suffix not in DRIVERS:
-        raise UserError(f'{output} has the suffix {output.suffix or "of no format"}: name a file '
-                        f'in {", ".join(DRIVERS)}.')
-    if _geod(crs) is None and output.suffix == '.geojson':
-        raise UserError(f'{output} needs longitudes and latitudes, and the raster has no CRS: '
-                        'choose .gpkg, .fgb or .parquet.')
-    import pyarrow as pa
-
-    part = output.with_name(f'.{output.name}.part')  # a folder: SQLite keeps files beside its own
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    stream = _Stream(columns, pieces)
-    reader = pa.RecordBatchReader.from_batches(stream.schema, stream.batches())
-    try:
-        if output.suffix == '.parquet':
-            _write_parquet(part / output.name, reader, crs)
-        else:
-            _write_gdal(part / output.name, reader, crs)
-        if stream.error is not None:
-            raise stream.error
-        (part / 'room').write_bytes(bytes(PROBE_BYTES))  # GDAL's last buffer may fail unnoticed
-        os.replace(part / output.name, output)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return stream.written
-
-
-class _Stream:
-    """Features as batches of Arrow, for a writer in C, which would lose an exception's class."""
-
-    def __init__(self, columns: dict[str, str], pieces: Iterable[dict[str, Any]]) -> None:
-        import pyarrow as pa
-
-        self.schema = pa.schema([('geometry', pa.binary()), *(
-            (name, pa.type_for_alias(kind)) for name, kind in columns.items())])
-        self.error: BaseException | None = None
-        self.written = 0
-        self._pieces = pieces
-
-    def batches(self) -> Iterator[Any]:
-        """Yield the pieces; an error ends them and is kept."""
-        import pyarrow as pa
-        import shapely
-
-        try:
-            for piece in self._pieces:
-                arrays = [pa.array(shapely.to_wkb(piece['geometry']), pa.binary())]
-                arrays += [pa.array(piece[field.name]).cast(field.type)
-                           for field in list(self.schema)[1:]]
-                self.written += len(arrays[0])
-                yield pa.record_batch(arrays, schema=self.schema)
-        except BaseException as error:
-            self.error = error
-
-
-def _write_gdal(path: Path, reader: Any, crs: Any) -> None:
-    import pyogrio
-    from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
-    from pyproj import CRS
-
-    options = {'RFC7946': 'YES'} if path.suffix == '.geojson' else {}
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', "'crs' was not provided")
-        try:
-            pyogrio.write_arrow(reader, path, layer=path.stem, driver=DRIVERS[path.suffix],
-                                geometry_name='geometry', geometry_type='Polygon',
-                                crs=None if crs is None else CRS.from_user_input(crs).to_wkt(),
-                                layer_options=options)
-        except (DataLayerError, DataSourceError, FeatureError) as error:
-            raise FileError(f'{path.name} cannot be written to {path.parents[1]} ({error}): make '
-                            'room on its disk.') from error
-
-
-def _write_parquet(path: Path, reader: Any, crs: Any) -> None:
-    """Write GeoParquet 1.1, which has the CRS as PROJJSON."""
-    import pyarrow.parquet as pq
-    from pyproj import CRS
-
-    column = {'encoding': 'WKB', 'geometry_types': ['Polygon'],
-              'crs': None if crs is None else CRS.from_user_input(crs).to_json_dict()}
-    geo = {'version': '1.1.0', 'primary_column': 'geometry', 'columns': {'geometry': column}}
-    schema = reader.schema.with_metadata({'geo': json.dumps(geo)})
-    with pq.ParquetWriter(path, schema, compression='zstd') as writer:
-        for batch in reader:
-            writer.write_batch(batch)
 
 
 @contextmanager
@@ -558,13 +435,6 @@ def _cycles(follow: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp
     path = csr_array((graph.data, chained, graph.indptr))
     return (breadth_first_order(path, 0, return_predecessors=False),
             np.bincount(cycle, minlength=count)[cycles])
-
-
-def _geod(crs: Any) -> Any:
-    """Return the ellipsoid of a CRS, or None without one."""
-    from pyproj import CRS
-
-    return None if crs is None else CRS.from_user_input(crs).get_geod()
 
 
 def _areas(shapes: NDArray, crs: Any, geod: Any) -> NDArray[np.float64]:

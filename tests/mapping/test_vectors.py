@@ -3,6 +3,7 @@
 import json
 import resource
 import sys
+import time
 from math import log, radians, sin
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,16 @@ def test_each_format_has_the_polygons_in_the_maps_crs(suffix, tmp_path):
         'id'] if suffix == '.parquet' else pyogrio.read_info(output)['crs']
     assert crs in ({'authority': 'EPSG', 'code': 32632}, 'EPSG:32632')
     assert [path.name for path in output.parent.iterdir()] == [output.name]
+
+
+@pytest.mark.parametrize('suffix', ['.gpkg', '.fgb', '.parquet', '.geojson'])
+def test_the_same_map_gives_the_same_bytes_later(suffix, tmp_path):
+    path = write_raster(tmp_path / 'map.tif', plain_map(['011', '010', '000']))
+    outputs = [tmp_path / day / f'map{suffix}' for day in ('monday', 'tuesday')]
+    for output in outputs:
+        vectorize(path, output, NAMES)
+        time.sleep(.01)  # a GeoPackage would have the milliseconds
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
 
 
 def test_geojson_is_in_degrees_with_exteriors_to_the_left(tmp_path):
