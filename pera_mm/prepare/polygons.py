@@ -2,22 +2,46 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from pera_mm.errors import UserError
-from pera_mm.prepare.dated_scene import DatedScene
+from pera_mm.prepare.dated_scene import DatedScene, Tile
 
+UNLABELLED = 255  # in a mask
 CHANGED_NAME = 'changed'  # the class of all polygons without a field
 STEPS = 64  # a straight edge across the scene is reprojected at this many places
 
 
-class Polygons(NamedTuple):
+@dataclass
+class Polygons:
     """The polygons of a layer that lie in a scene, in its CRS and in the order of the file."""
 
+    scene: DatedScene
     shapes: NDArray  # of shapely geometries
     names: list[str | None]  # of their classes; None: without a class
+
+    @cached_property
+    def _tree(self) -> Any:
+        from shapely import STRtree
+
+        return STRtree(self.shapes)
+
+    def draw(self, mask: NDArray[np.uint8], ids: dict[str, int], tile: Tile) -> None:
+        """Draw the ids of the classes into the mask of a tile, ``[side, side]``; 255: no class."""
+        from rasterio.features import rasterize
+        from shapely import box
+
+        side = len(mask)
+        area = box(*self.scene.tile_bounds(tile, side, self.scene.crs))
+        here = np.sort(self._tree.query(area))  # in the order of the file
+        if len(here):
+            rasterize([(self.shapes[i], ids.get(self.names[i] or '', UNLABELLED)) for i in here],
+                      out=mask, transform=self.scene.tile_transform(tile, side))
 
 
 def read_polygons(source: str, field: str | None, scene: DatedScene) -> Polygons:
@@ -70,7 +94,7 @@ def read_polygons(source: str, field: str | None, scene: DatedScene) -> Polygons
             left - step, bottom - step, right + step, top + step).segmentize(step)
         frame = frame.set_geometry(shapes)[~shapes.is_empty].to_crs(to.to_wkt())
     values = [CHANGED_NAME] * len(frame) if field is None else frame[field].tolist()
-    return Polygons(frame.geometry.to_numpy(), [_name_of(value) for value in values])
+    return Polygons(scene, frame.geometry.to_numpy(), [_name_of(value) for value in values])
 
 
 def _name_of(value: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""Tiles and masks from scenes and polygons, in the layout that docs/adding_a_dataset.md describes.
+"""Tiles and masks from scenes and labels, in the layout that docs/adding_a_dataset.md describes.
 
 Three kinds of data sets, by what is given:
 
@@ -13,7 +13,8 @@ Pixels without a value in a scene have no label. A tile has the bands, the type 
 scene (GeoTIFF), so that a map program shows it under its polygons; of two dates, it has both on the
 newer one's grid, and a pixel that one lacks is empty in both.
 
-A pixel belongs to the polygon that covers its center; of several, to the last one of the file.
+Labels are polygons or a class raster. A pixel belongs to the polygon that covers its center, of
+several to the last one of the file; or it has the class that the raster has at its center.
 """
 
 import math
@@ -28,13 +29,13 @@ from numpy.typing import NDArray
 
 from pera_mm.errors import UserError
 from pera_mm.files import sign_folder, write_whole
+from pera_mm.prepare.class_raster import ClassRaster, is_raster
 from pera_mm.prepare.dated_scene import DatedScene, Tile, check_bands
 from pera_mm.prepare.jobs import Progress, quiet
-from pera_mm.prepare.polygons import CHANGED_NAME, Polygons, read_polygons
+from pera_mm.prepare.polygons import CHANGED_NAME, UNLABELLED, Polygons, read_polygons
 from pera_mm.prepare.spatial_split import GAP, TRAIN, VAL, spatial_split
 from pera_mm.prepare.tiles import png
 
-UNLABELLED = 255
 CHANGED = 255  # in a mask of two values
 UNCHANGED_NAME = 'unchanged'
 BINARY = [UNCHANGED_NAME, CHANGED_NAME]
@@ -51,9 +52,9 @@ class Request:
     Attributes:
         scenes: Rasters that GDAL reads, of one number and type of bands.
         labels: A file of polygons that OGR reads; ``file|layername=x`` names one of its layers.
-            With ``before`` it has the changes, or the newer date's classes.
+            Or a raster of classes. With ``before`` it has the changes, or the newer date's classes.
         out: The folder of the data set.
-        field: The field of the classes; None: all polygons are changes.
+        field: The field of the classes; None: all polygons are changes. A raster has none.
         before: For each scene an older one.
         before_labels: The classes of the older date.
         background: The class of pixels without a polygon; None: they have no label.
@@ -77,7 +78,8 @@ class Request:
                             'ones: give an older one for each, in the same order.')
         if self.before_labels and not self.before:
             raise UserError('classes of an older date need its scenes: give them with --before.')
-        if self.field is None and (self.before_labels or not self.before):
+        if self.field is None and (self.before_labels or not self.before) and not (
+                is_raster(self.labels) and is_raster(self.before_labels or self.labels)):
             raise UserError('the field with the classes is missing: name it with --field.')
         if self.background is not None and self.before and not self.before_labels:
             raise UserError('a layer of changes has no background, since all around its polygons '
@@ -122,7 +124,7 @@ def rasterize_scenes(request: Request, progress: Progress = quiet) -> Summary:
     with ExitStack() as stack:
         scenes = [DatedScene(*paths, stack) for paths in zip(request.scenes, olders)]
         check_bands(scenes)
-        masks = _read_masks(request, scenes)
+        masks = _read_masks(request, scenes, stack)
         tiles = [tile for number, scene in enumerate(scenes) for tile in scene.tiles(number, side)]
         sign_folder(request.out, SIGNATURE, _recipe(request),
                     'remove it, or choose another folder')
@@ -166,7 +168,7 @@ class Masks:
 
     Attributes:
         scenes: The scenes.
-        layers: For each date, the older first, the polygons of each scene.
+        layers: For each date, the older first, the labels of each scene.
         names: Of the classes in the layers.
         fill: The code of a pixel without a polygon.
         kind: 'classes', 'changes' (a layer of them), or 'transitions' (between two layers).
@@ -174,7 +176,7 @@ class Masks:
     """
 
     scenes: list[DatedScene]
-    layers: list[list[Polygons]]
+    layers: list[list[Polygons | ClassRaster]]
     names: list[str]
     fill: int
     kind: str
@@ -182,7 +184,6 @@ class Masks:
 
     def __post_init__(self) -> None:
         self.found = list(range(len(self.names)))
-        self._trees: dict[tuple[int, int], Any] = {}
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -219,34 +220,26 @@ class Masks:
         return ids[codes]
 
     def _draw(self, date: int, tile: Tile, side: int) -> NDArray[np.uint8]:
-        from rasterio.features import rasterize
-        from shapely import STRtree, box
-
-        scene, polygons = self.scenes[tile.scene], self.layers[date][tile.scene]
-        key = date, tile.scene
-        if key not in self._trees:
-            self._trees[key] = STRtree(polygons.shapes)
-        area = box(*scene.tile_bounds(tile, side, scene.crs))
-        here = np.sort(self._trees[key].query(area))  # in the order of the file
         mask = np.full((side, side), self.fill, np.uint8)
-        if len(here):
-            ids = {name: code for code, name in enumerate(self.names)}
-            rasterize([(polygons.shapes[i], ids.get(polygons.names[i], UNLABELLED)) for i in here],
-                      out=mask, transform=scene.tile_transform(tile, side))
+        ids = {name: code for code, name in enumerate(self.names)}
+        self.layers[date][tile.scene].draw(mask, ids, tile)
         return mask
 
 
-def _read_masks(request: Request, scenes: list[DatedScene]) -> Masks:
-    """Read all polygons and number their classes."""
+def _read_masks(request: Request, scenes: list[DatedScene], stack: ExitStack) -> Masks:
+    """Read all labels and number their classes."""
     sources = [source for source in (request.before_labels, request.labels) if source]
-    layers = [[read_polygons(source, request.field, scene) for scene in scenes]
-              for source in sources]
+    is_change = bool(request.before and not request.before_labels)
+    layers: list[list[Polygons | ClassRaster]] = [
+        [ClassRaster(source, scene, is_change, stack) if is_raster(source)
+         else read_polygons(source, request.field, scene) for scene in scenes]
+        for source in sources]
     for source, layer in zip(sources, layers):
-        _check_overlap(source, layer, scenes, is_background=request.background is not None
-                       or bool(request.before and not request.before_labels))
-    names = _in_order({name for layer in layers for polygons in layer for name in polygons.names
+        _check_overlap(source, layer, scenes,
+                       is_background=request.background is not None or is_change)
+    names = _in_order({name for layer in layers for labels in layer for name in labels.names
                        if name is not None})
-    if request.before and not request.before_labels:
+    if is_change:
         names = BINARY if request.field is None else _first(UNCHANGED_NAME, names)
         masks = Masks(scenes, layers, names, 0, 'changes')
     else:
@@ -256,7 +249,8 @@ def _read_masks(request: Request, scenes: list[DatedScene]) -> Masks:
                       'transitions' if request.before else 'classes')
     most = math.isqrt(MAX_CLASSES) if masks.kind == 'transitions' else MAX_CLASSES
     if not 2 <= len(masks.names) <= most:
-        what = f'the field {request.field} of {request.labels}'
+        what = request.labels if request.field is None else \
+            f'the field {request.field} of {request.labels}'
         if len(masks.names) > most:
             raise UserError(f'{what} has {len(masks.names)} classes, and masks here can tell '
                             f'{most} apart: group them in a field of their own.')
@@ -279,12 +273,13 @@ def _in_order(names: set[str]) -> list[str]:
         return sorted(names)
 
 
-def _check_overlap(source: str, layer: list[Polygons], scenes: list[DatedScene],
+def _check_overlap(source: str, layer: list[Polygons | ClassRaster], scenes: list[DatedScene],
                    is_background: bool) -> None:
-    """Refuse a scene without polygons; with a background, only if all are."""
-    without = [scene.path for scene, polygons in zip(scenes, layer) if not len(polygons.shapes)]
+    """Refuse a scene without labels; with a background, only if all are."""
+    without = [scene.path for scene, labels in zip(scenes, layer) if not labels.names]
     if without and (not is_background or len(without) == len(scenes)):
-        raise UserError(f'{source} has no polygon in {without[0]}: check that both lie in one area '
+        what = 'label' if is_raster(source) else 'polygon'
+        raise UserError(f'{source} has no {what} in {without[0]}: check that both lie in one area '
                         'and that their coordinate reference systems are right.')
 
 

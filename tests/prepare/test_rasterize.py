@@ -267,6 +267,69 @@ def test_two_layers_of_classes_give_the_transitions_that_there_are(tmp_path, sce
 # -- stopped and repeated ------------------------------------------------------------------------
 
 
+def write_classes(path: Path, classes: np.ndarray, nodata: int | None = 255, **place) -> str:
+    return str(write_scene(path, classes[None], nodata=nodata, **place))
+
+
+def test_a_class_raster_of_another_grid_is_read_at_the_centers_of_pixels(tmp_path, scene):
+    with rasterio.open(scene) as file:
+        height, width = file.shape
+    classes = np.random.default_rng(1).choice(np.uint8([3, 11, 255]), (height, width))
+    classes[:TILE, :TILE] = 11
+    fine = classes.repeat(3, axis=0).repeat(3, axis=1)  # pixels of a third, beginning outside
+    path = tmp_path / 'fine.tif'
+    write_classes(path, np.pad(fine, 6, constant_values=3))
+    with rasterio.open(path, 'r+') as file:
+        file.transform = Affine(GSD / 3, 0, LEFT - 2 * GSD, 0, -GSD / 3, TOP + 2 * GSD)
+    summary = rasterize_scenes(request(scene, str(path), field=None))
+    assert summary.classes == ('3', '11')  # by number
+    lookup = np.full(256, 255, np.uint8)
+    lookup[[3, 11]] = 0, 1
+    assert_drawn(scene.parent / 'out', lookup[classes])
+    total = sum(pixels.sum() for pixels in summary.pixels.values())
+    assert 0 < total <= (classes != 255).sum()
+
+
+def test_a_raster_of_changes_has_zero_where_nothing_changed(tmp_path, scene):
+    with rasterio.open(scene) as file:
+        changes = np.zeros(file.shape, np.uint8)
+    changes[3:20, 5:40] = 1
+    changes[30:40, 5:40] = 7
+    labels = write_classes(tmp_path / 'changes.tif', changes, nodata=None)
+    summary = rasterize_scenes(request(scene, labels, before=[scene], field=None))
+    assert summary.classes == ('unchanged', 'changed')
+    assert_drawn(scene.parent / 'out', np.where(changes > 0, np.uint8(255), np.uint8(0)),
+                 '{}/label')
+
+
+def test_two_class_rasters_give_the_transitions(tmp_path, scene):
+    with rasterio.open(scene) as file:
+        old = np.ones(file.shape, np.uint8)
+    old[:, 20:] = 2
+    new = old.copy()
+    new[:, 20:30] = 1
+    labels = [write_classes(tmp_path / f'{name}.tif', values)
+              for name, values in (('old', old), ('new', new))]
+    summary = rasterize_scenes(request(scene, labels[1], before=[scene], before_labels=labels[0],
+                                       field=None))
+    assert summary.classes == ('unchanged', '2 to 1')
+    assert_drawn(scene.parent / 'out', (old != new).astype(np.uint8), '{}/label')
+
+
+def test_class_rasters_that_do_not_fit_are_named(tmp_path, scene):
+    classes = np.ones((40, 40), np.uint8)
+    write_scene(tmp_path / 'bands.tif', noise(3, 40, 40))
+    write_classes(tmp_path / 'nowhere.tif', classes, crs=None)
+    write_classes(tmp_path / 'far.tif', classes, x=100_000)
+    write_scene(tmp_path / 'real.tif', classes[None].astype(np.float32))
+    (tmp_path / 'broken.tif').write_bytes(b'nothing')
+    for name, message in (('bands', '3 bands of uint8: classes need one band of whole numbers'),
+                          ('real', '1 bands of float32'), ('nowhere', 'has no coordinate'),
+                          ('far', 'far.tif has no label in'), ('broken', 'cannot be read')):
+        with pytest.raises(UserError, match=message):
+            rasterize_scenes(request(scene, str(tmp_path / f'{name}.tif'), field=None))
+
+
 def test_a_repeated_command_writes_only_what_is_missing(tmp_path, scene, fields):
     root = tmp_path / 'out'
 

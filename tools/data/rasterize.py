@@ -1,7 +1,10 @@
-r"""Cut scenes into tiles and draw polygons into masks: a data set to train on.
+r"""Cut scenes and their labels into tiles and masks: a data set to train on.
 
 Segmentation, each polygon with its class in a field of its table:
     python tools/data/rasterize.py scene.tif labels.gpkg --field class -o data/mine
+
+Segmentation, with a class raster (land cover), whose values become the names of the classes:
+    python tools/data/rasterize.py scene.tif landcover.tif -o data/mine
 
 Change, two dates and the polygons of what changed (with --field: how it changed):
     python tools/data/rasterize.py new.tif changes.gpkg --before old.tif -o data/mine
@@ -10,10 +13,10 @@ Change, two dates and the classes of each:
     python tools/data/rasterize.py new.tif new.gpkg --before old.tif --before-labels old.gpkg \
         --field class -o data/mine
 
-The last argument before the options is the file of polygons; all others are scenes. One layer of a
-file with several is 'labels.gpkg|layername=roofs'. Polygons may be in another coordinate reference
-system than the scenes. What no polygon covers has no label (255), unless --background names a class
-for it. Whole blocks of tiles validate, with a gap of a tile around them. If the command is stopped,
+The last argument before the options is the file of labels; all others are scenes. One layer of a
+file with several is 'labels.gpkg|layername=roofs'. Labels may be in another coordinate reference
+system than the scenes. What has no label there has none in the masks (255), unless --background
+names a class for it. In a raster of changes 0 is unchanged and all else is changed. Whole blocks of tiles validate, with a gap of a tile around them. If the command is stopped,
 repeat it to continue. docs/adding_a_dataset.md has configs for the result.
 """
 
@@ -33,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('scenes', metavar='SCENE', type=Path, nargs='+', help='a raster of GDAL')
-    parser.add_argument('labels', metavar='LABELS', help='a layer of polygons of OGR')
+    parser.add_argument('labels', metavar='LABELS', help='a layer of polygons that OGR reads, or a class raster (.tif, .vrt, .img)')
     parser.add_argument('-o', '--out', metavar='DIR', type=Path, required=True,
                         help='the folder to create')
     parser.add_argument('--field', help="the field of the polygons' classes")
