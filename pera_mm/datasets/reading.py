@@ -29,7 +29,7 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -83,6 +83,19 @@ def check_rule(bands: tuple[int, ...] | None, scale: Scale) -> None:
     if scale != 'auto' and (isinstance(scale, str) or len(scale) != 2 or scale[0] >= scale[1]):
         raise UserError("scale must be 'auto' or (low, high) with low < high in the unit of the "
                         f'pixels, e.g. (0, 3000), got {scale}.')
+
+
+def rule_of(bands: Sequence[int] | None, scale: 'Scale | Sequence[float]',
+            ) -> tuple[tuple[int, ...] | None, Scale]:
+    """Make the bands and the scale of a config, where they may be lists, a checked rule.
+
+    Raises:
+        ValueError: as :func:`check_rule`.
+    """
+    chosen = None if bands is None else tuple(bands)
+    rule = scale if isinstance(scale, str) else tuple(scale)
+    check_rule(chosen, rule)  # type: ignore[arg-type]  # that is checked here
+    return chosen, rule  # type: ignore[return-value]
 
 
 def read_image(path: str | bytes, bands: tuple[int, ...] | None = None,

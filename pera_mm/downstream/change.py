@@ -5,6 +5,7 @@ its loader of pairs needs GDAL. A pair is one image of six channels, the first d
 the second's, so every geometric transform of the toolbox moves both dates alike.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mmseg.models.segmentors.encoder_decoder import EncoderDecoder
 from torch import Tensor
 
 from pera_mm.datasets.masks import read_mask
-from pera_mm.datasets.reading import UnreadableImage, read_image
+from pera_mm.datasets.reading import Scale, UnreadableImage, read_image, rule_of
 from pera_mm.downstream.segmentation import LoadMask, SegmentationDataset, check_equal_sizes
 from pera_mm.errors import UserError
 from pera_mm.registry import DATASETS, MODELS, TRANSFORMS
@@ -126,15 +127,28 @@ class LoadPair(BaseTransform):
     For a file that cannot be read, (path, reason) is appended to ``skipped``, and the result is
     None.
 
+    Args:
+        bands, scale: How rasters become 8-bit RGB, see :mod:`pera_mm.datasets.reading`.
+            ``tools/predict.py`` takes them from here.
+
     Raises:
-        ValueError: if the three sizes differ, or the mask has another value.
+        ValueError: if the rule is not one of those, the three sizes differ, or the mask has another
+            value.
     """
+
+    def __init__(self, bands: Sequence[int] | None = None,
+                 scale: Scale | Sequence[float] = 'auto') -> None:
+        self.rule = rule_of(bands, scale)
 
     def transform(self, results: dict) -> dict | None:
         """Read both dates and the mask; None if a file is unreadable."""
         has_kinds = 'num_classes' in results
         parts = []
-        for key, read in (('img_path', read_image), ('img_path2', read_image),
+
+        def read_date(path: str) -> np.ndarray:
+            return read_image(path, *self.rule)
+
+        for key, read in (('img_path', read_date), ('img_path2', read_date),
                           ('seg_map_path', _read_gray))[:2 if has_kinds else 3]:
             try:
                 parts.append(read(results[key]))

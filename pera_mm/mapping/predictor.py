@@ -13,9 +13,10 @@ from mmengine.registry import DATASETS, MODELS, TRANSFORMS, init_default_scope
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pera_mm.datasets.reading import rule_of
+from pera_mm.datasets.scene_pixels import Reading
 from pera_mm.errors import UserError, printable
 from pera_mm.mapping.rasters import MAX_CLASSES
-from pera_mm.mapping.scene import Reading
 from pera_mm.weights.fitting import compare, not_finite
 from pera_mm.weights.loading import load_checkpoint
 from pera_mm.weights.names import weights_of
@@ -60,9 +61,10 @@ class TrainedModel:
         loader: Mapping[str, Any] = next(iter(pipeline_of(cfg)), {})
         name = _name(loader)
         self.dates = 2 if name in PAIRS else 1
+        bands, scale = rule_of(loader.get('bands'), loader.get('scale', 'auto'))
         self.reading = Reading(
-            bands=tuple(range(1, self._channels() + 1)), channels=self._channels(),
-            scale=None if name in RAW else 'auto',
+            bands=bands or tuple(range(1, self._channels() + 1)), channels=self._channels(),
+            scale=None if name in RAW else scale,
             is_bgr=name.endswith('LoadImageFromFile') and name not in RAW
             and self._channels() == 3,
             gsd=cfg.get('gsd'))
@@ -166,7 +168,7 @@ class Predictor(TrainedModel):
         """Predict windows.
 
         Args:
-            pixels: ``[B, dates * channels, size, size]`` as :class:`~pera_mm.mapping.scene.Scene`
+            pixels: ``[B, dates * channels, size, size]`` as :class:`~pera_mm.datasets.scene.Scene`
                 reads them.
 
         Returns:

@@ -1,14 +1,17 @@
 """Class folders and split lists; files that cannot be read."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from mmengine.dataset import pseudo_collate
 from PIL import Image
+from rasterio.transform import Affine
 from torch.utils.data import DataLoader
 
-from pera_mm.registry import DATASETS
+from pera_mm.registry import DATASETS, TRANSFORMS
 
 PIPELINE = [
     dict(type='pera_mm.LoadRGB'),
@@ -36,6 +39,22 @@ def test_a_list_gives_paths_and_classes_and_pixels_are_rgb(folder):
     assert [int(sample['data_samples'].gt_label) for sample in samples] == [1, 0]
     assert samples[0]['inputs'][:, 0, 0].tolist() == [10, 100, 255]
     assert samples[0]['data_samples'].ori_shape == (8, 12)
+
+
+def test_bands_and_scale_of_a_config(tmp_path):
+    pixels = np.stack([np.full((4, 6), value, np.uint16) for value in (100, 200, 300, 400)])
+    with rasterio.open(tmp_path / 'deep.tif', 'w', driver='GTiff', width=6, height=4, count=4,
+                       dtype='uint16', transform=Affine(9, 0, 0, 0, -9, 0)) as file:
+        file.write(pixels)
+    loader = TRANSFORMS.build(dict(type='pera_mm.LoadRGB', bands=[4, 2, 1], scale=[100, 355]))
+    image = pickle.loads(pickle.dumps(loader))(  # as a worker gets it
+        dict(img_path=str(tmp_path / 'deep.tif'), skipped=[]))['img']
+    assert image.shape == (4, 6, 3) and np.unique(image.reshape(-1, 3), axis=0).tolist() == [
+        [255, 100, 0]]
+    for options, message in ((dict(bands=[1, 2]), 'one .* or three'),
+                             (dict(scale=[5, 5]), 'low < high')):
+        with pytest.raises(ValueError, match=message):
+            TRANSFORMS.build(dict(type='pera_mm.LoadRGB', **options))
 
 
 def test_class_folders_without_a_list(folder):

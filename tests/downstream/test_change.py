@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import rasterio
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -53,6 +54,20 @@ def dataset(root: Path, **options) -> ChangePairs:
 def load(root: Path, index: int = 0) -> dict | None:
     sample = dataset(root).get_data_info(index)
     return LoadPair().transform(sample | dict(skipped=[]))
+
+
+def test_bands_and_scale_of_a_config_are_those_of_both_dates(tmp_path):
+    for folder, value in (('A', 100), ('B', 200), ('label', None)):
+        (tmp_path / folder).mkdir()
+        pixels = np.zeros((1, 4, 4), np.uint8) if value is None else np.stack(
+            [np.full((4, 4), value + band, np.uint16) for band in range(4)])
+        with rasterio.open(tmp_path / folder / 'x.tif', 'w', driver='GTiff', width=4, height=4,
+                           count=len(pixels), dtype=pixels.dtype) as file:
+            file.write(pixels)
+    sample = ChangePairs(data_root=str(tmp_path), data_prefix=PREFIX, img_suffix='.tif',
+                         seg_map_suffix='.tif').get_data_info(0)
+    image = LoadPair(bands=[4, 1, 2], scale=[0, 255]).transform(sample | dict(skipped=[]))['img']
+    assert image[0, 0].tolist() == [103, 100, 101, 203, 200, 201]
 
 
 def tiny_model(config: str, size: int = 64) -> Config:

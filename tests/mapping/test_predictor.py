@@ -54,6 +54,17 @@ def test_what_the_config_says(models):
     assert len({tuple(color) for color in predictor.palette}) == 7
 
 
+def test_bands_and_scale_are_those_of_the_configs_loader(models):
+    cfg, checkpoint = models['segmentation']
+    cfg = copy.deepcopy(cfg)
+    cfg.test_dataloader.dataset.pipeline[0].update(bands=[4, 3, 2], scale=[0, 3000])
+    reading = Predictor(cfg, checkpoint).reading
+    assert (reading.bands, reading.scale) == ((4, 3, 2), (0, 3000))
+    cfg.test_dataloader.dataset.pipeline[0].bands = [0, 1, 2]
+    with pytest.raises(ValueError, match='1-based'):
+        Predictor(cfg, checkpoint)
+
+
 def test_change_takes_two_dates(models):
     predictor = Predictor(*models['change'])
     assert (predictor.window, predictor.dates) == (SIDE, 2)

@@ -1,8 +1,10 @@
 """The reading of images in the pipelines of the toolboxes."""
 
+from collections.abc import Sequence
+
 from mmcv.transforms import BaseTransform
 
-from pera_mm.datasets.reading import UnreadableImage, read_image
+from pera_mm.datasets.reading import Scale, UnreadableImage, read_image, rule_of
 from pera_mm.registry import TRANSFORMS
 
 
@@ -15,12 +17,23 @@ class LoadRGB(BaseTransform):
 
     **Required Keys:** img_path, skipped. **Added Keys:** img (uint8 ``[H, W, 3]``), img_shape,
     ori_shape.
+
+    Args:
+        bands, scale: How rasters become 8-bit RGB, see :mod:`pera_mm.datasets.reading`.
+            ``tools/predict.py`` takes them from here.
+
+    Raises:
+        ValueError: if the rule is not one of those.
     """
+
+    def __init__(self, bands: Sequence[int] | None = None,
+                 scale: Scale | Sequence[float] = 'auto') -> None:
+        self.rule = rule_of(bands, scale)
 
     def transform(self, results: dict) -> dict | None:
         """Read the image; None if the file is unreadable."""
         try:
-            image = read_image(results['img_path'])
+            image = read_image(results['img_path'], *self.rule)
         except UnreadableImage as error:
             results['skipped'].append((results['img_path'], str(error)))
             return None
