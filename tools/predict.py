@@ -36,8 +36,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--gsd', type=float, metavar='METERS',
                         help='resample the scenes to pixels of this size')
     parser.add_argument('--bands', type=int, nargs='+', metavar='BAND',
-                        help='bands of the scenes, from 1 on (default: those of the config, else the '
-                             'first ones)')
+                        help='bands of the scenes, from 1 on (default: those of the config, else '
+                             'the first ones)')
     parser.add_argument('--scale', type=float, nargs=2, metavar=('LOW', 'HIGH'),
                         help='values that become 0 and 255, for pixels of more than 8 bits '
                              '(default: those of the config, else 2nd and 98th percentile of each '
