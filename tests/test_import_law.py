@@ -18,7 +18,8 @@ DATA = {'pera_mm.datasets': ('pera_mm.registry', ),
         'pera_mm.prepare': ('pera_mm.datasets', ),
         'pera_mm.collect': ('pera_mm.datasets', )}
 # What the maps of scenes know besides the leaves; they build models through the registries.
-MAPPING = ('pera_mm.datasets.reading', 'pera_mm.launch', 'pera_mm.weights')
+MAPPING = ('pera_mm.datasets.reading', 'pera_mm.datasets.scene', 'pera_mm.datasets.scene_grids',
+           'pera_mm.datasets.scene_pixels', 'pera_mm.launch', 'pera_mm.weights')
 TOOLBOXES = ('mmseg', 'mmdet', 'opencd', 'mmcv.ops')
 
 
@@ -67,7 +68,7 @@ def broken_law(statement: Import) -> str | None:
         return 'only export_model needs mapping'
     if within(importer, 'pera_mm.mapping') and target != 'pera_mm' and within(
             target, 'pera_mm') and not within(target, 'pera_mm.mapping', *MAPPING, *LEAVES):
-        return 'mapping knows only datasets.reading, launch, weights and the leaves'
+        return 'mapping knows only datasets.reading and scene*, launch, weights and the leaves'
     if within(importer, 'pera_mm.models') and within(target, 'pera_mm.datasets', 'pera_mm.engine'):
         return 'models know neither datasets nor engine'
     if within(importer, 'pera_mm.engine') and within(target, 'pera_mm.models') and (

@@ -1,8 +1,9 @@
 r"""Embed images, or windows of scenes: a table of vectors, or a map of patch tokens.
 
 MODEL is any checkpoint of PerA or an exported backbone. DATA is a folder of images, a text list,
-tar shards or an LMDB, whose images are resized to squares; or a scene (.tif, .vrt, .jp2), or with
---windows a folder or list of scenes, which are cut into windows at their own resolution.
+tar shards or an LMDB, whose images are resized to squares; or a scene (.tif, .vrt, .jp2, or the URL
+of a COG), or with --windows a folder or list of scenes, which are cut into windows at their own
+resolution.
 
 The table is Parquet, with places GeoParquet. If the command is killed, the same command continues.
 
@@ -16,11 +17,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import rasterio
 import torch
 from rich.progress import MofNCompleteColumn, Progress
 
 import pera_mm
 from pera_mm.datasets.labelled import first_few
+from pera_mm.datasets.scene_grids import PATIENCE, URL
 from pera_mm.embedding.extract import MAP_SUFFIXES, TOKENS, Extractor, Summary
 from pera_mm.embedding.pictures import Scenes, open_pictures
 from pera_mm.embedding.table import DTYPES, geo_package
@@ -48,7 +51,7 @@ def parse_args() -> argparse.Namespace:
                         help='red, green and blue of rasters, from 1 (default: 1 2 3)')
     parser.add_argument('--scale', type=float, nargs=2, metavar=('LOW', 'HIGH'),
                         help='what becomes 0 and 255 of rasters that are not 8-bit (default: the '
-                             '2nd and 98th percentile of each)')
+                             '2nd and 98th percentile of each image or scene)')
     parser.add_argument('--dtype', choices=DTYPES, default=DTYPES[0],
                         help='of the vectors in a table (default: %(default)s)')
     parser.add_argument('--batch-size', type=int, default=32, metavar='N')
@@ -66,7 +69,8 @@ def main() -> None:
     pictures = open_pictures(args.data, size, model.patch_size, args.windows, args.bands, scale)
     facts = dict(
         model=str(Path(args.model).resolve()), model_sha256=model.fingerprint(),
-        source=str(Path(args.data).resolve()), pictures=len(pictures),
+        source=args.data if URL.match(args.data) else str(Path(args.data).resolve()),
+        pictures=len(pictures),
         windows=isinstance(pictures, Scenes), token=args.token, size=size,
         patch_size=model.patch_size, bands=args.bands, scale=scale, dtype=args.dtype,
         pera_mm=pera_mm.__version__)
@@ -104,5 +108,5 @@ def report(out: Path, summary: Summary, model: NormalizedViT) -> None:
 
 
 if __name__ == '__main__':
-    with errors_in_one_sentence('embed'), stopped_in_one_line():
+    with errors_in_one_sentence('embed'), stopped_in_one_line(), rasterio.Env(**PATIENCE):
         main()

@@ -72,7 +72,8 @@ class TarShards:
         offset, shard, _ = self.places[index].item()
         path = self._path(shard)
         try:
-            header = os.pread(self.open(path).fileno(), BLOCK, offset - BLOCK)
+            file = self.open(path)  # held: another thread may take it out of the cache
+            header = os.pread(file.fileno(), BLOCK, offset - BLOCK)
         except OSError:
             header = b''
         return f'{path}/{os.fsdecode(name_in(header)) or f"byte {offset}"}'
@@ -87,8 +88,8 @@ class TarShards:
         if size > MAX_FILE_BYTES:
             raise UnreadableImage('ValueError: the file is larger than 1 GiB: cut it into tiles')
         try:
-            descriptor = self.open(self._path(shard)).fileno()
-            data = os.pread(descriptor, BLOCK + size, offset - BLOCK)
+            file = self.open(self._path(shard))  # held: as above
+            data = os.pread(file.fileno(), BLOCK + size, offset - BLOCK)
         except OSError as error:
             raise UnreadableImage(reason_of(error)) from error
         if len(data) < BLOCK + size:

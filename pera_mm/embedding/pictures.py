@@ -18,22 +18,22 @@ import numpy as np
 from pera_mm.datasets.completeness import JPEG_2000, TIFF
 from pera_mm.datasets.listing import ImageList, Source, open_source
 from pera_mm.datasets.reading import (
-    PERCENTILES,
     RASTER_DRIVERS,
     Scale,
     UnreadableImage,
     check_rule,
     decode_safely,
     reason_of,
-    to_uint8,
 )
+from pera_mm.datasets.scene import Scene
+from pera_mm.datasets.scene_grids import URL, has_grid
+from pera_mm.datasets.scene_pixels import Reading
 from pera_mm.errors import UserError
 from pera_mm.evaluation.features import squared
 
 SCENE_SUFFIXES = ('.tif', '.tiff', '.vrt', '.jp2')
 DATE = re.compile(r'(?<!\d)((?:19|20)\d\d)[-_:]?(\d\d)[-_:]?(\d\d)(?!\d)')
 OPEN_SCENES = 4  # per thread
-SAMPLED_WINDOWS = 64  # of a scene, for its percentiles
 
 Box = tuple[float, float, float, float]
 
@@ -110,11 +110,13 @@ class Scenes:
     """The square windows of scenes, row by row, without gaps, at the scenes' own resolution.
 
     Windows start at multiples of their side. The last of a row or column starts earlier, so that it
-    ends less than a patch beyond the scene. Pixels without a value are black. Pixels of more than
-    8 bits get one scale per scene; with 'auto' it comes from 64 windows spread over the scene.
+    ends less than a patch beyond the scene. They are read as :class:`pera_mm.datasets.scene.Scene`
+    reads them: palettes become RGB, pixels without a value are black, and pixels of more than 8
+    bits get one scale per scene; with 'auto' it is that of the percentiles of the whole scene.
 
     Args:
-        paths: rasters that GDAL opens. Those that it does not are in :attr:`unreadable`.
+        paths: paths and URLs of rasters that GDAL opens. Those that it does not are in
+            :attr:`unreadable`.
         size: S, the side of a window, pixels.
         patch_size: p, of the model; S is a multiple.
         bands: one or three, 1-based; None: the first three, or the first.
@@ -123,26 +125,25 @@ class Scenes:
 
     def __init__(self, paths: Sequence[str], size: int, patch_size: int,
                  bands: tuple[int, ...] | None, scale: Scale) -> None:
-        self.size, self.patch_size, self.scale = size, patch_size, scale
+        self.size, self.patch_size = size, patch_size
+        self.reading = Reading(bands, scale=scale)
         self.paths: list[str] = []
         self.frames: list[Frame] = []
-        self.bands_of: list[list[int]] = []  # red, green and blue of each scene
         self.unreadable: list[tuple[str, str]] = []
         for path in paths:
             try:
-                with _opened(path) as raster:
-                    chosen, frame = _bands_of(raster, bands), _frame_of_raster(raster, path)
+                with Scene(path, self.reading) as scene:
+                    frame = _frame_of_raster(scene.file, path)
             except Exception as error:  # GDAL raises anything on broken bytes
-                self.unreadable.append((path, reason_of(error)))
+                self.unreadable.append((path, _reason(error, path)))
                 continue
             self.paths.append(path)
             self.frames.append(frame)
-            self.bands_of.append(chosen)
         counts = [len(self.starts(frame.height)) * len(self.starts(frame.width))
                   for frame in self.frames]
         self.ends = np.cumsum(counts, dtype=np.int64)
         self._open = local()
-        self._scales: dict[int, list[tuple[float, float]]] = {}
+        self._readings: dict[int, Reading | UnreadableImage] = {}
         self._lock = Lock()
 
     def __len__(self) -> int:
@@ -150,8 +151,8 @@ class Scenes:
 
     def name(self, index: int) -> str:
         """Name a window: ``scene.tif (row 512, column 0)``."""
-        scene, row, column = self._place(index)
-        return f'{self.paths[scene]} (row {row}, column {column})'
+        number, row, column = self._place(index)
+        return f'{self.paths[number]} (row {row}, column {column})'
 
     def starts(self, length: int) -> list[int]:
         """Return the first pixels of the windows along a side of ``length`` pixels."""
@@ -165,32 +166,25 @@ class Scenes:
         Raises:
             UnreadableImage: if it cannot be read.
         """
-        scene, top, left = self._place(index)
-        frame = self.frames[scene]
+        number, top, left = self._place(index)
+        path, frame = self.paths[number], self.frames[number]
         try:
-            pixels, valid = self._pixels(scene, top, left)
-            if not valid.any():
-                return None
-            scales = self._scales_of(scene) if pixels.dtype != np.uint8 else []
-            if scales:
-                pixels = np.concatenate([to_uint8(band[None], valid, scale)
-                                         for band, scale in zip(pixels, scales)])
-        except MemoryError:
+            pixels, valid = self._scene(number).read(top, left, self.size)
+        except (MemoryError, UnreadableImage):
             raise
         except Exception as error:  # GDAL raises anything on broken bytes
-            raise UnreadableImage(reason_of(error.__cause__ or error)) from error
-        rgb = np.zeros((self.size, self.size, 3), np.uint8)
-        height, width = valid.shape
-        rgb[:height, :width] = np.where(valid, pixels, 0).transpose(1, 2, 0)
+            self._scenes().pop(number, None)  # an error of GDAL may show again at its next call
+            raise UnreadableImage(_reason(error, path)) from error
+        if not valid.any():
+            return None
+        rgb = np.ascontiguousarray(np.where(valid, pixels, 0).transpose(1, 2, 0))
         box = (left, top, left + self.size, top + self.size)
-        return Picture(rgb, index, self.paths[scene], box, frame, self._keep(frame, box, valid))
+        return Picture(rgb, index, path, box, frame, self._keep(frame, box, valid))
 
     def _keep(self, frame: Frame, box: Box, valid: np.ndarray) -> np.ndarray:
         """Mark the patches with a valid pixel that no earlier window of the scene has."""
         side, patch = self.size // self.patch_size, self.patch_size
-        whole = np.zeros((self.size, self.size), bool)
-        whole[:valid.shape[0], :valid.shape[1]] = valid
-        keep: np.ndarray = whole.reshape(side, patch, side, patch).max(axis=(1, 3))
+        keep: np.ndarray = valid.reshape(side, patch, side, patch).max(axis=(1, 3))
         for axis, (start, length) in enumerate(((box[1], frame.height), (box[0], frame.width))):
             starts = self.starts(length)
             number = starts.index(int(start))
@@ -207,80 +201,51 @@ class Scenes:
         number = index - (int(self.ends[scene]) - len(rows) * len(columns))
         return scene, rows[number // len(columns)], columns[number % len(columns)]
 
-    def _pixels(self, scene: int, top: int, left: int) -> tuple[np.ndarray, np.ndarray]:
-        """Read pixels ``[3, h, w]`` and where they are valid ``[h, w]``, within the scene."""
-        from rasterio.windows import Window
-
-        frame, bands = self.frames[scene], self.bands_of[scene]
-        window = Window(left, top, min(self.size, frame.width - left),
-                        min(self.size, frame.height - top))
-        try:
-            raster = self._raster(scene)
-            pixels = raster.read(bands, window=window)
-            valid = raster.read_masks(sorted(set(bands)), window=window).max(axis=0) > 0
-        except Exception:
-            self._rasters().pop(scene, None)  # an error of GDAL may show again at its next call
-            raise
-        if pixels.dtype.kind == 'f':
-            valid &= np.isfinite(pixels).all(axis=0)
-        return pixels, valid
-
-    def _scales_of(self, scene: int) -> list[tuple[float, float]]:
-        if self.scale != 'auto':
-            return [self.scale] * 3
-        with self._lock:
-            if scene not in self._scales:
-                self._scales[scene] = self._percentiles(scene)
-            return self._scales[scene]
-
-    def _percentiles(self, scene: int) -> list[tuple[float, float]]:
-        frame = self.frames[scene]
-        places = [(top, left) for top in self.starts(frame.height)
-                  for left in self.starts(frame.width)]
-        chosen = np.unique(np.linspace(0, len(places) - 1, SAMPLED_WINDOWS).astype(int))
-        known = []  # a part of the valid pixels of each window, [3, n]
-        for number in chosen:
-            with suppress(Exception):  # its own reading says what is wrong
-                pixels, valid = self._pixels(scene, *places[number])
-                known.append(pixels[:, valid][:, ::4])
-        low, high = np.percentile(np.concatenate(known, axis=1), PERCENTILES, axis=1)
-        return [(float(a), float(b)) if b > a else (float(a), float(a) + 1)
-                for a, b in zip(low, high)]
-
-    def _raster(self, scene: int) -> Any:
+    def _scene(self, number: int) -> Scene:
         """Return the scene opened in this thread; GDAL's rasters belong to one thread."""
-        rasters = self._rasters()
-        if scene not in rasters:
-            if len(rasters) >= OPEN_SCENES:
-                rasters.pop(next(iter(rasters))).close()
-            rasters[scene] = _opened(self.paths[scene])
-        return rasters[scene]
+        scenes = self._scenes()
+        if number not in scenes:
+            if len(scenes) >= OPEN_SCENES:
+                scenes.pop(next(iter(scenes))).close()
+            scenes[number] = Scene(self.paths[number], self._reading(number))
+        return scenes[number]
 
-    def _rasters(self) -> dict[int, Any]:
-        return self._open.__dict__.setdefault('rasters', {})
+    def _scenes(self) -> dict[int, Scene]:
+        return self._open.__dict__.setdefault('scenes', {})
+
+    def _reading(self, number: int) -> Reading:
+        """Return how a scene is read, with its percentiles, which are found once.
+
+        Raises:
+            UnreadableImage: if they are unknown.
+        """
+        with self._lock:
+            if number not in self._readings:
+                self._readings[number] = self._with_limits(self.paths[number])
+            found = self._readings[number]
+        if isinstance(found, UnreadableImage):
+            raise UnreadableImage(str(found))
+        return found
+
+    def _with_limits(self, path: str) -> Reading | UnreadableImage:
+        try:
+            with Scene(path, self.reading) as scene:
+                return self.reading._replace(scale=scene.limits() or self.reading.scale)
+        except MemoryError:
+            raise
+        except Exception as error:  # GDAL raises anything on broken bytes
+            return UnreadableImage(_reason(error, path))
 
 
-def _opened(path: str) -> Any:
-    import rasterio
-
-    return rasterio.open(path)
-
-
-def _bands_of(raster: Any, bands: tuple[int, ...] | None) -> list[int]:
-    from rasterio.enums import ColorInterp
-
-    if raster.colorinterp[0] == ColorInterp.palette:
-        raise ValueError('it has a palette: make it RGB with gdal_translate -expand rgb')
-    if raster.dtypes[0].startswith('complex'):
-        raise ValueError('complex pixels have no 8-bit form; convert them to amplitudes')
-    chosen = bands or ((1, 2, 3) if raster.count >= 3 else (1, ))
-    if max(chosen) > raster.count:
-        raise ValueError(f'band {max(chosen)} is requested, and the file has {raster.count}')
-    return [*chosen] * (3 // len(chosen))
+def _reason(error: Exception, path: str) -> str:
+    """Say what is wrong with a file, without its path."""
+    if isinstance(error, UserError):
+        return str(error).removeprefix(f'{path} ')
+    return reason_of(error.__cause__ or error)
 
 
 def _frame_of_raster(raster: Any, path: str) -> Frame:
-    placed = raster.crs is not None and not raster.transform.is_identity
+    placed = has_grid(raster)
     return Frame(raster.width, raster.height, raster.crs if placed else None,
                  raster.transform if placed else None, _date_of(raster, path))
 
@@ -312,7 +277,7 @@ def open_pictures(data: str | Path, size: int, patch_size: int, windows: bool = 
     """Open the images, or the windows of the scenes, of a command line.
 
     Args:
-        data: a folder, a text list, tar shards or an LMDB of images; or one scene.
+        data: a folder, a text list, tar shards or an LMDB of images; or one scene, also as a URL.
         size: S, the side of a picture, pixels.
         patch_size: p, of the model.
         windows: whether the images of a folder or list are scenes, to be cut into windows.
@@ -330,7 +295,8 @@ def open_pictures(data: str | Path, size: int, patch_size: int, windows: bool = 
     warnings.simplefilter('ignore', NotGeoreferencedWarning)  # of every thread
     chosen = None if bands is None else tuple(bands)
     check_rule(chosen, scale)
-    if os.path.isfile(data) and str(data).lower().endswith(SCENE_SUFFIXES):
+    if URL.match(str(data)) or (
+            os.path.isfile(data) and str(data).lower().endswith(SCENE_SUFFIXES)):
         return _scenes([str(data)], size, patch_size, chosen, scale)
     source = open_source(str(data))
     if not windows:

@@ -13,13 +13,13 @@ from mmengine.dataset import Compose
 from rasterio.transform import Affine
 
 from pera_mm.datasets.reading import reason_of
+from pera_mm.datasets.scene import Scene
 from pera_mm.errors import UserError
 from pera_mm.files import write_whole
 from pera_mm.mapping.job import READ_AHEAD, MapJob, Writer, ahead, as_bytes
 from pera_mm.mapping.predictor import Classifier, pipeline_of
 from pera_mm.mapping.ranks import Ranks
 from pera_mm.mapping.rasters import NODATA, Part, write_part
-from pera_mm.mapping.scene import Scene
 from pera_mm.mapping.windows import Band, Grid, Windows
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from pera_mm.datasets.scene import Scene
 from pera_mm.files import write_whole
 from pera_mm.mapping.boxes import merge_boxes, write_boxes
 from pera_mm.mapping.job import READ_AHEAD, RECIPE_TAG, Job, Writer, ahead
 from pera_mm.mapping.rasters import Part
-from pera_mm.mapping.scene import Scene
 
 
 class BoxJob(Job):

@@ -25,11 +25,12 @@ from rasterio.errors import RasterioError
 
 import pera_mm
 from pera_mm.datasets.reading import Scale
+from pera_mm.datasets.scene import Scene
+from pera_mm.datasets.scene_grids import URL
 from pera_mm.errors import UserError
 from pera_mm.files import sign_folder
 from pera_mm.mapping.blending import RollingSum
 from pera_mm.mapping.rasters import NODATA, MapInfo, Part, join, join_scores, write_part
-from pera_mm.mapping.scene import URL, Scene
 from pera_mm.mapping.styles import write_style
 from pera_mm.mapping.windows import Band, Windows
 

@@ -13,6 +13,9 @@ import rasterio
 from rasterio.errors import NotGeoreferencedWarning
 
 import pera_mm
+from pera_mm.datasets.scene import list_scenes
+from pera_mm.datasets.scene_grids import SETTINGS, URL
+from pera_mm.datasets.scene_pixels import Reading
 from pera_mm.errors import MissingFileError, UserError
 from pera_mm.files import sha256
 from pera_mm.launch import merge_options, read_config
@@ -21,7 +24,6 @@ from pera_mm.mapping.detection import BoxJob
 from pera_mm.mapping.job import Job, MapJob, Options, Strip
 from pera_mm.mapping.predictor import Classifier, Detector, TrainedModel, load_model
 from pera_mm.mapping.ranks import Meter, Ranks
-from pera_mm.mapping.scene import SETTINGS, URL, Reading, list_scenes
 
 BATCH_PIXELS = {'cpu': 512**2, 'cuda': 8 * 512**2}  # of the windows of a batch
 MAX_BATCH = 32

@@ -4,7 +4,10 @@ from contextlib import ExitStack
 
 import numpy as np
 from numpy.typing import NDArray
+from rasterio.enums import Resampling
+from rasterio.windows import Window
 
+from pera_mm.datasets.scene_grids import on_grid_of, open_raster
 from pera_mm.errors import UserError
 from pera_mm.prepare.dated_scene import DatedScene, Tile
 from pera_mm.prepare.polygons import CHANGED_NAME
@@ -36,25 +39,14 @@ class ClassRaster:
     """
 
     def __init__(self, source: str, scene: DatedScene, is_change: bool, stack: ExitStack) -> None:
-        from rasterio import open as open_raster
-        from rasterio.enums import Resampling
-        from rasterio.errors import RasterioIOError
-        from rasterio.vrt import WarpedVRT
-
-        try:
-            raster = stack.enter_context(open_raster(source))
-        except RasterioIOError as error:
-            raise UserError(f'{source} cannot be read as a raster: {error}') from None
+        raster = stack.enter_context(open_raster(source))
         if raster.count > 1 or np.dtype(raster.dtypes[0]).kind not in 'iu':
             raise UserError(f'{source} has {raster.count} bands of {raster.dtypes[0]}: classes '
                             'need one band of whole numbers.')
         if raster.crs is None:
             raise UserError(f'{source} has no coordinate reference system: give it the one that it '
                             'was made in with "gdal_translate -a_srs EPSG:...".')
-        self._grid = stack.enter_context(WarpedVRT(
-            raster, crs=scene.crs, transform=scene.newer.transform, width=scene.newer.width,
-            height=scene.newer.height, resampling=Resampling.nearest,
-            add_alpha=raster.nodata is None))  # beyond the raster there is no label
+        self._grid = stack.enter_context(on_grid_of(scene.newer, raster, Resampling.nearest))
         self._is_change = is_change
         self.names = sorted({self._name(value) for value in self._values()
                              if value or not is_change})
@@ -77,8 +69,6 @@ class ClassRaster:
         return sorted(found)
 
     def _read(self, x: int, y: int, height: int, width: int) -> tuple[NDArray, NDArray[np.bool_]]:
-        from rasterio.windows import Window
-
         window = Window(x, y, width, height)
         return self._grid.read(1, window=window), self._grid.read_masks(1, window=window) > 0
 

@@ -1,13 +1,20 @@
-"""A scene cut into tiles, alone or with an older date on the same grid."""
+"""A scene cut into tiles, alone or with an older date on the same grid.
+
+Pixels stay raw here: a tile has all bands and the type of its scene, and keeps nodata, mask and
+palette, where :class:`pera_mm.datasets.scene.Scene` gives what a model takes.
+"""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pera_mm.datasets.reading import PERCENTILES
+from pera_mm.datasets.scene_grids import has_grid, on_grid_of, open_raster, overlap
+from pera_mm.datasets.scene_pixels import Date, Reading
 from pera_mm.errors import UserError
 from pera_mm.prepare.tiles import tile_name, tile_starts
 
@@ -38,11 +45,17 @@ class DatedScene:
 
     def __init__(self, path: Path, before: Path | None, stack: ExitStack) -> None:
         self.path = path
-        self.newer = stack.enter_context(_opened(path))
+        self.newer = stack.enter_context(open_raster(str(path)))
+        _check_place(self.newer)
         self.dates = [self.newer]
         if before is not None:
-            older = stack.enter_context(_opened(before))
-            self.dates.insert(0, stack.enter_context(_on_grid_of(self.newer, older)))
+            older = stack.enter_context(open_raster(str(before)))
+            _check_place(older)
+            if _bands(older) != _bands(self.newer):
+                raise UserError(f'{before} has {_bands(older)}, {path} has {_bands(self.newer)}: '
+                                'both dates need the same bands.')
+            overlap(older, self.newer)
+            self.dates.insert(0, stack.enter_context(on_grid_of(self.newer, older)))
 
     @property
     def crs(self) -> Any:
@@ -114,51 +127,42 @@ def check_bands(scenes: list[DatedScene]) -> None:
                             f'{_bands(first)}: the scenes of a data set need the same bands.')
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """Open a scene.
+def common_scale(scenes: list[DatedScene]) -> tuple[float, float] | None:
+    """Find one scale for all tiles of scenes, as a config and ``tools/predict.py`` take it.
+
+    Returns:
+        The 2nd and 98th percentile of all bands of all scenes and dates, from a sample of each;
+        None for 8-bit pixels, which stay as they are, and where both are equal.
 
     Raises:
-        ValueError: if it cannot be read or lies nowhere.
+        ValueError: if a scene cannot be read.
     """
-    from rasterio import open as open_raster
-    from rasterio.errors import RasterioIOError
+    first = scenes[0].newer
+    if first.dtypes[0] == 'uint8':
+        return None
+    bands = tuple(number for number, color in enumerate(first.colorinterp, 1)
+                  if color.name != 'alpha')
+    files = [file for scene in scenes for file in scene.dates]
+    samples = []
+    for file in files:
+        values, valid = Date(file, Reading(bands, len(bands)), file.name).sample()
+        samples.append(values[:, valid][:, ::len(files)].ravel())  # of all a million pixels
+    known = np.concatenate(samples)
+    low, high = np.percentile(known, PERCENTILES).tolist() if len(known) else (0., 0.)
+    return (low, high) if low < high else None
 
-    try:
-        raster = open_raster(path)
-    except RasterioIOError as error:
-        raise UserError(f'{path} cannot be read as a raster: {error}') from None
-    with raster:
-        if raster.crs is None or raster.transform.is_identity:
-            raise UserError(
-                f'{path} has no coordinate reference system or no place, so polygons cannot be '
-                'laid over it: give it both with "gdal_translate -a_srs EPSG:... -a_ullr ...", or '
-                'warp it by its control points with gdalwarp.')
-        yield raster
 
-
-def _on_grid_of(newer: Any, older: Any) -> Any:
-    """Show the older scene on the newer one's grid.
+def _check_place(raster: Any) -> None:
+    """Check that a scene has a place on the Earth.
 
     Raises:
-        ValueError: if they have different bands or no common area.
+        ValueError: if not.
     """
-    from rasterio.enums import ColorInterp, MaskFlags, Resampling
-    from rasterio.vrt import WarpedVRT
-
-    if _bands(older) != _bands(newer):
-        raise UserError(f'{older.name} has {_bands(older)}, {newer.name} has {_bands(newer)}: both '
-                        'dates need the same bands.')
-    there, here = _bounds_in(older, newer.crs), _bounds_in(newer, newer.crs)
-    if any(there[i] >= here[i + 2] or here[i] >= there[i + 2] for i in (0, 1)):
-        raise UserError(f'{older.name} and {newer.name} do not overlap: give two dates of one '
-                        'place.')
-    is_palette = older.colorinterp[0] == ColorInterp.palette
-    marked = {MaskFlags.alpha, MaskFlags.nodata} & set(older.mask_flag_enums[0])
-    return WarpedVRT(
-        older, crs=newer.crs, transform=newer.transform, width=newer.width, height=newer.height,
-        resampling=Resampling.nearest if is_palette else Resampling.bilinear,
-        add_alpha=not marked)  # what lies beyond the older scene has no value
+    if not has_grid(raster):
+        raise UserError(
+            f'{raster.name} has no coordinate reference system or no place, so polygons cannot be '
+            'laid over it: give it both with "gdal_translate -a_srs EPSG:... -a_ullr ...", or '
+            'warp it by its control points with gdalwarp.')
 
 
 def _bands(raster: Any) -> str:

@@ -1,7 +1,5 @@
 """Labelled polygons of a layer, as they lie in a scene."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pera_mm.datasets.scene_grids import needs_geo
 from pera_mm.errors import UserError
 from pera_mm.prepare.dated_scene import DatedScene, Tile
 
@@ -56,7 +55,7 @@ def read_polygons(source: str, field: str | None, scene: DatedScene) -> Polygons
         ValueError: if the file cannot be read, has several layers of which none is named, no such
             field, no CRS, or other shapes than polygons.
     """
-    with _needs_geo():
+    with needs_geo('reading polygons'):
         import geopandas  # noqa: F401  pyogrio's frames are its
         import pyogrio
         from pyogrio.errors import DataLayerError, DataSourceError
@@ -103,12 +102,3 @@ def _name_of(value: Any) -> str | None:
         return None
     is_whole = isinstance(value, float) and value.is_integer()
     return str(int(value) if is_whole else value).strip()
-
-
-@contextmanager
-def _needs_geo() -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise UserError(f'reading polygons needs the package {error.name}: pip install '
-                        '-e .[geo].') from None

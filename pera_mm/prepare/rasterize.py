@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from pera_mm.errors import UserError
 from pera_mm.files import sign_folder, write_whole
 from pera_mm.prepare.class_raster import ClassRaster, is_raster
-from pera_mm.prepare.dated_scene import DatedScene, Tile, check_bands
+from pera_mm.prepare.dated_scene import DatedScene, Tile, check_bands, common_scale
 from pera_mm.prepare.jobs import Progress, quiet
 from pera_mm.prepare.polygons import CHANGED_NAME, UNLABELLED, Polygons, read_polygons
 from pera_mm.prepare.spatial_split import GAP, TRAIN, VAL, spatial_split
@@ -100,6 +100,7 @@ class Summary(NamedTuple):
         pixels: Labelled pixels of each class, ``[C]`` for each split.
         empty: Number of tiles without a pixel that has a value.
         unlabelled: Number of other tiles without a label.
+        scale: What becomes 0 and 255 of pixels that are not 8-bit, for the training and the map.
     """
 
     classes: tuple[str, ...]
@@ -107,6 +108,7 @@ class Summary(NamedTuple):
     pixels: dict[str, NDArray[np.int64]]
     empty: int
     unlabelled: int
+    scale: tuple[float, float] | None
 
 
 def rasterize_scenes(request: Request, progress: Progress = quiet) -> Summary:
@@ -147,6 +149,7 @@ def rasterize_scenes(request: Request, progress: Progress = quiet) -> Summary:
         part = spatial_split(boxes, pixels > 0, request.val)
         chosen = [(tiles[index], SPLITS[which]) for index, which in zip(labelled, part)
                   if which != GAP]
+        scale = common_scale(scenes)
         for tile, split in progress(chosen, 'writing tiles', len(chosen)):
             _write_tile(request, scenes[tile.scene], masks, tile, split)
         write_whole(request.out / CLASSES, ''.join(f'{name}\n' for name in masks.classes).encode())
@@ -154,7 +157,7 @@ def rasterize_scenes(request: Request, progress: Progress = quiet) -> Summary:
         masks.classes,
         {name: int((part == which).sum()) for which, name in {**SPLITS, GAP: 'gap'}.items()},
         {name: pixels[part == which].sum(0) for which, name in SPLITS.items()},
-        int((~has_value).sum()), int(has_value.sum()) - len(labelled))
+        int((~has_value).sum()), int(has_value.sum()) - len(labelled), scale)
 
 
 # -- masks ---------------------------------------------------------------------------------------

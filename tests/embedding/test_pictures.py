@@ -1,5 +1,6 @@
 """What the model sees of images and scenes, and where it lies."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 
 import cv2
@@ -9,6 +10,8 @@ import rasterio
 from small_world import CRS, PATCH, PLACE, SIZE, noise, write_scene
 
 from pera_mm.datasets.reading import UnreadableImage
+from pera_mm.datasets.scene import Scene
+from pera_mm.datasets.scene_pixels import Date, Reading
 from pera_mm.embedding.pictures import Pictures, Scenes, open_pictures
 
 
@@ -87,20 +90,61 @@ def test_nan_is_no_value(tmp_path):
     assert not pixels[5, 6].any()
 
 
+def test_percentiles_are_those_of_the_whole_scene(tmp_path):
+    image = np.random.default_rng(0).integers(0, 5000, (3, 32, 32 * 70)).astype(np.uint16)
+    image[:, :, 64:] *= 2
+    path = write_scene(tmp_path / 'a.tif', image)
+    with Scene(str(path), Reading()) as whole:
+        limits = np.array(whole.limits())
+        np.testing.assert_allclose(limits, np.percentile(image, (2, 98), axis=(1, 2)).T, rtol=.1)
+        reader = scenes(path)
+        for index in (0, 1, 69):
+            expected = whole.read(0, index * SIZE, SIZE)[0]
+            np.testing.assert_array_equal(reader.read(index).pixels, expected.transpose(1, 2, 0))
+
+
+def test_threads_share_the_percentiles_of_a_scene(tmp_path, monkeypatch):
+    samples = []
+    sample = Date.sample
+    monkeypatch.setattr(Date, 'sample', lambda date: samples.append(date.place) or sample(date))
+    paths = [write_scene(tmp_path / f'{name}.tif', noise(64, 64).astype(np.uint16))
+             for name in 'abcdef']
+    reader = scenes(*paths)
+    with ThreadPoolExecutor(3) as threads:
+        seen = list(threads.map(reader.read, [*range(len(reader)), *range(len(reader))]))
+    assert len(seen) == 48 and all(picture is not None for picture in seen)
+    assert sorted(samples) == [str(path) for path in paths]
+
+
+def test_palettes_become_rgb_and_transparent_pixels_are_black(tmp_path):
+    numbers = noise(32, 48)[:1] % 3
+    with rasterio.open(tmp_path / 'palette.tif', 'w', driver='GTiff', count=1, height=32, width=48,
+                       dtype='uint8') as raster:
+        colors = {0: (9, 8, 7, 255), 1: (255, 0, 0, 255), 2: (0, 40, 50, 255)}
+        raster.write_colormap(1, colors)
+        raster.write(numbers)
+    table = np.array([color[:3] for color in colors.values()])
+    assert np.array_equal(scenes(tmp_path / 'palette.tif').read(0).pixels,
+                          table[numbers[0, :, :32]])
+    image = np.concatenate([noise(32, 32), np.full((1, 32, 32), 255, np.uint8)])
+    image[3, :20] = 0
+    picture = scenes(write_scene(tmp_path / 'clear.tif', image, photometric='rgb', alpha='yes')
+                     ).read(0)
+    assert not picture.pixels[:20].any() and picture.keep.tolist() == [[False] * 2, [True] * 2]
+    assert np.array_equal(picture.pixels[20:], image[:3, 20:].transpose(1, 2, 0))
+
+
 def test_scenes_that_cannot_be_read_are_named_with_a_reason(tmp_path):
     good = write_scene(tmp_path / 'good.tif', noise(32, 32))
-    palette = tmp_path / 'palette.tif'
-    with rasterio.open(palette, 'w', driver='GTiff', count=1, height=32, width=32,
-                       dtype='uint8') as raster:
-        raster.write_colormap(1, {1: (255, 0, 0, 255)})
-        raster.write(noise(32, 32)[:1])
+    write_scene(tmp_path / 'complex.tif', noise(32, 32).astype(np.complex64))
     (tmp_path / 'broken.tif').write_bytes(b'II*\0')
-    reader = scenes(good, palette, tmp_path / 'broken.tif', good)
+    reader = scenes(good, tmp_path / 'complex.tif', tmp_path / 'broken.tif', good)
     assert [path.rpartition('/')[2] for path in reader.paths] == ['good.tif', 'good.tif']
     reasons = {path.rpartition('/')[2]: reason for path, reason in reader.unreadable}
-    assert 'gdal_translate -expand rgb' in reasons['palette.tif'] and reasons['broken.tif']
+    assert reasons['complex.tif'].startswith('has complex pixels, which no model takes: convert')
+    assert reasons['broken.tif'].startswith('cannot be opened as a raster (')
     reader = scenes(good, write_scene(tmp_path / 'b.tif', noise(32, 32)), bands=(4, ))
-    assert 'band 4 is requested, and the file has 3' in reader.unreadable[0][1]
+    assert reader.unreadable[0][1].startswith('has 3 bands, and the model takes the bands 4: ')
 
 
 def test_a_damaged_window_is_unreadable_and_the_others_are_not(tmp_path):
@@ -115,6 +159,31 @@ def test_a_damaged_window_is_unreadable_and_the_others_are_not(tmp_path):
     with pytest.raises(UnreadableImage):
         reader.read(1)
     assert all(reader.read(index) is not None for index in (0, 2, 3))
+
+
+def test_without_percentiles_a_damaged_scene_needs_a_scale(tmp_path):
+    path = write_scene(tmp_path / 'a.tif', noise(64, 64).astype(np.uint16), tiled=True,
+                       blockxsize=32, blockysize=32, compress='deflate', interleave='pixel')
+    with rasterio.open(path) as raster:
+        start = int(raster.get_tag_item('BLOCK_OFFSET_1_0', 'TIFF', bidx=1))
+    with open(path, 'r+b') as file:
+        file.seek(start)
+        file.write(bytes(2000))
+    reader = scenes(path)
+    for index in range(4):
+        with pytest.raises(UnreadableImage, match=r'^cannot be read \(.*--scale LOW HIGH\) is unk'):
+            reader.read(index)
+    reader = scenes(path, scale=(0, 255))
+    with pytest.raises(UnreadableImage, match='^cannot be read at rows 0 to 32, columns 32 to 64'):
+        reader.read(1)
+    assert all(reader.read(index) is not None for index in (0, 2, 3))
+
+
+def test_an_empty_window_needs_no_percentiles(tmp_path):
+    image = noise(32, 64).astype(np.uint16)
+    image[:, :, :32] = 0
+    assert scenes(write_scene(tmp_path / 'a.tif', image, nodata=0)).read(0) is None
+    assert scenes(write_scene(tmp_path / 'b.tif', image * 0, nodata=0)).read(1) is None
 
 
 def test_images_of_a_folder_are_resized_and_know_where_they_lie(tmp_path):

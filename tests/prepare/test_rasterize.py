@@ -10,8 +10,11 @@ import rasterio
 from PIL import Image
 from rasterio.transform import Affine
 
+from pera_mm.datasets.scene import Scene
+from pera_mm.datasets.scene_pixels import Reading
 from pera_mm.errors import UserError
 from pera_mm.prepare.rasterize import Request, rasterize_scenes
+from pera_mm.registry import TRANSFORMS
 
 geopandas = pytest.importorskip('geopandas')
 pytest.importorskip('pyogrio')
@@ -213,6 +216,64 @@ def test_neighbors_in_two_scenes_are_not_in_both_parts(tmp_path, fields):
     assert_drawn(tmp_path / 'out', expected)
 
 
+# -- pixels that are not 8-bit -------------------------------------------------------------------
+
+
+def ramp(bands: int = 3) -> np.ndarray:
+    """1000 to 7399 from left to right and top to bottom, each band 100 above the one before."""
+    values = np.arange(1000, 1000 + 64 * 100).reshape(1, 64, 100)
+    return (values + 100 * np.arange(bands).reshape(-1, 1, 1)).astype(np.uint16)
+
+
+def test_one_scale_is_that_of_all_bands_scenes_and_dates(tmp_path, fields):
+    deep, deeper = ramp(), ramp() + np.uint16(2000)
+    deep[:, :10] = 0  # nodata
+    scenes = [write_scene(tmp_path / 'a.tif', deep, nodata=0),
+              write_scene(tmp_path / 'b.tif', deeper, nodata=0)]
+    scale = rasterize_scenes(request(scenes[:1], fields, background='soil')).scale
+    assert scale == tuple(np.percentile(deep[:, 10:], (2, 98)))
+    for options in (dict(scene=scenes, background='soil', out=tmp_path / 'two'),
+                    dict(scene=scenes[:1], before=scenes[1:], field=None, out=tmp_path / 'dates')):
+        scale = rasterize_scenes(request(labels=fields, **options)).scale
+        every = np.concatenate([deep[:, 10:].ravel(), deeper.ravel()])
+        assert scale == pytest.approx(tuple(np.percentile(every, (2, 98))), rel=.01)
+
+
+def test_with_this_scale_training_and_map_see_the_same_pixels(tmp_path, fields):
+    """Without it each tile is stretched by itself."""
+    path = write_scene(tmp_path / 'scene.tif', ramp())
+    scale = rasterize_scenes(request(path, fields, background='soil')).scale
+    load = TRANSFORMS.build(dict(type='pera_mm.LoadRGB', scale=scale))
+    auto = TRANSFORMS.build(dict(type='pera_mm.LoadRGB'))
+    tiles = list((tmp_path / 'out/img_dir').glob('*/*.tif'))
+    assert len(tiles) >= 8
+    with Scene(str(path), Reading(scale=scale)) as scene, Scene(str(path), Reading()) as whole:
+        for tile in tiles:
+            x, y = map(int, tile.stem.split('_')[-2:])
+            sample = dict(img_path=str(tile), skipped=[])
+            mapped, learned = scene.read(y, x, TILE)[0], load(sample)['img'].transpose(2, 0, 1)
+            np.testing.assert_array_equal(learned, mapped)
+            assert abs(auto(sample)['img'].transpose(2, 0, 1) - 1. * mapped).max() > 50
+            assert abs(1. * whole.read(y, x, TILE)[0] - mapped).max() < 8
+
+
+def test_8_bit_pixels_alpha_and_constants_have_no_scale(tmp_path, scene, fields):
+    assert rasterize_scenes(request(scene, fields)).scale is None
+    flat = write_scene(tmp_path / 'flat.tif', np.full((3, 64, 76), 7, np.uint16))
+    assert rasterize_scenes(request(flat, fields, out=tmp_path / 'flat')).scale is None
+    pixels = ramp(4)
+    pixels[3] = 65535
+    clear = write_scene(tmp_path / 'clear.tif', pixels, photometric='rgb', alpha='yes')
+    scale = rasterize_scenes(request(clear, fields, out=tmp_path / 'clear')).scale
+    assert scale == tuple(np.percentile(pixels[:3], (2, 98)))
+
+
+def test_complex_pixels_are_refused(tmp_path, fields):
+    path = write_scene(tmp_path / 'complex.tif', noise(1, 64, 76, np.complex64))
+    with pytest.raises(UserError, match='complex.tif has complex pixels, which no model takes'):
+        rasterize_scenes(request(path, fields))
+
+
 # -- two dates -----------------------------------------------------------------------------------
 
 
@@ -325,7 +386,8 @@ def test_class_rasters_that_do_not_fit_are_named(tmp_path, scene):
     (tmp_path / 'broken.tif').write_bytes(b'nothing')
     for name, message in (('bands', '3 bands of uint8: classes need one band of whole numbers'),
                           ('real', '1 bands of float32'), ('nowhere', 'has no coordinate'),
-                          ('far', 'far.tif has no label in'), ('broken', 'cannot be read')):
+                          ('far', 'far.tif has no label in'),
+                          ('broken', r'broken.tif cannot be opened as a raster \(')):
         with pytest.raises(UserError, match=message):
             rasterize_scenes(request(scene, str(tmp_path / f'{name}.tif'), field=None))
 
@@ -389,8 +451,8 @@ def test_scenes_that_do_not_fit_are_named(tmp_path, scene, fields):
              'bands of uint8: both dates'),
             ([scene], dict(before=[far]), 'far.tif and .*scene.tif do not overlap'),
             ([nowhere], {}, 'nowhere.tif has no coordinate reference system'),
-            ([tmp_path / 'text.tif'], {}, 'text.tif cannot be read as a raster'),
-            ([tmp_path / 'none.tif'], {}, 'none.tif cannot be read as a raster'),
+            ([tmp_path / 'text.tif'], {}, r'text.tif cannot be opened as a raster \('),
+            ([tmp_path / 'none.tif'], {}, r'none.tif cannot be opened as a raster \('),
             ([scene, twin], {}, 'two scenes are called scene'),
             ([far], {}, 'fields.gpkg has no polygon in .*far.tif: check that both lie in one '
              'area and that their')):
@@ -454,3 +516,12 @@ def test_the_command_shows_shares_and_the_classes_for_a_config(tmp_path, tool, s
     with pytest.raises(SystemExit) as caught:
         tool(scene, fields, '--field', 'type', '-o', tmp_path / 'out')
     assert str(caught.value) == f"rasterize: {fields} has no field 'type'; it has 'class'."
+
+
+def test_the_command_shows_the_scale_for_a_config_and_for_a_map(tmp_path, tool, fields, capsys):
+    scene = write_scene(tmp_path / 'scene.tif', ramp())
+    tool(scene, fields, '--field', 'class', '--tile', TILE, '-o', tmp_path / 'out')
+    low, high = np.percentile(ramp(), (2, 98))
+    said = capsys.readouterr().out
+    assert f'scale = ({low:.7g}, {high:.7g})' in said
+    assert f'--scale {low:.7g} {high:.7g}' in said

@@ -8,8 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import rasterio
 import torch
 from made_data import TINY_ARCH
+from ranges import serve
+from rasterio.transform import from_origin
 
 from pera_mm.launch import errors_in_one_sentence
 from pera_mm.models.backbones.pera_vit import PerAViT
@@ -111,6 +114,28 @@ def test_mistakes_are_one_sentence(monkeypatch, capsys, checkpoint, images, tmp_
     assert 'cannot be read' in sentence(search, out, '--like', images / '09.png', *result)
     assert 'a cosine is above -1' in sentence(search, out, '--duplicates', 98, *result)
     assert '-k is 0' in sentence(search, out, '--like', 1, '-k', 0, *result)
+
+
+def test_a_served_scene_is_embedded_as_its_file(monkeypatch, capsys, checkpoint, tmp_path):
+    import pyarrow.parquet
+
+    pixels = np.random.default_rng(0).integers(0, 3000, (4, 80, 100), dtype=np.uint16)
+    with rasterio.open(tmp_path / 'a.tif', 'w', driver='COG', count=4, height=80, width=100,
+                       dtype='uint16', crs='EPSG:32632',
+                       transform=from_origin(500_000, 5_200_000, 10, 10)) as file:
+        file.write(pixels)
+    with serve(tmp_path / 'a.tif') as address:
+        for place, out in ((address, 'url'), (tmp_path / 'a.tif', 'file')):
+            out = tmp_path / f'{out}.parquet'
+            said = run(monkeypatch, capsys, embed, checkpoint, place, '-o', out, '--bands', 4, 2, 1)
+            assert '12 vectors of 32 numbers, from 12 pictures' in said
+        run(monkeypatch, capsys, search, tmp_path / 'url.parquet', '--like', 3, '-o',
+            tmp_path / 'a.png')
+    served, local = (pyarrow.parquet.read_table(tmp_path / f'{name}.parquet')
+                     for name in ('url', 'file'))
+    assert served['vector'] == local['vector'] and served['geometry'] == local['geometry']
+    assert set(served['path'].to_pylist()) == {address}
+    assert json.loads(served.schema.metadata[b'pera_mm'])['source'] == address
 
 
 @pytest.mark.parametrize('missing', ['pyarrow', 'shapely'])

@@ -16,8 +16,10 @@ Change, two dates and the classes of each:
 The last argument before the options is the file of labels; all others are scenes. One layer of a
 file with several is 'labels.gpkg|layername=roofs'. Labels may be in another coordinate reference
 system than the scenes. What has no label there has none in the masks (255), unless --background
-names a class for it. In a raster of changes 0 is unchanged and all else is changed. Whole blocks of tiles validate, with a gap of a tile around them. If the command is stopped,
-repeat it to continue. docs/adding_a_dataset.md has configs for the result.
+names a class for it. In a raster of changes 0 is unchanged and all else is changed. Whole blocks of
+tiles validate, with a gap of a tile around them. For pixels that are not 8-bit it prints a scale,
+with which training and maps see the same. If the command is stopped, repeat it to continue.
+docs/adding_a_dataset.md has configs for the result.
 """
 
 import argparse
@@ -36,7 +38,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('scenes', metavar='SCENE', type=Path, nargs='+', help='a raster of GDAL')
-    parser.add_argument('labels', metavar='LABELS', help='a layer of polygons that OGR reads, or a class raster (.tif, .vrt, .img)')
+    parser.add_argument('labels', metavar='LABELS',
+                        help='a layer of polygons that OGR reads, or a class raster (.tif, .vrt, '
+                             '.img)')
     parser.add_argument('-o', '--out', metavar='DIR', type=Path, required=True,
                         help='the folder to create')
     parser.add_argument('--field', help="the field of the polygons' classes")
@@ -65,6 +69,10 @@ def show(summary: Summary, out: Path, console: Console) -> None:
         'without a value.',
         'For the config (docs/adding_a_dataset.md):',
         f'classes = {summary.classes!r}']
+    if summary.scale is not None:
+        low, high = (f'{value:.7g}' for value in summary.scale)
+        lines += [f'scale = ({low}, {high})',
+                  f'tools/predict.py has it from the config, or with --scale {low} {high}.']
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

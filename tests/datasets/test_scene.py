@@ -1,9 +1,8 @@
 """Scenes of every kind, read in windows: pixels, valid pixels, grids, polygons, and sentences."""
 
 import json
-import threading
+import sys
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +10,14 @@ import pytest
 import rasterio
 import rasterio.shutil
 from PIL import Image
+from ranges import Ranges, serve
 from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 from rasterio.warp import transform as transform_points
 
+from pera_mm.datasets.scene import Scene, list_scenes
+from pera_mm.datasets.scene_pixels import Reading
 from pera_mm.errors import UserError
-from pera_mm.mapping.scene import Reading, Scene, list_scenes
 
 UTM = 'EPSG:32632'
 ORIGIN = 500_000, 5_200_000
@@ -112,6 +113,46 @@ def test_percentiles_are_those_of_the_whole_scene(tmp_path):
     np.testing.assert_allclose(dark, expected, atol=.51)
 
 
+def test_a_scale_may_differ_from_band_to_band(tmp_path):
+    pixels = np.arange(3 * 256).reshape(3, 16, 16).astype(np.uint16)
+    place = write(tmp_path / 'a.tif', pixels)
+    limits = ((0, 255), (256, 511), (512, 767))
+    values, _ = read(place, Reading(scale=limits))
+    np.testing.assert_array_equal(values, pixels % 256)
+    with Scene(place, Reading(scale=limits)) as scene:
+        assert scene.limits() == limits
+    with Scene(place, Reading(scale=(0, 9))) as scene:
+        assert scene.limits() == ((0, 9),) * 3
+    with Scene(place, Reading(bands=(2,))) as scene:
+        assert scene.limits() == (tuple(np.percentile(pixels[1], (2, 98))),)
+    with Scene(write(tmp_path / 'b.tif', pixels.astype(np.uint8)), RGB) as scene:
+        assert scene.limits() == ()
+
+
+def test_where_a_sample_of_the_scene_is_empty_only_valid_windows_need_a_scale(tmp_path):
+    pixels = np.zeros((1, 2100, 2100), np.uint16)
+    pixels[0, 4, 4] = 500
+    place = write(tmp_path / 'a.tif', pixels, nodata=0, compress='deflate')
+    values, wanted = read(place, GRAY, at=(100, 100))
+    assert not wanted.any() and not values.any() and values.dtype == np.uint8
+    with pytest.raises(UserError, match='no valid pixel in a sample .* with --scale LOW HIGH'):
+        read(place, GRAY)
+    assert read(place, Reading((1,), 1, (0, 500)))[0][0, 4, 4] == 255
+
+
+@pytest.mark.parametrize('bands, alpha, seen', [(4, False, [0, 1, 2]), (3, False, [0, 1, 2]),
+                                                (2, False, [0, 0, 0]), (1, False, [0, 0, 0]),
+                                                (4, True, [0, 1, 2]), (3, True, [0, 0, 0])])
+def test_without_a_choice_the_first_bands_are_read(tmp_path, bands, alpha, seen):
+    pixels = noise(bands, 16, 16)
+    pixels[-1] |= 255 * alpha
+    place = write(tmp_path / 'a.tif', pixels)
+    with rasterio.open(place, 'r+') as file:
+        file.colorinterp = [ColorInterp.gray] * (bands - 1) + [
+            ColorInterp.alpha if alpha else ColorInterp.undefined]
+    np.testing.assert_array_equal(read(place, Reading(bands=None))[0], pixels[seen])
+
+
 # -- valid pixels --------------------------------------------------------------------------------
 
 
@@ -192,6 +233,22 @@ def test_an_older_date_is_moved_to_the_grid_of_the_newer(tmp_path):
     np.testing.assert_array_equal(values[:3, :30, 10:], values[3:, :30, 10:])
 
 
+@pytest.mark.parametrize('gsd', [.5, 3.])
+def test_colors_of_a_palette_are_not_mixed(tmp_path, gsd):
+    colors = {1: (10, 20, 30, 255), 2: (0, 99, 0, 255), 9: (250, 0, 200, 255)}
+    numbers = np.random.default_rng(0).choice([1, 9], (1, 30, 30)).astype(np.uint8)
+    place = write(tmp_path / 'a.tif', numbers, photometric='palette')
+    older = write(tmp_path / 'b.tif', numbers, photometric='palette',
+                  origin=(ORIGIN[0] + .4, ORIGIN[1]))
+    for path in (place, older):
+        with rasterio.open(path, 'r+') as file:
+            file.write_colormap(1, colors)
+    known = {colors[1][:3], colors[9][:3]}
+    for values, wanted in (read(place, gsd=gsd, size=9), read(place, before=older)):
+        found = values.reshape(-1, 3, *wanted.shape).transpose(0, 2, 3, 1)[:, wanted]
+        assert {tuple(color) for color in found.reshape(-1, 3).tolist()} == known
+
+
 def test_dates_without_a_grid_must_have_one_size(tmp_path):
     for name, side in (('a', 16), ('b', 16), ('c', 15)):
         Image.fromarray(noise(side, 16, 3)).save(tmp_path / f'{name}.png')
@@ -237,6 +294,12 @@ def test_polygons_beside_the_scene_are_an_error(tmp_path):
         Scene(write(tmp_path / 'a.tif', noise(3, 20, 20)), RGB, aoi=aoi)
 
 
+def test_the_package_that_polygons_need_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'pyogrio', None)
+    with pytest.raises(UserError, match=r'^reading polygons .* needs the package pyogrio: pip '):
+        Scene(write(tmp_path / 'a.tif', noise(3, 20, 20)), RGB, aoi=tmp_path / 'a.geojson')
+
+
 # -- sparse scenes -------------------------------------------------------------------------------
 
 
@@ -280,52 +343,14 @@ def test_without_nodata_the_background_of_a_vrt_is_a_value(tmp_path):
 # -- URLs ----------------------------------------------------------------------------------------
 
 
-class Ranges(BaseHTTPRequestHandler):
-    """A server of one file that answers requests for a part of it."""
-
-    content = b''
-    sent: list[int] = []
-
-    def do_HEAD(self):
-        self.answer(b'', len(self.content))
-
-    def do_GET(self):
-        wanted = self.headers.get('Range')
-        if not self.path.endswith('/a.tif'):
-            self.send_error(404)
-        elif wanted is None:
-            self.answer(self.content, len(self.content))
-        else:
-            first, last = wanted.removeprefix('bytes=').split('-')
-            part = self.content[int(first):int(last) + 1]
-            self.sent.append(len(part))
-            self.answer(part, len(part), 206, **{
-                'Content-Range': f'bytes {first}-{int(first) + len(part) - 1}/{len(self.content)}'})
-
-    def answer(self, body: bytes, length: int, code: int = 200, **headers: str) -> None:
-        self.send_response(code)
-        for name, value in (headers | {'Accept-Ranges': 'bytes',
-                                       'Content-Length': str(length)}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_) -> None:
-        pass
-
-
 @pytest.fixture
 def served(tmp_path) -> Iterator[tuple[str, np.ndarray]]:
     """The address of a COG of 2 MB, and its pixels."""
     pixels = noise(3, 800, 900)
     rasterio.shutil.copy(write(tmp_path / 'source.tif', pixels), tmp_path / 'cog.tif', driver='COG',
                          BLOCKSIZE=128, COMPRESS='DEFLATE')
-    Ranges.content, Ranges.sent = (tmp_path / 'cog.tif').read_bytes(), []
-    server = ThreadingHTTPServer(('127.0.0.1', 0), Ranges)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f'http://127.0.0.1:{server.server_port}/a.tif', pixels
-    server.shutdown()
-    server.server_close()
+    with serve(tmp_path / 'cog.tif') as address:
+        yield address, pixels
 
 
 def test_of_a_served_cog_only_the_window_is_fetched(served):

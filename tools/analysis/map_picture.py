@@ -1,0 +1,131 @@
+"""Draw a map beside its scene, with a legend and the outlines of its polygons, as one picture.
+
+    python tools/analysis/map_picture.py scene.tif maps/scene.tif -o picture.png
+    python tools/analysis/map_picture.py new.tif maps/new.tif --before old.tif \
+        --vectors maps/new.gpkg -o picture.png
+
+The map is one of tools/predict.py: it names its classes and has their colors. Of large scenes the
+overviews are drawn.
+"""
+
+import argparse
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+from rasterio.errors import NotGeoreferencedWarning
+
+from pera_mm.datasets.reading import PERCENTILES, to_uint8
+from pera_mm.errors import UserError
+from pera_mm.launch import errors_in_one_sentence
+from pera_mm.mapping.rasters import NODATA
+from pera_mm.mapping.vector_files import require_geo
+
+LONGEST = 800  # pixels of a panel's longer side
+PANEL = 3.2  # inches
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('scene', metavar='SCENE', help='the raster that was predicted')
+    parser.add_argument('map', metavar='MAP', help='its map')
+    parser.add_argument('--before', metavar='OLD', help='the older date of a change map')
+    parser.add_argument('--truth', metavar='RASTER', help='a class raster to draw beside the map')
+    parser.add_argument('--vectors', metavar='POLYGONS', help='outlines to draw over the scene')
+    parser.add_argument('--bands', type=int, nargs=3, default=[1, 2, 3], metavar='BAND',
+                        help='of the scene for red, green and blue (default: 1 2 3)')
+    parser.add_argument('--out', '-o', type=Path, required=True, metavar='PNG')
+    return parser.parse_args()
+
+
+def small_shape(file: Any) -> tuple[int, int]:
+    factor = max(1, max(file.shape) / LONGEST)
+    return round(file.height / factor), round(file.width / factor)
+
+
+def read_scene(path: str, bands: list[int]) -> NDArray[np.uint8]:
+    """Read a small scene, ``[H, W, 3]``; pixels without a value are white."""
+    with rasterio.open(path) as file:
+        if max(bands) > file.count:
+            raise UserError(f'{path} has {file.count} bands: choose others with --bands.')
+        shape = small_shape(file)
+        values = file.read(bands, out_shape=(3, *shape))
+        valid = file.read_masks(bands, out_shape=(3, *shape)).min(axis=0) > 0
+    if values.dtype != np.uint8:
+        values = np.concatenate([
+            to_uint8(band[None], valid, tuple(np.percentile(band[valid], PERCENTILES)))
+            for band in values])
+    return np.where(valid, values, 255).astype(np.uint8).transpose(1, 2, 0)
+
+
+def read_map(path: str) -> tuple[NDArray[np.uint8], dict[int, tuple[str, tuple[float, ...]]]]:
+    """Read a small map ``[H, W]``, and name and color of each class."""
+    with rasterio.open(path) as file:
+        names = json.loads(file.tags().get('CLASS_NAMES', '[]'))
+        if not names:
+            raise UserError(f'{path} is not a map of tools/predict.py: it names no classes.')
+        colors = file.colormap(1)
+        classes = file.read(1, out_shape=small_shape(file))
+    return classes, {number: (name, tuple(part / 255 for part in colors[number][:3]))
+                     for number, name in enumerate(names)}
+
+
+def colored(classes: NDArray[np.uint8], legend: dict[int, tuple[str, tuple[float, ...]]],
+            ) -> NDArray[np.float64]:
+    """Return the RGB of each pixel, ``[H, W, 3]`` in [0, 1]; nodata is white."""
+    table = np.ones((NODATA + 1, 3))
+    for number, (_, color) in legend.items():
+        table[number] = color
+    return table[classes]
+
+
+def draw_outlines(axis: Any, path: str, scene: str) -> None:
+    """Draw the outlines of polygons over a panel of the scene."""
+    require_geo('outlines')
+    import geopandas
+
+    with rasterio.open(scene) as file:
+        to_pixels = ~file.transform
+        factor = small_shape(file)[1] / file.width
+    rings = geopandas.read_file(path).geometry.explode().boundary.explode()
+    for ring in rings:
+        x, y = to_pixels * np.array(ring.coords).T
+        axis.plot(x * factor - .5, y * factor - .5, color='yellow', linewidth=.5)  # pixel centers
+
+
+def draw(args: argparse.Namespace) -> None:
+    classes, legend = read_map(args.map)
+    panels: dict[str, NDArray] = {'scene': read_scene(args.scene, args.bands)}
+    if args.before:
+        panels = {'before': read_scene(args.before, args.bands), 'after': panels['scene']}
+    if args.truth:
+        with rasterio.open(args.truth) as file:
+            panels['labels'] = colored(file.read(1, out_shape=classes.shape), legend)
+    panels['map'] = colored(classes, legend)
+    aspect = classes.shape[0] / classes.shape[1]
+    figure = Figure(figsize=(PANEL * len(panels), PANEL * aspect + .7), layout='constrained')
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, pixels) in zip(axes, panels.items()):
+        axis.imshow(pixels, interpolation='nearest')
+        axis.set_title(title, fontsize=9)
+        axis.set_axis_off()
+    if args.vectors:
+        draw_outlines(axes[list(panels).index('map') - 1], args.vectors, args.scene)
+    shown = [legend[number] for number in np.unique(classes) if number in legend]
+    figure.legend(handles=[Patch(color=color, label=name) for name, color in shown],
+                  loc='outside lower center', ncols=min(len(shown), 5), fontsize=8, frameon=False)
+    figure.savefig(args.out, dpi=110)
+    print(args.out)
+
+
+if __name__ == '__main__':
+    warnings.simplefilter('ignore', NotGeoreferencedWarning)
+    with errors_in_one_sentence():
+        draw(parse_args())
