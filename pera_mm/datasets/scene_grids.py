@@ -25,11 +25,11 @@ URL = re.compile(r'https?://|/vsi')
 METERS_PER_DEGREE = 111_320.  # of latitude, and of longitude on the equator
 OVERLAP_SAMPLES = 200  # points along each side of a scene
 MAX_GSD_RATIO = 2.  # between the pixels of a scene and of the training data
-# GDAL's settings: patience with servers, and MB of decoded blocks (two rows of tiles of 512 px in
-# RGB, 80,000 px wide).
+# GDAL's settings: patience with servers, and bytes of decoded blocks (rasterio knows no MB here):
+# two rows of tiles of 512 px in RGB, 80,000 px wide.
 PATIENCE = dict(GDAL_HTTP_MAX_RETRY=3, GDAL_HTTP_RETRY_DELAY=1, GDAL_HTTP_CONNECTTIMEOUT=20,
                 GDAL_HTTP_TIMEOUT=120)
-SETTINGS = dict(PATIENCE, GDAL_CACHEMAX=256)
+SETTINGS = dict(PATIENCE, GDAL_CACHEMAX=256 * 2**20)
 
 
 def open_raster(place: str) -> Any:

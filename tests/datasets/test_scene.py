@@ -16,6 +16,7 @@ from rasterio.transform import from_origin
 from rasterio.warp import transform as transform_points
 
 from pera_mm.datasets.scene import Scene, list_scenes
+from pera_mm.datasets.scene_grids import SETTINGS
 from pera_mm.datasets.scene_pixels import Reading
 from pera_mm.errors import UserError
 
@@ -363,6 +364,17 @@ def test_of_a_served_cog_only_the_window_is_fetched(served):
 def test_an_address_without_a_file_is_named(served):
     with pytest.raises(UserError, match=r'/b.tif cannot be opened as a raster \('):
         Scene(served[0].replace('a.tif', 'b.tif'), RGB)
+
+
+def test_a_decoded_tile_is_kept_for_the_next_window(tmp_path):
+    """Windows overlap: decoding a tile for each of them took most of the time of a map."""
+    path = tmp_path / 'a.tif'
+    write(path, noise(3, 64, 64), tiled=True, blockxsize=64, blockysize=64, compress='deflate')
+    with rasterio.Env(**SETTINGS), Scene(str(path), RGB) as scene:
+        before = scene.read(0, 0, 32)[0]
+        path.write_bytes(path.read_bytes()[:400] + bytes(path.stat().st_size - 400))
+        assert (scene.read(0, 0, 32)[0] == before).all()
+        scene.read(32, 32, 32)
 
 
 # -- sentences -----------------------------------------------------------------------------------

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning
 
 from pera_mm.datasets.reading import PERCENTILES, to_uint8
+from pera_mm.datasets.scene_grids import open_raster
 from pera_mm.errors import UserError
 from pera_mm.launch import errors_in_one_sentence
 from pera_mm.mapping.rasters import NODATA
@@ -37,7 +37,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('scene', metavar='SCENE', help='the raster that was predicted')
     parser.add_argument('map', metavar='MAP', help='its map')
     parser.add_argument('--before', metavar='OLD', help='the older date of a change map')
-    parser.add_argument('--truth', metavar='RASTER', help='a class raster to draw beside the map')
+    parser.add_argument('--truth', metavar='RASTER',
+                        help='a raster of the true classes, numbered as in the map')
     parser.add_argument('--vectors', metavar='POLYGONS', help='outlines to draw over the scene')
     parser.add_argument('--bands', type=int, nargs=3, default=[1, 2, 3], metavar='BAND',
                         help='of the scene for red, green and blue (default: 1 2 3)')
@@ -52,7 +53,7 @@ def small_shape(file: Any) -> tuple[int, int]:
 
 def read_scene(path: str, bands: list[int]) -> NDArray[np.uint8]:
     """Read a small scene, ``[H, W, 3]``; pixels without a value are white."""
-    with rasterio.open(path) as file:
+    with open_raster(path) as file:
         if max(bands) > file.count:
             raise UserError(f'{path} has {file.count} bands: choose others with --bands.')
         shape = small_shape(file)
@@ -67,7 +68,7 @@ def read_scene(path: str, bands: list[int]) -> NDArray[np.uint8]:
 
 def read_map(path: str) -> tuple[NDArray[np.uint8], dict[int, tuple[str, tuple[float, ...]]]]:
     """Read a small map ``[H, W]``, and name and color of each class."""
-    with rasterio.open(path) as file:
+    with open_raster(path) as file:
         names = json.loads(file.tags().get('CLASS_NAMES', '[]'))
         if not names:
             raise UserError(f'{path} is not a map of tools/predict.py: it names no classes.')
@@ -91,7 +92,7 @@ def draw_outlines(axis: Any, path: str, scene: str) -> None:
     require_geo('outlines')
     import geopandas
 
-    with rasterio.open(scene) as file:
+    with open_raster(scene) as file:
         to_pixels = ~file.transform
         factor = small_shape(file)[1] / file.width
     rings = geopandas.read_file(path).geometry.explode().boundary.explode()
@@ -105,9 +106,11 @@ def draw(args: argparse.Namespace) -> None:
     panels: dict[str, NDArray] = {'scene': read_scene(args.scene, args.bands)}
     if args.before:
         panels = {'before': read_scene(args.before, args.bands), 'after': panels['scene']}
+    drawn = [classes]
     if args.truth:
-        with rasterio.open(args.truth) as file:
-            panels['labels'] = colored(file.read(1, out_shape=classes.shape), legend)
+        with open_raster(args.truth) as file:
+            drawn.append(file.read(1, out_shape=classes.shape))
+        panels['labels'] = colored(drawn[-1], legend)
     panels['map'] = colored(classes, legend)
     aspect = classes.shape[0] / classes.shape[1]
     figure = Figure(figsize=(PANEL * len(panels), PANEL * aspect + .7), layout='constrained')
@@ -118,7 +121,7 @@ def draw(args: argparse.Namespace) -> None:
         axis.set_axis_off()
     if args.vectors:
         draw_outlines(axes[list(panels).index('map') - 1], args.vectors, args.scene)
-    shown = [legend[number] for number in np.unique(classes) if number in legend]
+    shown = [legend[number] for number in np.unique(drawn) if number in legend]
     figure.legend(handles=[Patch(color=color, label=name) for name, color in shown],
                   loc='outside lower center', ncols=min(len(shown), 5), fontsize=8, frameon=False)
     figure.savefig(args.out, dpi=110)
