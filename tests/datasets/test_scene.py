@@ -369,12 +369,11 @@ def test_an_address_without_a_file_is_named(served):
 def test_a_decoded_tile_is_kept_for_the_next_window(tmp_path):
     """Windows overlap: decoding a tile for each of them took most of the time of a map."""
     path = tmp_path / 'a.tif'
-    write(path, noise(3, 64, 64), tiled=True, blockxsize=64, blockysize=64, compress='deflate')
+    write(path, noise(3, 64, 64), tiled=True, blockxsize=16, blockysize=16, compress='deflate')
     with rasterio.Env(**SETTINGS), Scene(str(path), RGB) as scene:
-        before = scene.read(0, 0, 32)[0]
-        path.write_bytes(path.read_bytes()[:400] + bytes(path.stat().st_size - 400))
-        assert (scene.read(0, 0, 32)[0] == before).all()
-        scene.read(32, 32, 32)
+        before = scene.read(0, 0, 64)[0]
+        path.write_bytes(bytes(path.stat().st_size))
+        assert (scene.read(0, 0, 64)[0] == before).all()
 
 
 # -- sentences -----------------------------------------------------------------------------------
