@@ -21,6 +21,7 @@ from pera_mm.downstream.segmentation import LoadMask, SegmentationDataset, check
 from pera_mm.errors import UserError
 from pera_mm.registry import DATASETS, MODELS, TRANSFORMS
 
+TWO_CLASSES = dict(classes=('unchanged', 'changed'), palette=[[225, 225, 225], [200, 30, 30]])
 FILE_ROLES = dict(img_path='first date', img_path2='second date', seg_map_path='mask')
 UNCHANGED, CHANGED = 0, 255
 MAX_SHOWN = 3  # missing files that an error names
@@ -77,8 +78,7 @@ class ChangePairs(SegmentationDataset):
     def __init__(self, data_prefix: dict[str, str], metainfo: dict | None = None,
                  **kwargs: Any) -> None:
         self.has_kinds = metainfo is not None
-        super().__init__(metainfo=metainfo or dict(classes=('unchanged', 'changed')),
-                         data_prefix=data_prefix, **kwargs)
+        super().__init__(metainfo=metainfo or TWO_CLASSES, data_prefix=data_prefix, **kwargs)
 
     def load_data_list(self) -> list[dict]:
         """Find the pairs and check that each has its three files."""

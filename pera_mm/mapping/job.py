@@ -253,7 +253,9 @@ class Job:
         """
         side, left = self.predictor.window, self.windows.lefts[band.first]
         width = self.windows.lefts[band.last - 1] + side - left
-        size = min(self.options.batch_size or 1, band.last - band.first)
+        count = band.last - band.first
+        batches = -(-count // (self.options.batch_size or 1))
+        size = -(-count // batches)  # as equal as can be: an empty slot costs as much as a window
         for row in rows:
             if scene.may_have_pixels(self.windows.tops[row], left, side, width):
                 for begin in range(band.first, band.last, size):

@@ -24,7 +24,6 @@ from pera_mm.weights.names import weights_of
 PAIRS = ('LoadPair', 'MultiImgLoadImageFromFile', 'LoadMultipleRSImageFromFile')
 RAW = ('LoadSingleRSImageFromFile', 'LoadMultipleRSImageFromFile')  # bands as they are
 DEFAULT_WINDOW = 512  # pixels
-UNCHANGED_COLOR = [225, 225, 225]  # RGB
 FLIPS = [(0, False), (0, True), (2, False), (2, True)]  # quarter turns, then a mirror
 TURNS = {'none': FLIPS[:1], 'flips': FLIPS,
          'rotations': [(turns, mirror) for turns in range(4) for mirror in (False, True)]}
@@ -114,8 +113,7 @@ class TrainedModel:
                 if len(palette) == number and not isinstance(palette, str):  # 'random'
                     return names, [[int(value) for value in color] for color in palette]
                 break
-        colors = [_color(index) for index in range(number)]
-        return names, [UNCHANGED_COLOR, *colors[1:]] if self.dates == 2 else colors
+        return names, [_color(index) for index in range(number)]
 
     @property
     def number_of_classes(self) -> int:

@@ -91,6 +91,7 @@ def test_a_pair_is_three_files_of_one_name(pairs):
     assert {key: sample[key] for key in PREFIX} == {
         key: str(pairs / folder / '3.png') for key, folder in PREFIX.items()}
     assert found.metainfo['classes'] == ('unchanged', 'changed')
+    assert found.metainfo['palette'][0] == [225, 225, 225]  # gray in a map
 
 
 def test_a_list_of_names_chooses_pairs(pairs):

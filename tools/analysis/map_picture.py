@@ -120,7 +120,7 @@ def draw(args: argparse.Namespace) -> None:
         axis.set_title(title, fontsize=9)
         axis.set_axis_off()
     if args.vectors:
-        draw_outlines(axes[list(panels).index('map') - 1], args.vectors, args.scene)
+        draw_outlines(axes[1 if args.before else 0], args.vectors, args.scene)
     shown = [legend[number] for number in np.unique(drawn) if number in legend]
     figure.legend(handles=[Patch(color=color, label=name) for name, color in shown],
                   loc='outside lower center', ncols=min(len(shown), 5), fontsize=8, frameon=False)
