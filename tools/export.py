@@ -7,6 +7,7 @@ before it is moved into place.
 """
 
 import argparse
+import warnings
 from pathlib import Path
 
 from mmengine.config import DictAction
@@ -43,6 +44,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Export, and print what was written."""
     args = parse_args()
+    warnings.filterwarnings('ignore')  # deprecation notes of the toolboxes
     if args.output.exists() and not args.force:
         raise UserError(f'{args.output} exists: give another name, or --force to replace it.')
     cfg = read_config(args.config)
