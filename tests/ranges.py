@@ -1,9 +1,10 @@
-"""A server of one file, of which a client may fetch parts, as object stores are."""
+"""Servers of one file, of which a client may fetch parts, as object stores are; and of a folder."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 
@@ -45,8 +46,31 @@ class Ranges(BaseHTTPRequestHandler):
 def serve(path: Path) -> Iterator[str]:
     """Serve the bytes of a file as a.tif; its address."""
     Ranges.content, Ranges.sent = path.read_bytes(), []
-    server = ThreadingHTTPServer(('127.0.0.1', 0), Ranges)
+    with serve_with(Ranges) as address:
+        yield f'{address}/a.tif'
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """A server of a folder that logs nothing."""
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@contextmanager
+def serve_folder(folder: Path) -> Iterator[str]:
+    """Serve the files of a folder; its address."""
+    with serve_with(partial(Quiet, directory=str(folder))) as address:
+        yield address
+
+
+@contextmanager
+def serve_with(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Serve by a handler; its address."""
+    server = ThreadingHTTPServer(('127.0.0.1', 0), handler)
     threading.Thread(target=server.serve_forever, args=(.05,), daemon=True).start()
-    yield f'http://127.0.0.1:{server.server_port}/a.tif'
-    server.shutdown()
-    server.server_close()
+    try:
+        yield f'http://127.0.0.1:{server.server_port}'
+    finally:
+        server.shutdown()
+        server.server_close()

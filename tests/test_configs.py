@@ -19,8 +19,11 @@ from torch import nn
 
 import pera_mm  # noqa: F401  activates the bridges
 from pera_mm.datasets.unlabeled import compose
+from pera_mm.engine.hooks.config_check import other_total_batch
 from pera_mm.launch import merge_options
 from pera_mm.models.selfsup.self_distillation import SelfDistillation
+from pera_mm.prepare.loveda import PUBLISHED, LoveDA
+from pera_mm.prepare.tiles import tile_corners
 from pera_mm.registry import HOOKS, MODELS
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
@@ -115,6 +118,31 @@ def test_teacher_schedules_are_the_references(name, temperatures, momentum):
     cfg = load(CONFIGS / 'pera' / f'{name}.py').default_hooks.schedule
     assert tuple(cfg.teacher_temp.values()) == temperatures
     assert tuple(cfg.momentum.values()) == momentum
+
+
+@pytest.mark.parametrize('name', [
+    'pera_vitg_rsrsd', 'pera_vitg_rsrsd_tov_million-aid', 'pera_vitg_continue',
+    'pera_vitg_rsrsd_fsdp', 'pera_vitg_rsrsd_deepspeed'])
+def test_vit_g_trains_the_papers_192_images_a_step(name):
+    cfg = load(CONFIGS / 'pera' / f'{name}.py')
+    assert cfg.auto_scale_lr == dict(enable=False, base_batch_size=192)
+    assert other_total_batch(cfg, cfg.train_dataloader.batch_size, devices=8) is None
+    assert 'A step has 96 images' in other_total_batch(
+        cfg, cfg.train_dataloader.batch_size, devices=4)
+    merge_options(cfg, {'+optim_wrapper.accumulative_counts': 2})  # as the header says
+    assert other_total_batch(cfg, cfg.train_dataloader.batch_size, devices=4) is None
+
+
+def test_only_the_config_of_three_data_sets_is_the_released_model():
+    """Tables 2 to 7 are of RSRSD-5m, TOV-RS and Million-AID (paper 3.1)."""
+    alone, formal = (CONFIGS / f'pera/pera_vitg_rsrsd{end}.py' for end in ('', '_tov_million-aid'))
+    sources = load(formal).train_dataloader.dataset.source
+    assert [source.path for source in sources] == [
+        'data/rsrsd-5m', 'data/tov-rs', 'data/million-aid']
+    assert '97.13' in formal.read_text() and '97.13' not in alone.read_text()
+    rows = [line for line in (CONFIGS / 'pera/README.md').read_text().splitlines()
+            if '97.13' in line]
+    assert len(rows) == 1 and rows[0].startswith(f'| [{formal.name}]')
 
 
 def test_the_paper_text_weighs_losses_as_equations_4_8_and_9_say():
@@ -313,3 +341,36 @@ def test_downstream_settings_are_the_papers(name, batch, epochs, lr, decay, drop
     assert (optimizer.type, optimizer.lr) == ('AdamW', lr)
     assert optimizer.weight_decay == decay or decay is None
     assert (vit.arch, vit.drop_path_rate, vit.img_size) == ('pera-g', drop_path, size)
+
+
+@pytest.mark.parametrize('name, floor', [
+    ('aid_tr20_pera', 1e-6), ('ucm_tr80_pera', 1e-6), ('potsdam_upernet_pera', 5e-6),
+    ('loveda_upernet_pera', 5e-6), ('levircd_bit_pera', 1e-6), ('opencd/levircd_bit_pera', 1e-6)])
+def test_where_the_paper_is_silent_the_authors_first_code_decides(name, floor):
+    """pera_reference.md §7b."""
+    cfg = load(CONFIGS / f'{name}.py')
+    wrapper, (warmup, cosine) = cfg.optim_wrapper, cfg.param_scheduler
+    assert (wrapper.optimizer.eps, wrapper.clip_grad) == (2e-5, dict(max_norm=10))
+    assert (warmup.end, cosine.begin, cosine.eta_min) == (20, 20, floor)
+    steps = cfg.train_dataloader.dataset.pipeline
+    crop, = (step for step in steps if step.type.endswith('RandomResizedCrop'))
+    assert (crop.scale, crop.crop_ratio_range, crop.aspect_ratio_range) == (
+        512, (.4, 1.), (.75, 1.33))
+    flips = [step for step in steps if step.type.endswith('RandomFlip')]
+    assert [(flip.prob, flip.direction) for flip in flips] == [
+        (.5, 'horizontal'), (.5, 'vertical')]
+    swaps = [step.prob for step in steps
+             if step.type in ('pera_mm.SwapDates', 'MultiImgExchangeTime')]
+    assert swaps == ([.1] if 'levircd' in name else [])
+
+
+def test_loveda_trains_the_papers_252200_steps_on_tiles_of_prepare():
+    cfg, recipe = load(CONFIGS / 'loveda_upernet_pera.py'), LoveDA()
+    data = cfg.train_dataloader
+    assert data.drop_last and recipe.tile == 512
+    assert data.dataset.data_prefix == dict(
+        img_path=f'img_dir/train_{recipe.tile}', seg_map_path=f'ann_dir/train_{recipe.tile}')
+    tiles = PUBLISHED['train'] * len(tile_corners(recipe.size, recipe.tile))
+    assert tiles // data.batch_size * cfg.train_cfg.max_epochs == 252_200
+    for part in (cfg.val_dataloader, cfg.test_dataloader):
+        assert part.dataset.data_prefix.img_path == 'img_dir/val'

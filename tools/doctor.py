@@ -5,6 +5,7 @@
 Exit code 0: pre-training with our configs can run. 1: something that it needs is broken.
 """
 
+import argparse
 import importlib
 import platform
 import shutil
@@ -54,7 +55,7 @@ PACKAGES = (
     ),
     Package('rasterio', False, 'GeoTIFF'),
     Package('tensorboard', False, 'curves'),
-    Package('sklearn', False, 'linear probe, t-SNE'),
+    Package('sklearn', False, 'linear probe'),
     Package('matplotlib', False, 'figures'),
     *(Package(name, False, 'collecting data sets')
       for name in ('httpx2', 'imagehash', 'lmdb', 'pandas', 'shapely')),
@@ -306,6 +307,8 @@ def problem_sentences(findings: list[Finding]) -> list[str]:
 
 def main() -> int:
     """Check everything, print it, and return 0 if pre-training can run, else 1."""
+    as_written = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=as_written).parse_args()  # --help
     warnings.filterwarnings('ignore')  # deprecations in other packages
     console = Console(highlight=False)
     console.print(f'Python {platform.python_version()}, {platform.platform()}, {sys.executable}')

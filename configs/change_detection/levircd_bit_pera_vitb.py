@@ -9,5 +9,5 @@ _base_ = '../levircd_bit_pera.py'
 
 model = dict(
     backbone=dict(
-        vit=dict(arch='base', init_cfg=dict(checkpoint='checkpoints/pera_vitb_rsrsd.pth'))),
+        vit=dict(arch='base', init_cfg=dict(checkpoint='checkpoints/pera_vitb.safetensors'))),
     neck=dict(in_channels=768))

@@ -6,5 +6,5 @@ Command:  mim train mmpretrain configs/classification/aid_tr20_pera_vitb.py
 
 _base_ = '../aid_tr20_pera.py'
 model = dict(
-    backbone=dict(arch='base', init_cfg=dict(checkpoint='checkpoints/pera_vitb_rsrsd.pth')),
+    backbone=dict(arch='base', init_cfg=dict(checkpoint='checkpoints/pera_vitb.safetensors')),
     head=dict(in_channels=768))

@@ -11,7 +11,7 @@ roads = dict(data_root='data/roads', metainfo=dict(classes=('other', 'road')), t
              data_prefix=dict(img_path='images', seg_map_path='groundtruth'),
              reduce_zero_label=False)
 train_pipeline = _base_.train_pipeline
-train_pipeline[2].scale = train_pipeline[3].crop_size = (400, 400)
+train_pipeline[2].scale = 400
 train_dataloader = dict(dataset=dict(**roads, indices=20, pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(**roads, indices=[20, 21, 22, 23, 24]))
 test_dataloader = val_dataloader

@@ -1,8 +1,9 @@
 """Change detection on LEVIR-CD with the real Open-CD: its BIT, data set, pipeline and metric.
 
-Only the backbone and the neck are ours, by name. Schedule and augmentation are those of
-configs/levircd_bit_pera.py. Each takes the other's weights: the same state dict gives the same
-maps. Masks are read differently: in Open-CD every value from 128 on silently counts as changed.
+Only the backbone, the neck and the random crop are ours, by name. Schedule and augmentation are
+those of configs/levircd_bit_pera.py. Each takes the other's weights: the same state dict gives the
+same maps. Masks are read differently: in Open-CD every value from 128 on silently counts as
+changed.
 
 Open-CD (1.1.0, github likyoo/open-cd) is not on the package index and needs einops:
           pip install einops; pip install --no-deps PATH/TO/open-cd
@@ -17,8 +18,9 @@ _base_ = '../levircd_bit_pera.py'
 
 default_scope = 'opencd'
 custom_imports = dict(
-    imports=['pera_mm', 'pera_mm.downstream.bit_head', 'pera_mm.downstream.metrics', 'opencd',
-             'opencd.datasets', 'opencd.engine', 'opencd.models', 'opencd.visualization'],
+    imports=['pera_mm', 'pera_mm.downstream.bit_head', 'pera_mm.downstream.metrics',
+             'pera_mm.downstream.resized_crop', 'opencd', 'opencd.datasets', 'opencd.engine',
+             'opencd.models', 'opencd.visualization'],
     allow_failed_imports=False)
 
 model = dict(
@@ -26,14 +28,14 @@ model = dict(
     data_preprocessor=dict(type='DualInputSegDataPreProcessor', bgr_to_rgb=True),
     decode_head=dict(type='BITHead', norm_cfg=dict(type='LN')))
 
-crop_size = (512, 512)
 train_pipeline = [
     dict(type='MultiImgLoadImageFromFile'),
     dict(type='MultiImgLoadAnnotations'),
-    dict(type='MultiImgRandomResize', scale=crop_size, ratio_range=(1.0, 2.0), keep_ratio=True),
-    dict(type='MultiImgRandomCrop', crop_size=crop_size),
+    dict(type='pera_mm.RandomResizedCrop', scale=512, crop_ratio_range=(0.4, 1.0),
+         aspect_ratio_range=(0.75, 1.33)),
     dict(type='MultiImgRandomFlip', prob=0.5, direction='horizontal'),
     dict(type='MultiImgRandomFlip', prob=0.5, direction='vertical'),
+    dict(type='MultiImgExchangeTime', prob=0.1),
     dict(type='MultiImgPackSegInputs'),
 ]
 test_pipeline = [

@@ -8,8 +8,9 @@ Weights:  load_from: the authors' raw file as downloaded, or one of tools/weight
           center, which the authors' file does not have); a backbone restores the backbones alone.
           The start of the log says which. --resume continues this run and reads no weights anew.
 Target:   none; compare a probe on your own scenes before and after.
-Hardware: as pera_vitg_rsrsd.py. For fewer images or GPUs keep the 192 images a step by
-          optim_wrapper.accumulative_counts, or lower lr with them.
+Hardware: as pera_vitg_rsrsd.py: 192 images a step, 8 GPUs with 24 each. On N GPUs keep them by
+          +optim_wrapper.accumulative_counts=8/N, or lower lr with them; a run with another number
+          of images a step says so at its start.
 Command:  tools/dist_train.sh configs/pera/pera_vitg_continue.py 8 --cfg-options \
               load_from=checkpoints/pera_ViTG161024.params \
               train_dataloader.dataset.source=data/my_tiles

@@ -28,5 +28,5 @@ test_dataloader = val_dataloader
 
 train_cfg = dict(max_epochs=20, val_interval=5)
 optim_wrapper = dict(optimizer=dict(lr=5e-4))
-param_scheduler = [dict(_base_.warmup, end=2), dict(_base_.cosine, begin=2, eta_min=0)]
+param_scheduler = [dict(_base_.warmup, end=2), dict(_base_.cosine, begin=2)]
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=5))

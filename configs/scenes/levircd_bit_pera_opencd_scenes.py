@@ -14,9 +14,12 @@ model = dict(
 
 data_root = 'data/scenes/change'
 train_pipeline = _base_.train_pipeline
-train_pipeline[2].scale = (128, 128)  # whole scenes, of which a crop shows 1/4 to 1/16
 # 5 % of the pixels change: in a few minutes nothing is learned from crops without a change.
-train_pipeline[3].update(crop_size=(64, 64), cat_max_ratio=0.75)
+# Open-CD's crop avoids those; of the whole scenes it shows 1/4 to 1/16.
+train_pipeline[2:3] = [
+    dict(type='MultiImgRandomResize', scale=(128, 128), ratio_range=(1.0, 2.0), keep_ratio=True),
+    dict(type='MultiImgRandomCrop', crop_size=(64, 64), cat_max_ratio=0.75),
+]
 train_dataloader = dict(
     num_workers=1,
     dataset=dict(

@@ -16,9 +16,12 @@ model = dict(
 
 data_root = 'data/scenes/change'
 train_pipeline = _base_.train_pipeline
-train_pipeline[1].update(scale=(128, 128), ratio_range=(1.0, 1.25))
 # 5 % of the pixels change: in a few minutes nothing is learned from crops without a change.
-train_pipeline[2].update(crop_size=(64, 64), cat_max_ratio=0.75)
+# MMSegmentation's crop avoids those.
+train_pipeline[1:2] = [
+    dict(type='RandomResize', scale=(128, 128), ratio_range=(1.0, 1.25), keep_ratio=True),
+    dict(type='RandomCrop', crop_size=(64, 64), cat_max_ratio=0.75),
+]
 train_dataloader = dict(
     num_workers=1,
     dataset=dict(

@@ -16,8 +16,7 @@ model = dict(
 scenes = dict(data_root='data/scenes/segmentation', metainfo=dict(classes=(
     'impervious', 'building', 'low vegetation', 'tree', 'vehicle', 'water', 'bare')))
 train_pipeline = _base_.train_pipeline
-train_pipeline[2].scale = (256, 256)
-train_pipeline[3].crop_size = (128, 128)
+train_pipeline[2].update(scale=128, crop_ratio_range=(1 / 16, 1 / 4))  # of 256 px
 train_dataloader = dict(num_workers=1, dataset=dict(**scenes, pipeline=train_pipeline))
 val_dataloader = dict(num_workers=1, dataset=scenes)
 test_dataloader = val_dataloader
@@ -33,6 +32,12 @@ val_evaluator = dict(protocols={
 })
 test_evaluator = val_evaluator
 
+inference_modes = {
+    '_delete_': True,
+    'tiles 128': dict(mode='slide', crop_size=(128, 128), stride=(128, 128)),
+    'sliding 128, stride 85': dict(mode='slide', crop_size=(128, 128), stride=(85, 85)),
+    'whole image': dict(mode='whole'),
+}
 train_cfg = dict(max_epochs=8, val_interval=4)
 optim_wrapper = dict(
     optimizer=dict(lr=1e-3), paramwise_cfg=dict(layer_decay_rate=_base_.layer_decay_rate))

@@ -6,5 +6,5 @@ Command:  mim train mmseg configs/segmentation/loveda_upernet_pera_vitb.py
 _base_ = '../loveda_upernet_pera.py'
 model = dict(
     backbone=dict(vit=dict(
-        arch='base', init_cfg=dict(checkpoint='checkpoints/pera_vitb_rsrsd.pth'))),
+        arch='base', init_cfg=dict(checkpoint='checkpoints/pera_vitb.safetensors'))),
     decode_head=dict(in_channels=[768, 768, 768, 768]))

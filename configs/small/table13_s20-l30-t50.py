@@ -1,6 +1,6 @@
 """Small Table 13: student 20 %, learnable 30 %, teacher 50 % of the patches.
 
-Target:   measured: docs/measurements.md.
+Target:   none; it has not been measured.
 Command:  python tools/train.py configs/small/table13_s20-l30-t50.py
 """
 

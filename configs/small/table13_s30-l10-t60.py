@@ -1,6 +1,6 @@
 """Small Table 13: student 30 %, learnable 10 %, teacher 60 % of the patches.
 
-Target:   measured: docs/measurements.md.
+Target:   none; it has not been measured.
 Command:  python tools/train.py configs/small/table13_s30-l10-t60.py
 """
 

@@ -1,6 +1,6 @@
 """Small Table 13: student 30 %, learnable 20 %, teacher 50 % of the patches.
 
-Target:   measured: docs/measurements.md.
+Target:   none; it has not been measured.
 Command:  python tools/train.py configs/small/table13_s30-l20-t50.py
 """
 

@@ -20,6 +20,14 @@ def first_few(items: Sequence[str], separator: str = ', ') -> str:
     return separator.join([*items[:MAX_NAMED], *rest])
 
 
+def how_to_prepare(path: str) -> str:
+    """Name the tool that makes a missing folder, as a part of a sentence."""
+    if path.startswith('data/scenes/'):  # where the twins of configs/scenes look
+        return ("draw the scenes with tools/data/make_scenes.py, by the command in the config's "
+                'header')
+    return 'prepare the data with tools/data/prepare.py'
+
+
 class RedrawUnreadable:
     """A mix-in for a data set of MMEngine's kind: one policy for files that cannot be read.
 
@@ -98,7 +106,7 @@ class LabelledImages(RedrawUnreadable, CustomDataset):
         """
         needed = self.ann_file or self.img_prefix
         if not os.path.exists(needed):
-            raise UserError(f'There is no {needed}: prepare the data with tools/data/prepare.py, '
-                            'split a folder of your own with tools/data/make_splits.py, or correct '
-                            'data_root and ann_file of the dataset.')
+            raise UserError(f'There is no {needed}: {how_to_prepare(needed)}, split a folder of '
+                            'your own with tools/data/make_splits.py, or correct data_root and '
+                            'ann_file of the dataset.')
         return super().load_data_list()

@@ -15,6 +15,7 @@ from mmengine.fileio import list_from_file
 from mmseg.models.segmentors.encoder_decoder import EncoderDecoder
 from torch import Tensor
 
+from pera_mm.datasets.labelled import how_to_prepare
 from pera_mm.datasets.masks import read_mask
 from pera_mm.datasets.reading import Scale, UnreadableImage, read_image, rule_of
 from pera_mm.downstream.segmentation import LoadMask, SegmentationDataset, check_equal_sizes
@@ -107,8 +108,8 @@ class ChangePairs(SegmentationDataset):
 
 def _names(folder: Path, suffix: str) -> set[str]:
     if not folder.is_dir():
-        raise UserError(f'There is no folder {folder}: prepare the data with tools/data/'
-                        'prepare.py, or correct data_root and data_prefix of the dataset.')
+        raise UserError(f'There is no folder {folder}: {how_to_prepare(str(folder))}, or correct '
+                        'data_root and data_prefix of the dataset.')
     return {path.name.removesuffix(suffix) for path in folder.iterdir()
             if path.name.endswith(suffix) and not path.name.startswith('.')}
 
@@ -162,6 +163,34 @@ class LoadPair(BaseTransform):
             return LoadMask().transform(results)
         results['gt_seg_map'] = check_mask(parts[2], results['seg_map_path']) // CHANGED
         results['seg_fields'].append('gt_seg_map')
+        return results
+
+
+@TRANSFORMS.register_module()
+class SwapDates(BaseTransform):
+    """Exchange the two dates of a pair with probability ``prob``; what has changed stays the same.
+
+    A pair with kinds of change (``num_classes``) keeps its order: from town to field is another
+    kind than from field to town.
+
+    Required Keys: img, uint8 ``[H, W, 6]`` of :class:`LoadPair`. Modified Keys: img.
+
+    Args:
+        prob: in [0, 1].
+
+    Raises:
+        ValueError: if it is not a probability.
+    """
+
+    def __init__(self, prob: float) -> None:
+        if not 0 <= prob <= 1:
+            raise UserError(f'SwapDates: prob is a probability in [0, 1], got {prob}.')
+        self.prob = prob
+
+    def transform(self, results: dict) -> dict:
+        """Exchange the dates, or not."""
+        if 'num_classes' not in results and np.random.rand() < self.prob:
+            results['img'] = np.roll(results['img'], 3, axis=2)
         return results
 
 

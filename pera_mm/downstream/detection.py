@@ -13,7 +13,7 @@ from mmdet.models.roi_heads.roi_extractors.single_level_roi_extractor import Sin
 from mmengine.logging import print_log
 from torch import Tensor
 
-from pera_mm.datasets.labelled import RedrawUnreadable, first_few
+from pera_mm.datasets.labelled import RedrawUnreadable, first_few, how_to_prepare
 from pera_mm.datasets.reading import reason_of
 from pera_mm.datasets.voc import read_annotation
 from pera_mm.errors import UserError
@@ -165,8 +165,9 @@ def _load_checked(transform: Any, sample: dict) -> dict:
 
 def _list_folder(folder: str) -> list[str]:
     if not os.path.isdir(folder):
-        raise UserError(f'the folder {folder} is missing; set data_root to the folder that holds '
-                        "DIOR's JPEGImages-trainval, JPEGImages-test and Annotations.")
+        raise UserError(f'the folder {folder} is missing; {how_to_prepare(folder)}, or set '
+                        "data_root to the folder that holds DIOR's JPEGImages-trainval, "
+                        'JPEGImages-test and Annotations.')
     return os.listdir(folder)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from pera_mm.datasets.labelled import RedrawUnreadable
+from pera_mm.datasets.labelled import RedrawUnreadable, how_to_prepare
 from pera_mm.datasets.masks import read_mask
 from pera_mm.datasets.reading import UnreadableImage
 from pera_mm.downstream.metrics import UNLABELLED
@@ -66,9 +66,8 @@ class SegmentationDataset(RedrawUnreadable, BaseSegDataset):
         folder = self.data_prefix['img_path']
         samples = super().load_data_list() if os.path.isdir(folder) else []
         if not samples:
-            raise UserError(f'No images *{self.img_suffix} in {folder}: prepare the data with '
-                            'tools/data/prepare.py, or correct data_root, data_prefix and '
-                            'img_suffix of the dataset.')
+            raise UserError(f'No images *{self.img_suffix} in {folder}: {how_to_prepare(folder)}, '
+                            'or correct data_root, data_prefix and img_suffix of the dataset.')
         for sample in samples:
             sample.update(num_classes=self.num_classes, threshold=self.threshold)
         return samples

@@ -158,7 +158,9 @@ class Predictor(TrainedModel):
         """Return the side of the windows: what the model is tested with, else trained with."""
         crops = [(cfg.model.get('test_cfg') or {}).get('crop_size')]
         dataset = (cfg.get('train_dataloader') or {}).get('dataset') or {}
-        crops += [step.get('crop_size') for step in dataset.get('pipeline') or ()]
+        crops += [step.get('crop_size') or step.get('scale')
+                  for step in dataset.get('pipeline') or ()
+                  if 'crop_size' in step or step['type'] == 'pera_mm.RandomResizedCrop']
         crops += [cfg.get('crop_size')]
         crop = next((each for each in crops if each), DEFAULT_WINDOW)
         return int(crop) if isinstance(crop, int) else int(min(crop))

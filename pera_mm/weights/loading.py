@@ -6,21 +6,28 @@ for. Here a pickle is read as data (:mod:`pera_mm.weights.pickles`), and only ob
 checkpoints hold are built from it (:mod:`pera_mm.weights.objects`). Others are refused by name.
 """
 
+import hashlib
 import os
 import pickle
+import shutil
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 from urllib.parse import urlparse
+from urllib.request import urlopen
+from uuid import uuid4
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 import numpy as np
 import torch
 from mmengine.dist import barrier
 from mmengine.runner import CheckpointLoader
+from rich.console import Console
+from rich.progress import wrap_file
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -28,6 +35,7 @@ from torch import Tensor
 from pera_mm.errors import MissingFileError, UserError, printable
 from pera_mm.weights.objects import STORAGE_TYPES, Storages, build, is_admitted
 from pera_mm.weights.pickles import Misfit, Refused, Stored, read_pickle
+from pera_mm.weights.sources import how_to_make
 
 MMAP_FROM = 2**30  # bytes; eight ranks share one copy of a mapped file in memory
 MAX_REASON = 200  # characters
@@ -35,6 +43,8 @@ ALIGNMENT = 16  # bytes; torch.save aligns to 64
 LOCAL_HEADER = struct.Struct('<4s22xHH')  # of a zip's record: signature, lengths of name and extra
 LEGACY_MAGIC = 0x1950a86a20f9469cfc6c  # the first pickle of torch's format before 1.6
 LEGACY_PROTOCOL = 1001
+TIMEOUT = 60  # seconds without a byte of a download
+PIECE = 2**20  # bytes of a download at a time
 
 MapLocation: TypeAlias = str | torch.device | Callable | None
 MoveStorage = Callable[[torch.UntypedStorage, str], torch.UntypedStorage]
@@ -62,7 +72,8 @@ def load_checkpoint(
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise MissingFileError(f'There is no checkpoint {path}: check the path.')
+        remedy = how_to_make(path) or 'check the path'
+        raise MissingFileError(f'There is no checkpoint {path}: {remedy}.')
     if _is_safetensors(path):
         return _load_safetensors(path, map_location)
     place = torch.serialization._get_restore_location(map_location)
@@ -313,16 +324,44 @@ def load_from_http(filename: str, map_location: MapLocation = None) -> Any:
     Raises:
         ValueError: If it cannot be downloaded, and as :func:`load_checkpoint`.
     """
-    path = Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(filename).path).name)
+    path = _cached(filename)
     if int(os.environ.get('LOCAL_RANK', 0)) == 0 and not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.hub.download_url_to_file(filename, str(path), progress=os.isatty(0))
-        except OSError as error:  # urllib's errors are OSErrors
+            _download(filename, path)
+        except (OSError, HTTPException, ValueError) as error:  # urllib's errors are OSErrors
             raise UserError(f'{filename} could not be downloaded: {error}. Download it by other '
                             'means and give the path of the file.') from None
     barrier()
     return load_checkpoint(path, map_location)
+
+
+def _cached(url: str) -> Path:
+    """Name the place of a download; two URLs that end alike have two places."""
+    name = Path(urlparse(url).path)
+    mark = hashlib.sha256(url.encode()).hexdigest()[:8]
+    return Path(torch.hub.get_dir(), 'checkpoints', f'{name.stem}-{mark}{name.suffix}')
+
+
+def _download(url: str, path: Path) -> None:
+    """Download a file; it has its name only when it is whole.
+
+    Raises:
+        OSError, HTTPException, ValueError: If it cannot be downloaded.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'.{path.name}.{uuid4().hex}.part')  # other machines may share it
+    try:
+        with urlopen(url, timeout=TIMEOUT) as answer, part.open('wb') as file:
+            size = int(answer.headers.get('Content-Length', 0))
+            quiet = not size or not sys.stderr.isatty()
+            with wrap_file(answer, size, description=f'downloading {path.name}', disable=quiet,
+                           console=Console(stderr=True)) as source:
+                shutil.copyfileobj(source, file, PIECE)
+        if size and part.stat().st_size != size:
+            raise OSError(f'the connection ended after {part.stat().st_size:,} of {size:,} bytes')
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def activate() -> None:

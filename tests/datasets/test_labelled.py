@@ -112,3 +112,9 @@ def test_a_missing_list_or_folder_is_a_sentence(folder):
         build(folder, ann_file='nowhere.txt')
     with pytest.raises(ValueError, match='no .*/nowhere'):
         build(folder / 'nowhere')
+
+
+def test_a_twin_without_its_scenes_names_the_tool_that_draws_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r'no data/scenes/.*/nowhere.txt: draw .*make_scenes\.py'):
+        build(Path('data/scenes/classification'), ann_file='nowhere.txt')

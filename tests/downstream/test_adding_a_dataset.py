@@ -24,13 +24,11 @@ MAX_LINES = 15
 SEGMENTATION = {
     'model.decode_head.in_channels': [16] * 4, 'model.decode_head.channels': 16,
     'model.decode_head.output_channels': 8,
-    'train_dataloader.dataset.pipeline.2.scale': (64, 64),
-    'train_dataloader.dataset.pipeline.3.crop_size': (64, 64)}
+    'train_dataloader.dataset.pipeline.2.scale': 64}
 CHANGE = {
     'model.neck.in_channels': 16,
     'model.test_cfg.crop_size': (64, 64), 'model.test_cfg.stride': (64, 64),
-    'train_dataloader.dataset.pipeline.1.scale': (64, 64),
-    'train_dataloader.dataset.pipeline.2.crop_size': (64, 64)}
+    'train_dataloader.dataset.pipeline.1.scale': 64}
 CLASSIFICATION = {
     'model.head.in_channels': 16, 'train_dataloader.dataset.pipeline.1.scale': 64,
     'val_dataloader.dataset.pipeline.1.scale': (64, 64)}

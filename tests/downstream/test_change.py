@@ -14,7 +14,12 @@ from mmengine.structures import PixelData
 from programs import run
 
 import pera_mm  # noqa: F401  before mmseg: it supplies the operators of mmcv
-from pera_mm.downstream.change import ChangePairs, LoadPair, SiameseEncoderDecoder
+from pera_mm.downstream.change import (
+    ChangePairs,
+    LoadPair,
+    SiameseEncoderDecoder,
+    SwapDates,
+)
 from pera_mm.downstream.data_check import check_sizes
 from pera_mm.registry import MODELS
 from pera_mm.scenes.folders import write_scenes
@@ -119,6 +124,12 @@ def test_a_missing_folder_and_an_empty_one_are_named(pairs):
         dataset(pairs, img_suffix='.tif', seg_map_suffix='.tif')
 
 
+def test_a_twin_without_its_scenes_names_the_tool_that_draws_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match='data/scenes/change/A: draw the .*make_scenes.py'):
+        dataset(Path('data/scenes/change'))
+
+
 # -- reading -------------------------------------------------------------------------------------
 
 
@@ -193,7 +204,8 @@ def test_an_unreadable_pair_is_replaced_in_training_and_an_error_in_a_test(pairs
 def test_both_dates_and_the_mask_move_alike_and_keep_their_colors(pairs):
     cfg = Config.fromfile(ROOT / 'configs/levircd_bit_pera.py')
     steps = cfg.train_pipeline
-    steps[1].scale, steps[2].crop_size = (48, 40), (32, 32)
+    steps[1].scale = 32
+    steps[4].prob = 0
     data, corners = dataset(pairs, pipeline=steps), set()
     for index in list(range(6)) * 8:
         sample = data[index]
@@ -209,6 +221,29 @@ def test_both_dates_and_the_mask_move_alike_and_keep_their_colors(pairs):
         assert (red[inside] == 255).all() and not red[outside].any()
         corners.add(tuple(np.argwhere(mask)[0]) if mask.any() else None)
     assert len(corners) > 20  # and it did move
+
+
+def test_swapped_dates_keep_their_mask_and_their_share(pairs):
+    sample = load(pairs)
+    before, mask = sample['img'].copy(), sample['gt_seg_map'].copy()
+    np.random.seed(0)
+    swapped = 0
+    for _ in range(2000):
+        after = SwapDates(prob=.1).transform(dict(sample))['img']
+        if (after != before).any():
+            swapped += 1
+            np.testing.assert_array_equal(after[..., :3], before[..., 3:])
+            np.testing.assert_array_equal(after[..., 3:], before[..., :3])
+    assert swapped == pytest.approx(200, abs=45)  # three standard deviations
+    np.testing.assert_array_equal(sample['gt_seg_map'], mask)
+    with pytest.raises(ValueError, match=r'prob is a probability in \[0, 1\], got 10'):
+        SwapDates(prob=10)
+
+
+def test_kinds_of_change_keep_the_order_of_their_dates(pairs):
+    sample = load(pairs) | dict(num_classes=3)
+    before = sample['img'].copy()
+    np.testing.assert_array_equal(SwapDates(prob=1).transform(sample)['img'], before)
 
 
 # -- computing -----------------------------------------------------------------------------------
@@ -263,7 +298,7 @@ def test_settings_of_the_paper():
     assert (cfg.train_cfg.max_epochs, cfg.train_dataloader.batch_size) == (500, 8)
     assert (cfg.optim_wrapper.optimizer.lr, cfg.param_scheduler[-1].eta_min) == (1e-4, 1e-6)
     assert cfg.model.backbone.vit.drop_path_rate == 0.2
-    assert cfg.train_pipeline[2].crop_size == (512, 512)
+    assert cfg.train_pipeline[1].scale == 512
     assert not [step.type for step in cfg.train_pipeline if 'Distortion' in step.type]
 
 

@@ -117,7 +117,7 @@ def test_all_unusable_samples_are_named_in_one_sentence(tmp_path):
 
 
 @pytest.mark.parametrize('missing, words', [
-    (FOLDERS['img'], 'JPEGImages-trainval is missing; set data_root'),
+    (FOLDERS['img'], 'JPEGImages-trainval is missing; prepare the data .*set data_root'),
     ('ImageSets', r'train.txt, is missing; set data_root'),
 ])
 def test_a_wrong_data_root_is_named(tmp_path, missing, words):
@@ -125,6 +125,12 @@ def test_a_wrong_data_root_is_named(tmp_path, missing, words):
     shutil.rmtree(tmp_path / missing)
     with pytest.raises(ValueError, match=words):
         dataset(tmp_path)
+
+
+def test_a_twin_without_its_scenes_names_the_tool_that_draws_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r'data/scenes/det/.* is missing; draw .*make_scenes\.py'):
+        dataset(Path('data/scenes/det'))
 
 
 def test_an_empty_split_is_named(tmp_path):

@@ -163,6 +163,12 @@ def test_a_wrong_dataset_is_refused_when_built(folder, options, message):
         dataset(folder, **options)
 
 
+def test_a_twin_without_its_scenes_names_the_tool_that_draws_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r'in data/scenes/seg/images: draw .*make_scenes\.py'):
+        dataset(Path('data/scenes/seg'))
+
+
 # -- decoder -------------------------------------------------------------------------------------
 
 
@@ -186,13 +192,14 @@ def test_the_papers_settings(name, classes, lr):
     assert (head.channels, head.output_channels, head.num_classes) == (512, 256, classes)
     assert cfg.model.backbone.vit.arch == 'pera-g'
     assert cfg.model.backbone.vit.drop_path_rate == 0.1
-    assert cfg.optim_wrapper.optimizer == dict(type='AdamW', lr=lr, weight_decay=1e-4)
+    assert cfg.optim_wrapper.optimizer == dict(
+        type='AdamW', lr=lr, weight_decay=1e-4, eps=2e-5)
     assert cfg.train_cfg.max_epochs == 200
     assert cfg.train_dataloader.batch_size == 8
     warm_up, decay = cfg.param_scheduler
     assert (warm_up.end, decay.begin, decay.eta_min) == (20, 20, 5e-6)
     names = {step.type for step in cfg.train_pipeline}
-    assert names == {'pera_mm.LoadRGB', 'pera_mm.LoadMask', 'RandomResize', 'RandomCrop',
+    assert names == {'pera_mm.LoadRGB', 'pera_mm.LoadMask', 'pera_mm.RandomResizedCrop',
                      'RandomFlip', 'PackSegInputs'}
 
 
@@ -263,9 +270,8 @@ def test_the_example_trains_on_drawn_images(tmp_path):
         image = rng.integers(0, 60, (80, 80, 3)) + 180 * road[..., None]
         write(tmp_path / f'images/{index}.png', image.astype(np.uint8))
         write(tmp_path / f'groundtruth/{index}.png', road * 200 + 20)
-    crop = {f'train_dataloader.dataset.pipeline.{step}': (64, 64)
-            for step in ('2.scale', '3.crop_size')}
-    runner = train_roads(tmp_path, tmp_path / 'work', **crop, **{
+    runner = train_roads(tmp_path, tmp_path / 'work', **{
+        'train_dataloader.dataset.pipeline.2.scale': 64,
         'train_dataloader.dataset.indices': 2, 'val_dataloader.dataset.indices': [2]})
     assert runner.iter == 1
     scores = runner.message_hub.log_scalars
@@ -291,7 +297,7 @@ def test_a_broken_mask_stops_a_run_before_its_first_step(tmp_path):
     cfg = small('scenes/potsdam_upernet_pera_scenes.py', tmp_path / 'work', **{
         f'{split}_dataloader.dataset.data_root': str(tmp_path / 'data')
         for split in ('train', 'val')}, **{
-        'train_dataloader.dataset.pipeline.3.crop_size': (64, 64),
+        'train_dataloader.dataset.pipeline.2.scale': 64,
         'model.test_cfg.crop_size': (64, 64)})
     with pytest.raises(ValueError, match=rf'{path.name} has the label 9; allowed are 0 for not'):
         Runner.from_cfg(cfg).train()
@@ -302,7 +308,7 @@ def _train(root: Path) -> None:
         f'{split}_dataloader.dataset.data_root': str(root / 'data')
         for split in ('train', 'val')}, **{
         'train_dataloader.batch_size': 1,
-        'train_dataloader.dataset.pipeline.3.crop_size': (64, 64),
+        'train_dataloader.dataset.pipeline.2.scale': 64,
         'model.test_cfg.crop_size': (64, 64), 'launcher': 'pytorch'})
     # One pixel would be left of a batch of one, which plain BN refuses.
     cfg.model.decode_head.pool_scales = (2, 3)
@@ -324,10 +330,10 @@ def test_mim_trains_resumes_and_the_tool_tests(tmp_path, name):
     write_scenes(tmp_path / 'data', 'segmentation', 15, size=96)
     data = [f'{split}_dataloader.dataset.data_root={tmp_path}/data'
             for split in ('train', 'val', 'test')]
-    config = f'configs/{name}_upernet_pera_scenes.py'
+    config = f'configs/scenes/{name}_upernet_pera_scenes.py'
     options = ['--work-dir', f'{tmp_path}/work', '--cfg-options', *data,
                'train_dataloader.batch_size=4', 'model.backbone.vit.init_cfg=None',
-               'train_dataloader.dataset.pipeline.3.crop_size=(64,64)',
+               'train_dataloader.dataset.pipeline.2.scale=64',
                'model.test_cfg.crop_size=(64,64)', 'train_cfg.val_interval=1',
                'default_hooks.checkpoint.interval=1']
     run('-m', 'mim', 'train', 'mmseg', config, *options, 'train_cfg.max_epochs=1')

@@ -5,6 +5,8 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from training_runs import draw_images, training_cfg
 
+from pera_mm.engine.hooks.config_check import other_total_batch
+
 
 @pytest.fixture
 def start(tmp_path, tiny_cfg, tiny_pipeline):
@@ -26,6 +28,30 @@ def start(tmp_path, tiny_cfg, tiny_pipeline):
 
 def test_a_sound_configuration_trains(start):
     assert start().iter == 4
+
+
+@pytest.mark.parametrize('intended, warned', [(2, False), (3, True)])
+def test_another_total_batch_is_one_warning_and_scales_nothing(start, tmp_path, intended, warned):
+    runner = start(auto_scale_lr=dict(enable=False, base_batch_size=intended))
+    assert runner.iter == 4
+    log, = tmp_path.glob('run/*/*.log')
+    lines = [line for line in log.read_text().splitlines() if 'A step has' in line]
+    assert len(lines) == warned and 'LR is set based on' not in log.read_text()
+    if warned:
+        assert 'WARNING - A step has 2 images (batch_size 2 x 1 devices' in lines[0]
+
+
+def test_the_total_batch_counts_devices_and_accumulation():
+    cfg = Config(dict(optim_wrapper=dict(accumulative_counts=2),
+                      auto_scale_lr=dict(enable=False, base_batch_size=192)))
+    assert other_total_batch(cfg, 24, 4) is None
+    assert other_total_batch(cfg, 12, 8) is None
+    line = other_total_batch(cfg, 24, 8)
+    assert line.startswith('A step has 384 images (batch_size 24 x 8 devices x '
+                           'accumulative_counts 2), but this config is meant for 192: ')
+    assert '\n' not in line
+    cfg.auto_scale_lr = None
+    assert other_total_batch(cfg, 24, 8) is None
 
 
 def test_one_image_per_device_with_koleo(start):

@@ -54,6 +54,14 @@ def test_what_the_config_says(models):
     assert len({tuple(color) for color in predictor.palette}) == 7
 
 
+def test_without_a_window_of_the_test_it_is_the_crop_of_the_training(models):
+    cfg, checkpoint = models['segmentation']
+    cfg = copy.deepcopy(cfg)
+    cfg.model.test_cfg = dict(mode='whole')
+    cfg.train_dataloader.dataset.pipeline[2].scale = 48
+    assert Predictor(cfg, checkpoint).window == 48
+
+
 def test_bands_and_scale_are_those_of_the_configs_loader(models):
     cfg, checkpoint = models['segmentation']
     cfg = copy.deepcopy(cfg)

@@ -2,12 +2,15 @@
 
 import io
 import logging
+import pickle
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
+from ranges import serve_folder
 from torch import Tensor, nn
 
 from pera_mm.models.backbones.pera_vit import PerAViT
@@ -15,6 +18,7 @@ from pera_mm.models.backbones.pretrained import PretrainedBackbone
 from pera_mm.models.backbones.vit_adapter import ViTAdapter
 from pera_mm.registry import MODELS
 from pera_mm.weights.names import backbone_to_timm, pera_to_reference
+from pera_mm.weights.sources import REMEDIES
 
 ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64)
 
@@ -70,6 +74,30 @@ def test_the_authors_raw_file_and_exported_backbones(checkpoint, tmp_path):
                               bare=teacher, timm=backbone_to_timm(teacher)).items():
         torch.save(content, tmp_path / f'{name}.pth')
         assert_same(start(tmp_path / f'{name}.pth'), teacher)
+
+
+def test_a_url_is_downloaded_once_and_read_as_data(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
+    monkeypatch.setattr(torch, 'load', None)  # which would unpickle
+    monkeypatch.setattr(pickle, 'Unpickler', None)
+    (tmp_path / 'served').mkdir()
+    served = shutil.copy(checkpoint, tmp_path / 'served')
+    with serve_folder(tmp_path / 'served') as address:
+        vit = start(f'{address}/pera.pth')
+    Path(served).unlink()
+    again = start(f'{address}/pera.pth')  # nobody serves it now
+    monkeypatch.undo()
+    assert_same(vit, network(checkpoint, 'teacher'))
+    assert_same(again, network(checkpoint, 'teacher'))
+
+
+def test_a_failed_download_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
+    with serve_folder(tmp_path) as address, pytest.raises(ValueError) as caught:
+        start(f'{address}/none.pth')
+    assert str(caught.value) == (
+        f'{address}/none.pth could not be downloaded: HTTP Error 404: File not found. Download it '
+        'by other means and give the path of the file.')
 
 
 @pytest.mark.parametrize('size', [32, 96, (64, 128)])
@@ -221,12 +249,21 @@ def test_a_file_of_which_nothing_matches(tmp_path):
 
 
 @pytest.mark.parametrize('path, words', [
-    ('nowhere.pth', 'There is no pretrained checkpoint nowhere.pth: give another with'),
-    ('https://example.org/a.pth', 'from a local file only'),
+    ('nowhere.pth', 'There is no pretrained checkpoint nowhere.pth: make it .*tools/weights/convert'
+     '.py CHECKPOINT checkpoints/NAME.safetensors --to backbone"; or give another with'),
+    ('work_dirs/demo/iter_9.pth', 'There is no pretrained checkpoint .*iter_9.pth: make it from a'),
+    ('s3://bucket/a.pth', 's3://bucket/a.pth: .* a local file, http:// or https:// only'),
 ])
 def test_a_path_that_cannot_be_read(path, words):
     with pytest.raises(ValueError, match=words):
         start(path)
+
+
+@pytest.mark.parametrize('name, remedy', REMEDIES.items())
+def test_a_missing_file_of_our_configs_comes_with_its_command(tmp_path, name, remedy):
+    with pytest.raises(ValueError) as caught:
+        start(tmp_path / name)
+    assert f'{name}: {remedy}; or give another' in str(caught.value)
 
 
 def test_it_belongs_on_the_vit(checkpoint):

@@ -75,8 +75,9 @@ SAMPLES = {  # archives, files made of them
         *UCM_NAMES, 'splits/tr50_test.txt', 'splits/tr50_train.txt', 'splits/tr80_test.txt',
         'splits/tr80_train.txt']),
     'loveda': (lambda: official.loveda(1024, train=(0,), val=(2522,)), [
-        'ann_dir/train/0.png', 'ann_dir/val/2522.png', 'img_dir/test/4191.png',
-        'img_dir/train/0.png', 'img_dir/val/2522.png']),
+        'ann_dir/val/2522.png', 'img_dir/test/4191.png', 'img_dir/val/2522.png',
+        *(f'{kind}_dir/train_512/0_{corner}.png' for kind in ('ann', 'img')
+          for corner in ('0000_0000', '0512_0000', '0000_0512', '0512_0512'))]),
     'levircd': (lambda: official.levircd(1024, train=1), [
         *(f'{split}/{part}/{split}_1.png' for split in ('test', 'train', 'val')
           for part in ('A', 'B', 'label')),
@@ -116,9 +117,9 @@ def test_without_partial_missing_files_are_wrong(source, root, run):
     code, output = run('loveda', source, root)
     assert code == 1
     assert f'{root} is not as published; {root}/verification.txt names every file' in output
-    assert 'WRONG' in output and '2,522' in output
+    assert 'WRONG' in output and '10,088' in output
     text = (root / 'verification.txt').read_text()
-    assert 'WRONG train images: 2 (published: 2,522)' in text
+    assert 'WRONG train_512 images (512 px): 8 (published: 10,088)' in text
 
 
 @pytest.mark.parametrize(('dataset', 'archive', 'asked'), [
@@ -251,7 +252,7 @@ def test_the_whole_potsdam(source, root):
 @pytest.mark.parametrize('module', [loveda, levircd, dior])
 def test_as_many_as_published_is_well_and_one_less_is_not(module, source, root, monkeypatch):
     if module is loveda:
-        recipe, archives = loveda.LoveDA(size=16), official.loveda(16)
+        recipe, archives = loveda.LoveDA(size=16, tile=8), official.loveda(16)
         monkeypatch.setattr(loveda, 'PUBLISHED', dict(train=2, val=2, test=1))
     elif module is levircd:
         recipe, archives = levircd.LevirCD(size=16, tile=8), official.levircd(16)
@@ -317,13 +318,19 @@ def test_loveda_pairs_sizes_and_labels(source, root):
     del train['Train/Urban/masks_png/0.png'], train['Train/Rural/images_png/1.png']
     train['Train/Urban/masks_png/2.png'] = official.mask(15, range(8))
     train['Train/Rural/masks_png/3.png'] = official.mask(16, [*range(8), 9, 200])
+    train['Train/Rural/masks_png/4.png'] = official.picture(16, 'PNG')
+    train['Train/Rural/images_png/4.png'] = b'\x89PNG'
     archives['Val.zip']['Val/Urban/masks_png/2522.png'] = official.picture(16, 'PNG')
     archives['Test.zip']['Test/Urban/images_png/4191.png'] = b'\x89PNG'
-    text = sentences(prepared(loveda.LoveDA(size=16), source, root, archives))
-    assert 'Files of ann_dir/train have no counterpart in img_dir/train (1): 1.png' in text
-    assert 'Files of img_dir/train have no counterpart in ann_dir/train (1): 0.png' in text
-    assert 'Masks in ann_dir/train are not 16 x 16 pixels (1): ann_dir/train/2.png (15' in text
-    assert 'Masks in ann_dir/train have unknown labels (1): ann_dir/train/3.png (9, 200 in' in text
+    text = sentences(prepared(loveda.LoveDA(size=16, tile=8), source, root, archives))
+    assert ('ann_dir/train_8 have no counterpart in img_dir/train_8 (4): 1_0000_0000.png, '
+            '1_0000_0008.png') in text
+    assert 'img_dir/train_8 have no counterpart in ann_dir/train_8 (8): 0_0000_0000.png' in text
+    assert 'Train.zip/Train/Urban/masks_png/2.png is 15 x 15 pixels, not 16 x 16' in text
+    assert 'Masks in ann_dir/train_8 have unknown labels (' in text
+    assert 'ann_dir/train_8/3_0000_0000.png (9, 200 in' in text
+    assert 'masks_png/4.png has pixels of mode RGB, but a mask has one 8-bit channel' in text
+    assert 'images_png/4.png cannot be read (' in text
     assert 'Known labels are 0, 1, 2, 3, 4, 5, 6, 7.' in text
     assert 'ann_dir/val/2522.png (a mask has one 8-bit channel, this is uint8 (16, 16, 3))' in text
     assert 'Test images cannot be read (1): img_dir/test/4191.png' in text
@@ -335,7 +342,7 @@ def test_loveda_numbers_that_collide_are_refused(source, root):
     official.pack_all(source, archives)
     with pytest.raises(ValueError, match=r'Urban/images_png/0.png and .*Rural/images_png/0.png '
                                          'differ, but both would become img_dir/train/0.png'):
-        prepare(loveda.LoveDA(size=16), source, root, partial=True)
+        prepare(loveda.LoveDA(size=16, tile=8), source, root, partial=True)
     assert not root.exists()
 
 
@@ -343,9 +350,31 @@ def test_loveda_without_its_first_folder(source, root):
     archives = {f'train_and_test/{name}': {path.split('/', 1)[1]: data for path, data in
                                            members.items()}
                 for name, members in official.loveda(16).items()}
-    prepared(loveda.LoveDA(size=16), source, root, archives)
-    assert official.tree(root / 'img_dir') == ['test/4191.png', 'train/0.png', 'train/1.png',
-                                               'val/2522.png', 'val/2523.png']
+    prepared(loveda.LoveDA(size=16, tile=16), source, root, archives)
+    assert official.tree(root / 'img_dir') == [
+        'test/4191.png', 'train_16/0_0000_0000.png', 'train_16/1_0000_0000.png', 'val/2522.png',
+        'val/2523.png']
+
+
+def test_loveda_trains_on_four_tiles_of_each_image(source, root):
+    archives = official.loveda(16)
+    masks = archives['Train.zip']
+    palette = Image.fromarray(official.label_map(16, range(8), seed=5))
+    palette.putpalette(list(range(8 * 3)))
+    file = io.BytesIO()
+    palette.save(file, 'PNG')
+    masks['Train/Rural/masks_png/1.png'] = file.getvalue()  # its indices are the labels
+    report = prepared(loveda.LoveDA(size=16, tile=8), source, root, archives)
+    assert report.ok, report.text()
+    for number, seed in ((0, 0), (1, 5)):
+        for x, y in ((0, 0), (8, 0), (0, 8), (8, 8)):
+            tile = np.asarray(Image.open(root / f'ann_dir/train_8/{number}_{x:04d}_{y:04d}.png'))
+            labels = official.label_map(16, range(8), seed)
+            np.testing.assert_array_equal(tile, labels[y:y + 8, x:x + 8])
+    image = np.asarray(Image.open(io.BytesIO(official.picture(16, 'PNG', 1))))
+    tile = np.asarray(Image.open(root / 'img_dir/train_8/1_0008_0000.png'))
+    np.testing.assert_array_equal(tile, image[:8, 8:])
+    assert loveda.PUBLISHED['train'] * 4 == 10_088 == 1_261 * 8
 
 
 def test_levircd_pairs_and_labels(source, root):

@@ -52,6 +52,13 @@ def test_without_rich_there_is_still_a_sentence(tmp_path: Path):
     assert 'rich is not installed' in result.stderr and 'make env' in result.stderr
 
 
+def test_help_is_shown_and_unknown_options_are_refused_without_a_check():
+    result = run(DOCTOR, '--help')
+    assert 'usage: doctor.py' in result.stdout and 'Exit code 0: pre-training' in result.stdout
+    assert 'Environment' not in result.output
+    assert 'unrecognized arguments: --fast' in run(DOCTOR, '--fast', code=2).stderr
+
+
 @pytest.mark.slow
 def test_here_pre_training_can_run_and_a_broken_optional_package_is_a_note(tmp_path: Path):
     result = run_with(dict(opencd="raise RuntimeError('half installed')"), tmp_path, code=0)

@@ -38,8 +38,26 @@ def test_rows_keep_the_metrics_order_and_missing_scores_are_empty():
 ])
 def test_the_only_inference_mode_is_named_after_what_it_does(test_cfg, name):
     cfg = Config.fromfile(ROOT / 'configs/potsdam_upernet_pera.py')
+    cfg.pop('inference_modes')
     cfg.model.test_cfg = test_cfg
     assert list(protocols.inference_modes(cfg)) == [name]
+
+
+@pytest.mark.parametrize(('config', 'papers', 'modes'), [
+    ('potsdam_upernet_pera.py', 'tiles 512', ['tiles 512', 'sliding 512, stride 341',
+                                              'whole image']),
+    ('loveda_upernet_pera.py', 'tiles 512', ['tiles 512', 'sliding 512, stride 341',
+                                             'whole image']),
+    ('levircd_bit_pera.py', 'tiles 512', ['whole 1024', 'sliding 512, stride 256', 'tiles 512',
+                                          'tiles 256']),
+    ('scenes/potsdam_upernet_pera_scenes.py', 'tiles 128', [
+        'tiles 128', 'sliding 128, stride 85', 'whole image']),
+])
+def test_the_papers_inference_mode_is_what_the_test_does(config, papers, modes):
+    cfg = Config.fromfile(ROOT / 'configs' / config)
+    found = protocols.inference_modes(cfg)
+    assert list(found) == modes
+    assert found[papers] == cfg.model.test_cfg
 
 
 @pytest.mark.parametrize(('config', 'message'), [
@@ -70,7 +88,7 @@ def test_every_protocol_of_every_inference_mode_is_in_the_table(
     config = tmp_path / 'modes.py'
     config.write_text(
         f'_base_ = {str(base)!r}\n'
-        "inference_modes = {'whole image': dict(mode='whole'), 'tiles 64': dict("
+        "inference_modes = {'_delete_': True, 'whole image': dict(mode='whole'), 'tiles 64': dict("
         "mode='slide', crop_size=(64, 64), stride=(64, 64))}\n")
     cfg = Config.fromfile(config)
     cfg.merge_from_dict({'model.decode_head.channels': 16, 'model.backbone.vit.init_cfg': None})

@@ -1,17 +1,16 @@
 """Checkpoints: MMEngine's own resume, everything in them survives, hostile ones are refused."""
 
-import functools
 import io
 import itertools
 import json
 import os
 import pickle
 import pickletools
+import re
 import struct
-import threading
 import zipfile
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader, Runner
 from PIL import Image
+from ranges import serve_folder, serve_with
 from torch import Tensor, nn
 
 from pera_mm.errors import UserError
@@ -132,34 +132,72 @@ def test_mmengine_loads_local_files_with_ours(tmp_path: Path):
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A folder, and the address where a real server gives its files."""
-    folder = tmp_path / 'served'
-    folder.mkdir()
-    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(folder))
-    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield folder, f'http://127.0.0.1:{server.server_port}'
-        server.shutdown()
-
-
-def test_mmengine_loads_urls_with_ours(tmp_path: Path, served, monkeypatch):
-    folder, url = served
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str]]:
+    """A folder, and the address where a real server gives its files; the cache is hub/."""
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
+    (tmp_path / 'served').mkdir()
+    with serve_folder(tmp_path / 'served') as address:
+        yield tmp_path / 'served', address
+
+
+def load_url(url: str) -> dict:
+    return CheckpointLoader.load_checkpoint(url, map_location='cpu', logger='silent')
+
+
+def cached(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / 'hub/checkpoints').iterdir())
+
+
+def test_mmengine_loads_urls_with_ours(tmp_path: Path, served):
+    folder, url = served
     proof = tmp_path / 'proof'
     hostile_file(folder / 'bad.pth', Reduce(os.system, (f'touch {proof}',)))
     with pytest.raises(ValueError, match=rf'{os.name}\.system'):
-        CheckpointLoader.load_checkpoint(f'{url}/bad.pth', map_location='cpu', logger='silent')
+        load_url(f'{url}/bad.pth')
     assert not proof.exists()
     torch.save(dict(w=torch.ones(2)), folder / 'good.pth')
     for _ in range(2):  # the second time from the cache
-        loaded = CheckpointLoader.load_checkpoint(f'{url}/good.pth', 'cpu', logger='silent')
-        assert loaded['w'].tolist() == [1, 1]
+        assert load_url(f'{url}/good.pth')['w'].tolist() == [1, 1]
         (folder / 'good.pth').unlink(missing_ok=True)
     with pytest.raises(ValueError, match='none.pth could not be downloaded: HTTP Error 404'):
-        CheckpointLoader.load_checkpoint(f'{url}/none.pth', 'cpu', logger='silent')
-    assert sorted(path.name for path in (tmp_path / 'hub/checkpoints').iterdir()) == [
-        'bad.pth', 'good.pth']
+        load_url(f'{url}/none.pth')
+    assert [re.sub('-.{8}', '', name) for name in cached(tmp_path)] == ['bad.pth', 'good.pth']
+
+
+def test_two_urls_that_end_alike_are_two_files(served):
+    folder, url = served
+    for name in 'ab':
+        (folder / name).mkdir()
+        torch.save(dict(w=name), folder / name / 'model.pth')
+    assert [load_url(f'{url}/{name}/model.pth')['w'] for name in 'ab'] == ['a', 'b']
+
+
+class Cut(BaseHTTPRequestHandler):
+    """A server that promises 1,000 bytes and hangs up after 10."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header('Content-Length', '1000')
+        self.end_headers()
+        self.wfile.write(bytes(10))
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+def test_half_a_download_is_not_kept(tmp_path: Path, served):
+    with serve_with(Cut) as url, pytest.raises(ValueError) as caught:
+        load_url(f'{url}/a.pth')
+    assert str(caught.value) == (
+        f'{url}/a.pth could not be downloaded: the connection ended after 10 of 1,000 bytes. '
+        'Download it by other means and give the path of the file.')
+    assert cached(tmp_path) == []
+
+
+@pytest.mark.parametrize('url', ['http://127.0.0.1:1/a.pth', 'http://', 'http://127.0.0.1:x/a.pth'])
+def test_an_address_where_nobody_answers(served, url):
+    with pytest.raises(ValueError, match=f'^{url} could not be downloaded: .*other means'):
+        load_url(url)
 
 
 def draw(path: Path, size: int = 64, gray: bool = False) -> None:

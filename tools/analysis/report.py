@@ -1,9 +1,10 @@
-"""Draw a picture of a pre-training run: losses, probe, health, reconstructions, attention.
+"""Draw a run of PerA, DINO or DINOv2: losses, probe, health, reconstructions, attention.
 
     python tools/analysis/report.py work_dirs/pera_vitb_rsrsd --images data/AID
 
 It writes ``report.png`` into the folder of the run, from its last checkpoint, and prints the
-verdict on the run (docs/health.md).
+verdict on the run (docs/health.md). A sharded checkpoint and a run of another method (MAE, MoCo v3)
+cannot be drawn. Only a PerA with a predictor has reconstructions.
 
 Shapes: B images, S side in pixels, N = h * w patches, k patches of one part, p patch side.
 """

@@ -1,7 +1,7 @@
 r"""Draw remote-sensing scenes into a folder, in the layout of a real data set.
 
 `make demo` draws these folders, and configs/pera/pera_tiny_scenes.py reads them:
-    python tools/data/make_scenes.py data/scenes/unlabeled unlabeled 3200 --size 128
+    python tools/data/make_scenes.py data/scenes/unlabeled unlabeled 1600 --size 128
     python tools/data/make_scenes.py data/scenes/classification classification 1200 --size 128
 
 If it is stopped, repeat the command to continue.

@@ -11,8 +11,8 @@ names, timm's or Hugging Face's. --to is the kind of DST:
     reference  DST.params       the whole model in the layout of the authors' training files
 
 Examples (docs/weights.md has more):
-    python tools/weights/convert.py pera_ViTG161024.params checkpoints/pera_vitg.safetensors \
-        --to backbone --normalization perascd
+    python tools/weights/convert.py checkpoints/pera_ViTG161024.params \
+        checkpoints/pera_vitg.safetensors --to backbone --normalization perascd
     python tools/weights/convert.py work_dirs/demo/iter_400.pth demo_timm --to timm --heads 2
 """
 

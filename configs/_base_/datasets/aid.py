@@ -1,13 +1,14 @@
 # AID, 30 classes, 10,000 images of 600 px, as tools/data/prepare.py aid writes it: a folder per
 # class, and splits/. The paper names random flips, crops and color distortion; their ranges are
-# ours (the crop's area, the colors of pre-training). There is no validation part in the field's
-# protocol: `val` is the test part, and the last epoch counts, not the best.
+# those of the authors' first code. There is no validation part in the field's protocol: `val` is
+# the test part, and the last epoch counts, not the best.
 data_root = 'data/aid'
 size = 512
 meta_keys = ('img_path', 'ori_shape', 'img_shape', 'skipped')
 train_pipeline = [
     dict(type='pera_mm.LoadRGB'),
-    dict(type='RandomResizedCrop', scale=size, crop_ratio_range=(0.4, 1.0)),
+    dict(type='RandomResizedCrop', scale=size, crop_ratio_range=(0.4, 1.0),
+         aspect_ratio_range=(0.75, 1.33)),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='RandomFlip', prob=0.5, direction='vertical'),
     # torchvision's: MMPretrain's own fails on a negative hue with NumPy 2

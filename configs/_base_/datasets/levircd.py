@@ -1,17 +1,17 @@
 # LEVIR-CD in its official layout, as tools/data/prepare.py levircd writes it: whole pairs of
 # 1024 px in {train,val,test}/{A,B,label}, and the training pairs cut into 512 px in train_512.
-# The paper names random flips and random resized crops; their range is ours: a crop of 1 to 1/4 of
-# a tile's area, enlarged to 512 px (`scale` is a tile's size). No color is changed.
+# The paper names random flips and random resized crops, and no change of colors; the ranges of the
+# crops, and that the dates are swapped with probability .1, are those of the authors' first code.
 data_root = 'data/levircd'
-crop_size = (512, 512)
 
 meta_keys = ('img_path', 'img_path2', 'seg_map_path', 'ori_shape', 'img_shape', 'skipped')
 train_pipeline = [
     dict(type='pera_mm.LoadPair'),
-    dict(type='RandomResize', scale=crop_size, ratio_range=(1.0, 2.0), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=crop_size),
+    dict(type='pera_mm.RandomResizedCrop', scale=512, crop_ratio_range=(0.4, 1.0),
+         aspect_ratio_range=(0.75, 1.33)),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='RandomFlip', prob=0.5, direction='vertical'),
+    dict(type='pera_mm.SwapDates', prob=0.1),
     dict(type='PackSegInputs', meta_keys=meta_keys),
 ]
 test_pipeline = [

@@ -10,7 +10,8 @@ normalization = {name: {key: values * 2 for key, values in statistics.items()}
 default_scope = 'mmseg'
 custom_imports = dict(
     imports=['pera_mm', 'pera_mm.downstream.bit_head', 'pera_mm.downstream.change',
-             'pera_mm.downstream.data_check', 'pera_mm.downstream.metrics'],
+             'pera_mm.downstream.data_check', 'pera_mm.downstream.metrics',
+             'pera_mm.downstream.resized_crop'],
     allow_failed_imports=False)
 custom_hooks = [dict(type='pera_mm.DataCheckHook'), dict(type='pera_mm.SkippedImagesHook')]
 
@@ -29,7 +30,7 @@ model = dict(
             type='pera_mm.PerAViT', arch='pera-g', img_size=512, patch_size=16,
             drop_path_rate=0.2,
             init_cfg=dict(type='pera_mm.PretrainedBackbone',
-                          checkpoint='checkpoints/pera_vitg_rsrsd.pth', network='teacher')),
+                          checkpoint='checkpoints/pera_vitg.safetensors', network='teacher')),
         vit_feature='stages',
         norm_cfg=dict(type='BN'),
         with_cp=False),

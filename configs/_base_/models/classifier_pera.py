@@ -18,7 +18,7 @@ model = dict(
         frozen_stages=-1,
         with_cp=False,
         init_cfg=dict(type='pera_mm.PretrainedBackbone',
-                      checkpoint='checkpoints/pera_vitg_rsrsd.pth', network='teacher')),
+                      checkpoint='checkpoints/pera_vitg.safetensors', network='teacher')),
     head=dict(
         type='LinearClsHead', num_classes=30, in_channels=1024, topk=(1, ),
         loss=dict(type='CrossEntropyLoss')))

@@ -24,7 +24,7 @@ model = dict(
             patch_size=16,
             drop_path_rate=0.3,  # paper
             init_cfg=dict(
-                type='pera_mm.PretrainedBackbone', checkpoint='checkpoints/pera_vitg_rsrsd.pth',
+                type='pera_mm.PretrainedBackbone', checkpoint='checkpoints/pera_vitg.safetensors',
                 network='teacher')),
         vit_feature='last',
         norm_cfg=dict(type='BN'),

@@ -7,7 +7,7 @@ _base_ = '../normalization.py'
 default_scope = 'mmseg'
 custom_imports = dict(
     imports=['pera_mm', 'pera_mm.downstream.data_check', 'pera_mm.downstream.metrics',
-             'pera_mm.downstream.segmentation'],
+             'pera_mm.downstream.resized_crop', 'pera_mm.downstream.segmentation'],
     allow_failed_imports=False)
 custom_hooks = [dict(type='pera_mm.DataCheckHook'), dict(type='pera_mm.SkippedImagesHook')]
 
@@ -26,7 +26,7 @@ model = dict(
             type='pera_mm.PerAViT', arch='pera-g', img_size=512, patch_size=16,
             drop_path_rate=0.1,
             init_cfg=dict(type='pera_mm.PretrainedBackbone',
-                          checkpoint='checkpoints/pera_vitg_rsrsd.pth', network='teacher')),
+                          checkpoint='checkpoints/pera_vitg.safetensors', network='teacher')),
         vit_feature='stages',
         norm_cfg=dict(type='BN'),
         with_cp=False),
@@ -43,4 +43,4 @@ model = dict(
         align_corners=False,
         loss_decode=dict(type='CrossEntropyLoss', avg_non_ignore=True)),
     train_cfg=dict(),
-    test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(341, 341)))
+    test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(512, 512)))

@@ -2,6 +2,7 @@
 
 from math import isqrt
 from pathlib import Path
+from typing import Any
 
 from mmengine.logging import print_log
 from mmpretrain.models.utils import resize_pos_embed
@@ -11,8 +12,14 @@ from pera_mm.errors import UserError
 from pera_mm.models.backbones.pera_vit import PerAViT
 from pera_mm.registry import WEIGHT_INITIALIZERS
 from pera_mm.weights.fitting import compare, not_finite
-from pera_mm.weights.loading import load_checkpoint
+from pera_mm.weights.loading import load_checkpoint, load_from_http
 from pera_mm.weights.names import teacher_backbone
+from pera_mm.weights.sources import how_to_make
+
+CONVERT = ('make it from a checkpoint of a pre-training with "python tools/weights/convert.py '
+           'CHECKPOINT checkpoints/NAME.safetensors --to backbone"')
+ADVICE = ("give another with --cfg-options '...init_cfg.checkpoint=PATH', or start from random "
+          "weights with '...init_cfg=None'.")
 
 
 @WEIGHT_INITIALIZERS.register_module()
@@ -24,8 +31,9 @@ class PretrainedBackbone:
     embeddings of another image size are resized.
 
     Args:
-        checkpoint: path of a checkpoint of pera_mm, the authors' raw training file, a checkpoint of
-            MMPretrain with a ViT (MAE, MoCo v3), or a backbone alone under our names or timm's.
+        checkpoint: path or URL of a checkpoint of pera_mm, the authors' raw training file, a
+            checkpoint of MMPretrain with a ViT (MAE, MoCo v3), or a backbone alone under our names
+            or timm's. A URL is downloaded once, into torch.hub's cache, and read as a local file.
         network: 'teacher', which the paper uses downstream, or 'student'.
     """
 
@@ -36,15 +44,15 @@ class PretrainedBackbone:
         """Load the checkpoint.
 
         Raises:
-            ValueError: if the file is missing or is not such a checkpoint, or a tensor of the
-                backbone is missing, has another shape or is not finite.
+            ValueError: if the file is missing, cannot be downloaded or is not such a checkpoint,
+                or a tensor of the backbone is missing, has another shape or is not finite.
         """
         if not isinstance(module, PerAViT):
             raise UserError('PretrainedBackbone is the init_cfg of a pera_mm.PerAViT, not of a '
                             f'{type(module).__name__}; in a ViTAdapter set it inside vit=dict().')
-        self._check_path()
+        checkpoint = self._read()
         try:
-            found = teacher_backbone(load_checkpoint(self.checkpoint), self.network)
+            found = teacher_backbone(checkpoint, self.network)
         except UserError as error:
             raise UserError(f'{self.checkpoint}: {error}') from None
         self._check_weights(found, module)
@@ -59,15 +67,17 @@ class PretrainedBackbone:
                   f'loaded (depth {module.num_layers}, width {module.embed_dims}){resized}.',
                   logger='current')
 
-    def _check_path(self) -> None:
+    def _read(self) -> Any:
         path = str(self.checkpoint)
-        advice = ("give another with --cfg-options '...init_cfg.checkpoint=PATH', or start from "
-                  "random weights with '...init_cfg=None'.")
+        if path.startswith(('http://', 'https://')):
+            return load_from_http(path, 'cpu')
         if '://' in path:
-            raise UserError(f'{path}: a backbone is read from a local file only; download it '
-                            f'first, and {advice}')
+            raise UserError(f'{path}: a backbone is read from a local file, http:// or https:// '
+                            f'only; download it by other means, and {ADVICE}')
         if not Path(path).expanduser().is_file():
-            raise UserError(f'There is no pretrained checkpoint {path}: {advice}')
+            raise UserError(f'There is no pretrained checkpoint {path}: '
+                            f'{how_to_make(path) or CONVERT}; or {ADVICE}')
+        return load_checkpoint(path)
 
     def _check_weights(self, found: dict[str, Tensor], module: PerAViT) -> None:
         if broken := not_finite(found):
