@@ -49,7 +49,7 @@ def version() -> str:
 
 extras = {name: requirements(file) for name, file in
           [('mim', 'mminstall'), ('optional', 'optional'), ('collect', 'collect'),
-           ('geo', 'geo'), ('onnx', 'onnx'), ('tests', 'tests')]}
+           ('geo', 'geo'), ('onnx', 'onnx'), ('index', 'index'), ('tests', 'tests')]}
 setup(
     name='pera_mm',
     version=version(),

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 SHARED_DATA = ROOT.parent / 'shared' / 'data'
 
 # What only the extras of setup.py bring.
-EXTRAS = ('geopandas', 'httpx2', 'imagehash', 'lmdb', 'mim', 'mmdet', 'mmseg', 'onnx',
+EXTRAS = ('faiss', 'geopandas', 'httpx2', 'imagehash', 'lmdb', 'mim', 'mmdet', 'mmseg', 'onnx',
           'onnxruntime', 'pandas', 'pyarrow', 'pyogrio', 'pyproj', 'shapely', 'timm',
           'transformers')
 

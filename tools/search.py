@@ -1,17 +1,21 @@
 r"""Search in a table of tools/embed.py: what is like this, what is there twice, what is strange.
 
 The search is exact. A query over a million vectors of 768 numbers takes seconds on two cores; pairs
-(--duplicates) grow with the square of the number of rows.
+(--duplicates) grow with the square of the number of rows. For more rows, --index FILE searches in
+an approximate index, which it builds at the first use.
 
 Examples (docs/embedding.md):
     python tools/search.py naip.parquet --like 17 -k 20 -o like_17.geojson
     python tools/search.py naip.parquet --like fields.gpkg -o more_fields.geojson
     python tools/search.py rsscn7.parquet --like my_tile.png -o like_mine.png
     python tools/search.py rsscn7.parquet --duplicates 0.98 -o twice.csv
+    python tools/search.py rsscn7.parquet --duplicates 0.98 --index rsscn7.faiss -o twice.csv
     python tools/search.py rsscn7.parquet --outliers 50 -o strange.png
 """
 
 import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ import pera_mm
 from pera_mm.datasets.reading import SUFFIXES as IMAGE_SUFFIXES
 from pera_mm.datasets.reading import UnreadableImage, read_image
 from pera_mm.embedding.extract import encode
+from pera_mm.embedding.index import Index, build
 from pera_mm.embedding.results import check_result, write_result
 from pera_mm.embedding.search import duplicates, nearest, outliers, within_polygons
 from pera_mm.embedding.table import Vectors
@@ -50,6 +55,8 @@ def parse_args() -> argparse.Namespace:
                         help='rows to find with --like (default: %(default)s)')
     parser.add_argument('-o', '--out', required=True, type=Path, metavar='OUT',
                         help='.geojson, .csv, or .png for a sheet of pictures')
+    parser.add_argument('--index', type=Path, metavar='FILE',
+                        help='search in this approximate index of VECTORS; built if there is none')
     parser.add_argument('--model', metavar='MODEL',
                         help='for an image, where the model of VECTORS is now (default: where it '
                              'was)')
@@ -64,7 +71,7 @@ def main() -> None:
     if args.like is not None:
         rows = like(args, vectors)
     elif args.duplicates is not None:
-        rows = twice(args.duplicates, vectors)
+        rows = twice(args, vectors)
     else:
         rows = strange(args.outliers, vectors)
     write_result(args.out, rows, vectors)
@@ -79,6 +86,9 @@ def check_numbers(args: argparse.Namespace) -> None:
     for name, number in (('-k', args.k), ('--outliers', args.outliers)):
         if number is not None and number < 1:
             raise UserError(f'{name} is {number}, but must be at least 1.')
+    if args.index is not None and args.outliers is not None:
+        raise UserError('--outliers compares with a sample of the rows and needs no index: leave '
+                        'out --index.')
 
 
 def like(args: argparse.Namespace, vectors: Vectors) -> Rows:
@@ -95,10 +105,27 @@ def like(args: argparse.Namespace, vectors: Vectors) -> Rows:
         found, query = within_polygons(vectors, Path(args.like))
         print(f'{len(found):,} rows touch the polygons')
         without = found.tolist()
-    with Progress() as bar:
-        task = bar.add_task('searching', total=len(vectors))
-        best = nearest(vectors, query, args.k, without, lambda done: bar.advance(task, done))
+    if args.index is not None:
+        best = opened(args.index, vectors).nearest(query, args.k, without)
+    else:
+        with progress('searching', vectors) as advance:
+            best = nearest(vectors, query, args.k, without, advance)
     return with_scores(vectors, best.ids, best.scores)
+
+
+def opened(path: Path, vectors: Vectors) -> Index:
+    """Open the index of a table; build it first if there is none."""
+    if not path.exists():
+        with progress(f'building {path}', vectors) as advance:
+            build(vectors, path, advance)
+    return Index(vectors, path)
+
+
+@contextmanager
+def progress(what: str, vectors: Vectors) -> Iterator[Callable[[int], None]]:
+    with Progress() as bar:
+        task = bar.add_task(what, total=len(vectors))
+        yield lambda done: bar.advance(task, done)
 
 
 def vector_of_image(path: str, model: str | None, vectors: Vectors) -> torch.Tensor:
@@ -121,20 +148,20 @@ def vector_of_image(path: str, model: str | None, vectors: Vectors) -> torch.Ten
     return encode(backbone, pixels[None], token)[0]
 
 
-def twice(threshold: float, vectors: Vectors) -> Rows:
+def twice(args: argparse.Namespace, vectors: Vectors) -> Rows:
     """Find the rows that repeat an earlier one, each with its path as ``duplicate_of``."""
-    with Progress() as bar:
-        task = bar.add_task('comparing', total=len(vectors))
-        found = duplicates(vectors, threshold, lambda done: bar.advance(task, done))
+    index = None if args.index is None else opened(args.index, vectors)
+    with progress('comparing', vectors) as advance:
+        found = duplicates(vectors, args.duplicates, advance) if index is None else \
+            index.duplicates(args.duplicates, advance)
     originals = vectors.rows(found.originals)
     return [dict(row, duplicate_of=original['id'], path_of_original=original['path'])
             for row, original in zip(with_scores(vectors, found.ids, found.scores), originals)]
 
 
 def strange(number: int, vectors: Vectors) -> Rows:
-    with Progress() as bar:
-        task = bar.add_task('comparing', total=len(vectors))
-        found = outliers(vectors, number, lambda done: bar.advance(task, done))
+    with progress('comparing', vectors) as advance:
+        found = outliers(vectors, number, advance)
     return with_scores(vectors, found.ids, found.scores)
 
 

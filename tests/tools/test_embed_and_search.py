@@ -1,6 +1,7 @@
 """tools/embed.py and tools/search.py, from a checkpoint and images to what was found."""
 
 import csv
+import io
 import json
 import sys
 from pathlib import Path
@@ -136,6 +137,25 @@ def test_a_served_scene_is_embedded_as_its_file(monkeypatch, capsys, checkpoint,
     assert served['vector'] == local['vector'] and served['geometry'] == local['geometry']
     assert set(served['path'].to_pylist()) == {address}
     assert json.loads(served.schema.metadata[b'pera_mm'])['source'] == address
+
+
+def test_an_index_is_built_once_and_finds_the_same(monkeypatch, capsys, checkpoint, images,
+                                                   tmp_path):
+    pytest.importorskip('faiss')
+    table, index = tmp_path / 'a.parquet', tmp_path / 'a.faiss'
+    run(monkeypatch, capsys, embed, checkpoint, images, '-o', table)
+    for what in (('--like', 1, '-k', 3), ('--duplicates', .5)):
+        run(monkeypatch, capsys, search, table, *what, '-o', tmp_path / 'exact.csv')
+        run(monkeypatch, capsys, search, table, *what, '--index', index, '-o',
+            tmp_path / 'found.csv')
+        exact, found = ([(row['id'], row['path']) for row in csv.DictReader(
+            io.StringIO((tmp_path / f'{name}.csv').read_text()))] for name in ('exact', 'found'))
+        assert exact == found != []
+        built = index.stat().st_mtime_ns
+    assert index.stat().st_mtime_ns == built
+    said = run(monkeypatch, capsys, search, table, '--outliers', 2, '--index', index, '-o',
+               tmp_path / 'out.csv', fails=True)
+    assert said.startswith('search: --outliers compares with a sample') and 'leave out' in said
 
 
 @pytest.mark.parametrize('missing', ['pyarrow', 'shapely'])
