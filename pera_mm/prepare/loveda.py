@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pera_mm.datasets.masks import read_mask
-from pera_mm.datasets.reading import UnreadableImage, decode_image
+from pera_mm.datasets.reading import UnreadableImage
 from pera_mm.prepare.archives import BadFile, Entry, Source, pick
 from pera_mm.prepare.jobs import Job, copy
 from pera_mm.prepare.recipe import Plan, Recipe
-from pera_mm.prepare.tiles import cut, tile_corners, tile_name
+from pera_mm.prepare.tiles import cut, read_rgb, tile_corners, tile_name
 from pera_mm.prepare.verify import Report, check_images, check_masks, check_pairs, files
 
 PUBLISHED = dict(train=2522, val=1669, test=1796)  # images (Wang et al. 2021)
@@ -68,7 +68,7 @@ class LoveDA(Recipe):
             return copy(entry, root / kind / split / name)
         outputs = [root / kind / f'train_{self.tile}' / tile_name(name[:-4], corner)
                    for corner in tile_corners(self.size, self.tile)]
-        read = _read_rgb if kind == 'img_dir' else _read_labels
+        read = read_rgb if kind == 'img_dir' else _read_labels
         return Job(entry.path, outputs, partial(self._cut, entry, read))
 
     def _cut(self, entry: Entry, read: Callable[[bytes], NDArray[np.uint8]]) -> Iterator[bytes]:
@@ -77,13 +77,6 @@ class LoveDA(Recipe):
             raise BadFile(f'is {pixels.shape[1]} x {pixels.shape[0]} pixels, not '
                           f'{self.size} x {self.size}')
         yield from cut(pixels, self.tile)
-
-
-def _read_rgb(data: bytes) -> NDArray[np.uint8]:
-    try:
-        return decode_image(data)
-    except Exception as error:  # decoders raise anything on broken bytes
-        raise BadFile(f'cannot be read ({error})') from error
 
 
 def _read_labels(data: bytes) -> NDArray[np.uint8]:

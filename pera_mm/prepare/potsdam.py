@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pera_mm.datasets.masks import read_mask
-from pera_mm.datasets.reading import UnreadableImage, decode_image
+from pera_mm.datasets.reading import UnreadableImage
 from pera_mm.prepare.archives import BadFile, Entry, Source, pick
 from pera_mm.prepare.jobs import Job
 from pera_mm.prepare.recipe import Plan, Recipe
-from pera_mm.prepare.tiles import cut, png, tile_corners, tile_name
+from pera_mm.prepare.tiles import cut, png, read_rgb, tile_corners, tile_name
 from pera_mm.prepare.verify import Report, check_images, check_masks, check_pairs, files
 
 TRAIN = ('2_10', '2_11', '2_12', '3_10', '3_11', '3_12', '4_10', '4_11', '4_12', '5_10', '5_11',
@@ -89,7 +89,7 @@ class Potsdam(Recipe):
         eroded = pick(source.entries, _file('_label_noBoundary', TEST), _identity)
         jobs = []
         for identity, entry in images.items():
-            jobs.append(self._job(entry, root / 'img_dir', identity, _read_rgb))
+            jobs.append(self._job(entry, root / 'img_dir', identity, read_rgb))
         for identity, entry in labels.items():
             jobs.append(self._job(entry, root / 'ann_dir', identity, _read_labels))
         for identity, entry in eroded.items():
@@ -160,13 +160,6 @@ def _file(ending: str, numbers: Sequence[str] = TRAIN + TEST) -> str:
 
 def _identity(match: re.Match[str]) -> str:
     return match[1]
-
-
-def _read_rgb(data: bytes) -> NDArray[np.uint8]:
-    try:
-        return decode_image(data)
-    except Exception as error:  # decoders raise anything on broken bytes
-        raise BadFile(f'cannot be read ({error})') from error
 
 
 def _read_labels(data: bytes) -> NDArray[np.uint8]:

@@ -6,7 +6,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pera_mm.datasets.reading import decode_image
 from pera_mm.errors import UserError
+from pera_mm.prepare.archives import BadFile
 
 
 def tile_starts(length: int, tile: int) -> list[int]:
@@ -32,6 +34,18 @@ def tile_corners(size: int, tile: int) -> list[tuple[int, int]]:
 def tile_name(stem: str, corner: tuple[int, int]) -> str:
     """Name the file of a tile: ``<image>_<x>_<y>.png``, the upper left corner in pixels."""
     return f'{stem}_{corner[0]:04d}_{corner[1]:04d}.png'
+
+
+def read_rgb(data: bytes) -> NDArray[np.uint8]:
+    """Decode an image file as RGB ``[H, W, 3]``.
+
+    Raises:
+        BadFile: if it cannot be read.
+    """
+    try:
+        return decode_image(data)
+    except Exception as error:  # decoders raise anything on broken bytes
+        raise BadFile(f'cannot be read ({error})') from error
 
 
 def cut(pixels: NDArray[np.uint8], tile: int) -> Iterator[bytes]:

@@ -1,21 +1,24 @@
 """A map drawn beside its scene: the colors of the picture are those of both."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
 from PIL import Image
-from programs import ROOT, run
 from rasterio.transform import from_origin
 
+from pera_mm.errors import UserError
 from pera_mm.mapping.rasters import MapInfo, Part, join, write_part
 from pera_mm.mapping.vectors import vectorize
 
+sys.path.insert(0, str(Path(__file__).parents[2] / 'tools/analysis'))
+import map_picture  # noqa: E402
+
 NAMES, PALETTE = ['water', 'roof'], [[0, 0, 200], [200, 0, 0]]
 TRANSFORM = from_origin(500_000, 5_200_000, 2, 2)
-PICTURE = ROOT / 'tools/analysis/map_picture.py'
 
 
 @pytest.fixture(scope='module')
@@ -44,9 +47,14 @@ def shares(path: Path) -> dict[tuple[int, ...], float]:
     return dict(zip(map(tuple, colors.tolist()), counts / counts.sum()))
 
 
-def test_scenes_map_and_outlines_are_drawn(files, tmp_path):
-    run(PICTURE, files / 'scene.tif', files / 'map.tif', '--before', files / 'old.tif',
-        '--vectors', files / 'map.gpkg', '-o', tmp_path / 'picture.png')
+def draw(monkeypatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, 'argv', ['map_picture.py', *map(str, arguments)])
+    map_picture.draw(map_picture.parse_args())
+
+
+def test_scenes_map_and_outlines_are_drawn(files, tmp_path, monkeypatch):
+    draw(monkeypatch, files / 'scene.tif', files / 'map.tif', '--before', files / 'old.tif',
+         '--vectors', files / 'map.gpkg', '-o', tmp_path / 'picture.png')
     found = shares(tmp_path / 'picture.png')
     water, roof, old, new, outlines = (found[color] for color in (
         (0, 0, 200), (200, 0, 0), (90, 90, 90), (0, 120, 60), (255, 255, 0)))
@@ -56,6 +64,6 @@ def test_scenes_map_and_outlines_are_drawn(files, tmp_path):
     assert new < old == pytest.approx(new, rel=.3)  # its outlines hide a part
 
 
-def test_what_is_not_a_map_is_named(files, tmp_path):
-    done = run(PICTURE, files / 'scene.tif', files / 'scene.tif', '-o', tmp_path / 'p.png', code=1)
-    assert 'scene.tif is not a map of tools/predict.py' in done.stderr
+def test_what_is_not_a_map_is_named(files, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match='scene.tif is not a map of tools/predict.py'):
+        draw(monkeypatch, files / 'scene.tif', files / 'scene.tif', '-o', tmp_path / 'p.png')
