@@ -5,7 +5,7 @@ _base_/models/pera_demo.py says what was kept and what was shrunk.
 
 Target:   a trained teacher that beats the random one by 25 points of kNN accuracy or more;
           measured: docs/measurements.md.
-Hardware: two CPU cores, six to seven minutes.
+Hardware: two CPU cores, five to seven minutes.
 Command:  make demo; or, when it has drawn data/scenes,
           python tools/train.py configs/pera/pera_tiny_scenes.py
 """
