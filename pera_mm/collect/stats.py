@@ -18,7 +18,7 @@ from pera_mm.collect.common.processes import check_workers, in_processes
 from pera_mm.collect.common.settings import is_whole
 from pera_mm.collect.common.tables import TILE, log, progress_bar, read_table
 from pera_mm.datasets.listing import ImageList, Source, open_source
-from pera_mm.datasets.reading import Scale, UnreadableImage, check_rule, decode_safely
+from pera_mm.datasets.reading import Scale, UnreadableImage, decode_safely, rule_of
 from pera_mm.errors import UserError
 from pera_mm.files import write_whole
 from pera_mm.seeds import hash_seed
@@ -98,8 +98,7 @@ def describe(source: str, folder: Path | None = None, count: int | None = None, 
     check_workers(workers)
     if count is not None and not (is_whole(count) and count >= 1):
         raise UserError(f'count is the number of images to read, 1 or more; got {count!r}.')
-    bands = None if bands is None else tuple(bands)
-    check_rule(bands, scale)
+    bands, scale = rule_of(bands, scale)
     if folder is not None:
         _check_apart(folder, source)
         folder.mkdir(parents=True, exist_ok=True)  # before hours of reading

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from pera_mm.datasets.listing import open_source
 from pera_mm.datasets.packed import TarShards
-from pera_mm.datasets.reading import Scale, UnreadableImage, check_rule, decode_safely
+from pera_mm.datasets.reading import Scale, UnreadableImage, decode_safely, rule_of
 from pera_mm.datasets.sampler import Draw
 from pera_mm.errors import RunError, UserError
 from pera_mm.registry import DATASETS
@@ -99,7 +99,7 @@ class UnlabeledImages(Dataset):
         common = dict(data_root=data_root, index_file=index_file, bands=bands, scale=scale,
                       shuffle_buffer=shuffle_buffer, weight=None)
         settings = [{**common, **entry} for entry in entries]
-        self.rules = [_reading_rule(entry) for entry in settings]
+        self.rules = [rule_of(entry['bands'], entry['scale']) for entry in settings]
         self.buffers = [_checked_buffer(entry['shuffle_buffer']) for entry in settings]
         self.sources = [open_source(entry['path'], entry['data_root'], entry['index_file'])
                         for entry in settings]
@@ -181,12 +181,6 @@ class UnlabeledImages(Dataset):
             else:
                 rounds.append(torch.randperm(len(images), generator=generator))
         return torch.cat(rounds)[:count] + (int(self.ends[number]) - len(images))
-
-
-def _reading_rule(entry: dict[str, Any]) -> tuple[tuple[int, ...] | None, Scale]:
-    bands = None if entry['bands'] is None else tuple(entry['bands'])
-    check_rule(bands, entry['scale'])
-    return bands, entry['scale']
 
 
 def _checked_buffer(images: int) -> int:

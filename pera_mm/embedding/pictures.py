@@ -21,9 +21,9 @@ from pera_mm.datasets.reading import (
     RASTER_DRIVERS,
     Scale,
     UnreadableImage,
-    check_rule,
     decode_safely,
     reason_of,
+    rule_of,
 )
 from pera_mm.datasets.scene import Scene
 from pera_mm.datasets.scene_grids import URL, has_grid
@@ -293,19 +293,17 @@ def open_pictures(data: str | Path, size: int, patch_size: int, windows: bool = 
     from rasterio.errors import NotGeoreferencedWarning
 
     warnings.simplefilter('ignore', NotGeoreferencedWarning)  # of every thread
-    chosen = None if bands is None else tuple(bands)
-    check_rule(chosen, scale)
+    rule = rule_of(bands, scale)
     if URL.match(str(data)) or (
             os.path.isfile(data) and str(data).lower().endswith(SCENE_SUFFIXES)):
-        return _scenes([str(data)], size, patch_size, chosen, scale)
+        return _scenes([str(data)], size, patch_size, *rule)
     source = open_source(str(data))
     if not windows:
-        return Pictures(source, size, patch_size, chosen, scale)
+        return Pictures(source, size, patch_size, *rule)
     if not isinstance(source, ImageList):
         raise UserError(f'{data} is an archive, whose images have no windows: give a scene, a '
                         'folder or a list of scenes.')
-    return _scenes([source.name(index) for index in range(len(source))], size, patch_size, chosen,
-                   scale)
+    return _scenes([source.name(index) for index in range(len(source))], size, patch_size, *rule)
 
 
 def _scenes(paths: Sequence[str], *rule: Any) -> Scenes:

@@ -16,7 +16,7 @@ from pera_mm.collect.common.gdal import find_rasters, opened
 from pera_mm.collect.fetch.dates import one_line
 from pera_mm.collect.fetch.mercator import EARTH_RADIUS, HALF_WORLD, to_meters
 from pera_mm.collect.fetch.sources import POLAR, NotAvailable, check_texts
-from pera_mm.datasets.reading import Scale, block_bytes, check_rule, to_uint8
+from pera_mm.datasets.reading import Scale, block_bytes, rule_of, to_uint8
 from pera_mm.errors import UserError
 
 MAX_BLOCK_BYTES = 1 << 30  # a window needs whole blocks, in every thread
@@ -58,9 +58,7 @@ class RasterSource:
         self.name, self.terms, self.attribution = name, terms, attribution
         self.date = one_line(date)
         check_texts(self)
-        self.bands = None if bands is None else tuple(bands)
-        self.scale = scale
-        check_rule(self.bands, scale)
+        self.bands, self.scale = rule_of(bands, scale)
         self.rasters = [raster for path in find_rasters(paths, 'paths of the source')
                         for raster in self._inspect(path)]
         first = self.rasters[0]
