@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -22,6 +24,24 @@ class FileError(UserError, OSError):
 
 class MissingFileError(UserError, FileNotFoundError):
     """An error of a file that does not exist."""
+
+
+@contextmanager
+def needs_extra(extra: str, what: str) -> Iterator[None]:
+    """Name the package whose import fails inside, and the command that installs it.
+
+    Args:
+        extra: of setup.py, that has the package.
+        what: cannot be done without it; the subject of the sentence.
+
+    Raises:
+        UserError: if a package is missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(f'{what} needs the package {error.name}, which is not installed: '
+                        f'pip install -e .[{extra}].') from None
 
 
 def printable(text: str | os.PathLike) -> str:

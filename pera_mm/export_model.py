@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,7 +22,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 import pera_mm
-from pera_mm.errors import UserError, printable
+from pera_mm.errors import UserError, needs_extra, printable
 from pera_mm.files import sha256
 from pera_mm.mapping.predictor import Classifier, Predictor, TrainedModel
 from pera_mm.models.backbones.deform_attn import DeformableAttention
@@ -111,10 +110,10 @@ def export_model(cfg: Config, checkpoint: str | Path, path: Path, *, size: int |
 
 def require_onnx() -> None:
     """Raise a UserError if a package for ONNX is missing."""
-    missing = [name for name in ('onnx', 'onnxruntime', 'onnxscript') if find_spec(name) is None]
-    if missing:
-        raise UserError(f'ONNX needs {", ".join(missing)}, which is not installed here: run pip '
-                        'install -e .[onnx], or write a file .pt2.')
+    with needs_extra('onnx', 'a file .onnx'):
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
 
 
 # From a config to a function ---------------------------------------------------------------------

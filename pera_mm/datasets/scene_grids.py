@@ -3,8 +3,7 @@
 import math
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from rasterio.warp import transform as transform_points
 from rasterio.windows import Window
 
 from pera_mm.datasets.reading import reason_of
-from pera_mm.errors import FileError, MissingFileError, UserError
+from pera_mm.errors import FileError, MissingFileError, UserError, needs_extra
 
 URL = re.compile(r'https?://|/vsi')
 METERS_PER_DEGREE = 111_320.  # of latitude, and of longitude on the equator
@@ -183,19 +182,6 @@ def check_gsd(file: Any, wanted: float | None, resampled: float | None) -> None:
                         f'say --gsd {found:.3g} to take the scene as it is.')
 
 
-@contextmanager
-def needs_geo(what: str) -> Iterator[None]:
-    """Name the package of the extra ``geo`` whose import fails inside.
-
-    Raises:
-        UserError: if one is missing.
-    """
-    try:
-        yield
-    except ImportError as error:
-        raise UserError(f'{what} needs the package {error.name}: pip install -e .[geo].') from None
-
-
 class Areas:
     """The polygons of a file on the grid of a raster.
 
@@ -208,7 +194,7 @@ class Areas:
     """
 
     def __init__(self, path: str | Path, file: Any) -> None:
-        with needs_geo('reading polygons (--aoi)'):
+        with needs_extra('geo', 'reading polygons (--aoi)'):
             import pyogrio
             import shapely
             from pyproj import Transformer

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pera_mm.embedding.search import Duplicates, Found
 from pera_mm.embedding.table import Vectors
-from pera_mm.errors import UserError
+from pera_mm.errors import UserError, needs_extra
 
 BLOCK = 16_384  # rows at a time
 CANDIDATES = 64  # neighbors of a row among which its earlier twins are looked for
@@ -131,9 +131,6 @@ def build(vectors: Vectors, path: Path, progress: Progress = lambda rows: None) 
 
 
 def _faiss() -> Any:
-    try:
+    with needs_extra('index', 'an index'):
         import faiss
-    except ImportError:
-        raise UserError('an index needs the package faiss-cpu, which is not installed: pip install '
-                        '-e .[index], or leave out --index.') from None
     return faiss

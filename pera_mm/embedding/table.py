@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pera_mm.datasets.reading import Scale
 from pera_mm.embedding.pictures import Picture
-from pera_mm.errors import MissingFileError, UserError
+from pera_mm.errors import MissingFileError, UserError, needs_extra
 
 KEY = b'pera_mm'  # of the facts, in the metadata
 SKIPPED = b'skipped'  # of a piece: JSON, a list of [path, reason]
@@ -39,12 +39,8 @@ def geo_package(name: str) -> Any:
     Raises:
         ValueError: if it is not installed.
     """
-    try:
+    with needs_extra('geo', 'a table of vectors'):
         return import_module(name)
-    except ModuleNotFoundError as missing:
-        package = (missing.name or name).partition('.')[0]
-        raise UserError(f'the package {package} is not installed: pip install -e .[geo].'
-                        ) from None
 
 
 # Writing -----------------------------------------------------------------------------------------

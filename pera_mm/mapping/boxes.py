@@ -123,7 +123,7 @@ def write_boxes(output: Path, boxes_px: NDArray[np.float64], scores: NDArray, la
     Raises:
         UserError: if a class has no name, the output has another suffix, or a package is missing.
     """
-    require_geo('boxes on a map')
+    require_geo('writing boxes')
     labels = np.asarray(labels)
     if len(labels) and labels.max() >= len(classes):
         raise UserError(f'a box has the class {labels.max()}, and only the classes 0 to '

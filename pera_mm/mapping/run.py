@@ -179,7 +179,7 @@ def _check_options(options: Options, predictor: TrainedModel, places: Sequence[s
                             f'{options.vectors!r}.')
         from pera_mm.mapping.vector_files import require_geo
 
-        require_geo('polygons (--vectors)')
+        require_geo('writing polygons (--vectors)')
     if options.aoi is not None and not Path(options.aoi).is_file():
         raise MissingFileError(f'There are no polygons {options.aoi}: check the path.')
     if options.memory <= 0 or options.batch_size is not None and options.batch_size < 1:

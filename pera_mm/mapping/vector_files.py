@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pera_mm.errors import FileError, UserError
+from pera_mm.errors import FileError, UserError, needs_extra
 
 DRIVERS = {'.gpkg': 'GPKG', '.fgb': 'FlatGeobuf', '.geojson': 'GeoJSON', '.parquet': 'Parquet'}
 PROBE_BYTES = 2**20  # that must find room after the last feature
@@ -25,14 +25,11 @@ def require_geo(what: str) -> None:
     Raises:
         UserError: if one is missing.
     """
-    try:
+    with needs_extra('geo', what):
         import pyarrow.parquet  # noqa: F401
         import pyogrio  # noqa: F401
         import pyproj  # noqa: F401
         import shapely  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise UserError(f'{what} need {error.name}, which is not installed here: '
-                        'pip install -e .[geo].') from None
 
 
 def write_features(output: Path, columns: dict[str, str], pieces: Iterable[dict[str, Any]],

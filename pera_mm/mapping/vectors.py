@@ -87,7 +87,7 @@ def vectorize(class_map: Path, output: Path, classes: Sequence[str], min_area: f
         UserError: if a raster cannot be read or does not fit, a class has no name, the output has
             another suffix, or a package is missing.
     """
-    require_geo('vectors')
+    require_geo('writing vectors')
     with _opened(class_map) as file:
         _check_map(file)
         geod = geod_of(file.crs)

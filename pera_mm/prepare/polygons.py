@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pera_mm.datasets.scene_grids import needs_geo
-from pera_mm.errors import UserError
+from pera_mm.errors import UserError, needs_extra
 from pera_mm.prepare.dated_scene import DatedScene, Tile
 
 UNLABELLED = 255  # in a mask
@@ -55,7 +54,7 @@ def read_polygons(source: str, field: str | None, scene: DatedScene) -> Polygons
         ValueError: if the file cannot be read, has several layers of which none is named, no such
             field, no CRS, or other shapes than polygons.
     """
-    with needs_geo('reading polygons'):
+    with needs_extra('geo', 'reading polygons'):
         import geopandas  # noqa: F401  pyogrio's frames are its
         import pyogrio
         from pyogrio.errors import DataLayerError, DataSourceError

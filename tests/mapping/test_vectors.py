@@ -320,5 +320,6 @@ def test_a_missing_map_is_one_sentence(tmp_path):
 @pytest.mark.parametrize('package', ['pyogrio', 'pyproj'])
 def test_a_missing_extra_is_one_sentence(package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=rf'need {package}.*pip install -e .\[geo\]\.$'):
+    with pytest.raises(UserError, match=rf'^writing vectors needs the package {package}, '
+                       r'which is not installed: pip install -e .\[geo\]\.$'):
         vectorize(tmp_path / 'map.tif', tmp_path / 'map.gpkg', NAMES)

@@ -164,7 +164,8 @@ def test_a_missing_package_is_one_sentence(monkeypatch, capsys, checkpoint, imag
     monkeypatch.setitem(sys.modules, missing, None)
     said = run(monkeypatch, capsys, embed, checkpoint, images, '-o', tmp_path / 'a.parquet',
                fails=True)
-    assert said == f'embed: the package {missing} is not installed: pip install -e .[geo].'
+    assert said == (f'embed: a table of vectors needs the package {missing}, which is not '
+                    'installed: pip install -e .[geo].')
 
 
 def test_facts_of_a_table_say_how_it_was_made(monkeypatch, capsys, checkpoint, images, tmp_path):

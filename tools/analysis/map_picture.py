@@ -89,7 +89,7 @@ def colored(classes: NDArray[np.uint8], legend: dict[int, tuple[str, tuple[float
 
 def draw_outlines(axis: Any, path: str, scene: str) -> None:
     """Draw the outlines of polygons over a panel of the scene."""
-    require_geo('outlines')
+    require_geo('drawing outlines')
     import geopandas
 
     with open_raster(scene) as file:
