@@ -64,9 +64,6 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:
-            if number == signal.SIGTERM:
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
             return
         now = time.monotonic()
         if self._deferring and self.pending is None:
@@ -77,6 +74,23 @@ class StopSignals:
             self.restore()
             self.exit_code = 128 + number
             raise SystemExit(self.exit_code)
+
+
+def _end_by_default() -> None:
+    """Let SIGTERM end a forked child at once.
+
+    A handler in Python runs only between two steps of Python. A child of a process pool that waits
+    for work would miss the signal that comes right before its wait, and the end of the pool would
+    wait for that child forever.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is signal.default_int_handler or isinstance(getattr(handler, '__self__', None),
+                                                           StopSignals):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+if hasattr(os, 'register_at_fork'):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_end_by_default)
 
 
 @contextmanager

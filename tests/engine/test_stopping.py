@@ -29,7 +29,7 @@ from training_runs import (
 )
 
 from pera_mm import files
-from pera_mm.stopping import stopped_in_one_line
+from pera_mm.stopping import sigterm_as_interrupt, stopped_in_one_line
 
 
 class SignalHook(Hook):
@@ -228,3 +228,16 @@ def test_code_that_catches_everything_cannot_hide_a_signal(capsys):
     assert capsys.readouterr().err == 'Stopped by SIGTERM.\n'
     with pytest.raises(SyntaxError), stopped_in_one_line():
         raise SyntaxError
+
+
+@pytest.mark.parametrize('context', [stopped_in_one_line, sigterm_as_interrupt])
+def test_sigterm_ends_a_forked_child_that_is_not_running_python(context):
+    """A handler in Python would not run before a wait that begins right after the signal."""
+    with context():
+        mine = signal.getsignal(signal.SIGTERM)
+        child = os.fork()
+        if child == 0:
+            os._exit(signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL)
+        assert os.waitpid(child, 0)[1] == 0
+        assert callable(mine)
+        assert signal.getsignal(signal.SIGTERM) == mine
