@@ -8,10 +8,11 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from math import isqrt
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from math import inf, isqrt
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +23,24 @@ from torch import Tensor
 import pera_mm
 from pera_mm.errors import UserError
 from pera_mm.models.backbones.pera_vit import PerAViT
+from pera_mm.weights.facts import ACTIVATIONS
+from pera_mm.weights.layouts import HF, TIMM
 from pera_mm.weights.loading import load_checkpoint
-from pera_mm.weights.names import (
-    backbone_to_hf,
-    backbone_to_timm,
-    pera_to_reference,
-    teacher_backbone,
-)
+from pera_mm.weights.names import pera_to_reference
+from pera_mm.weights.public import find_backbone, shape_of
 
 # RGB mean and standard deviation in 0-1 units. Every PerA config of the authors has ImageNet's; the
 # same author's PerASCD uses the others with the released weights (pera_reference.md §6.3).
 NORMALIZATIONS = dict(
     imagenet=((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     perascd=((0.3585, 0.3741, 0.3155), (0.1483, 0.1283, 0.1198)),
+    half=((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # of most of timm's and Hugging Face's ViTs
+    clip=((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 )
-LAYER_NORM_EPS = 1e-6  # of every PerA network; not in a state dict
+# Of a ViT whose file does not say it: without and with a norm before the layers (CLIP).
+LAYER_NORM_EPS = {False: 1e-6, True: 1e-5}
+# Heads of public ViTs of this width, depth and hidden width that PerAViT has no name for.
+_PUBLIC_HEADS = {(1280, 32, 5120): 16, (1408, 40, 6144): 16, (1664, 48, 8192): 16}
 READABLE = 0o644  # permissions: all read, the owner writes
 
 
@@ -45,16 +49,20 @@ class Backbone:
     """A ViT under our names, with all that its tensors do not say.
 
     Attributes:
-        state: the 12 x depth + 6 tensors, float32.
+        state: the 12 x depth + 6 tensors, float32 (+ 7 with a norm before the layers).
         heads: of its attention.
-        normalization: a name among :data:`NORMALIZATIONS`.
+        normalization: a name among :data:`NORMALIZATIONS`, or mean and std, 0-1.
         source: where it comes from: ``source``, ``source_sha256``, ``network``.
+        activation: of its MLP, a name among :data:`pera_mm.weights.facts.ACTIVATIONS`.
+        eps: of LayerNorm; None: the usual one of such a ViT.
     """
 
     state: dict[str, Tensor]
     heads: int
-    normalization: str
+    normalization: str | tuple[Sequence[float], Sequence[float]]
     source: dict[str, str]
+    activation: str = 'gelu'
+    eps: float | None = None
 
     @property
     def arch(self) -> dict[str, int]:
@@ -77,39 +85,80 @@ class Backbone:
         """The side of the images whose position embedding is stored, pixels."""
         return isqrt(self.state['pos_embed'].shape[1] - 1) * self.patch_size
 
+    @property
+    def pre_norm(self) -> bool:
+        """Whether it has a norm before the layers, as CLIP."""
+        return 'pre_norm.weight' in self.state
+
+    @property
+    def layer_norm_eps(self) -> float:
+        """LayerNorm's eps."""
+        return LAYER_NORM_EPS[self.pre_norm] if self.eps is None else self.eps
+
+    @property
+    def statistics(self) -> tuple[Sequence[float], Sequence[float]]:
+        """Mean and standard deviation of its images, 0-1."""
+        if isinstance(self.normalization, str):
+            return NORMALIZATIONS[self.normalization]
+        return self.normalization
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of :class:`PerAViT` beside arch, image and patch size, if it needs any."""
+        options: dict[str, Any] = {}
+        if self.pre_norm:
+            options['pre_norm'] = True
+        if self.layer_norm_eps != LAYER_NORM_EPS[False]:
+            options['norm_cfg'] = dict(type='LN', eps=self.layer_norm_eps)
+        if self.activation != 'gelu':
+            options['layer_cfgs'] = dict(act_cfg=dict(type=ACTIVATIONS[self.activation]))
+        return options
+
+    def build(self) -> PerAViT:
+        """Build the ViT in eval mode; all its tokens are ``[B, 1 + N, D]``, after the last norm."""
+        with torch.device('meta'):
+            vit = PerAViT(self.arch, self.img_size, self.patch_size, out_type='raw',
+                          **self.options)
+        vit.load_state_dict(self.state, assign=True)
+        vit.eval()
+        return vit
+
     def metadata(self) -> dict[str, str]:
         """Return all that is known of it, as strings, which safetensors requires."""
-        mean, std = NORMALIZATIONS[self.normalization]
+        mean, std = self.statistics
+        name = self.normalization if isinstance(self.normalization, str) else 'custom'
         arch = {key: str(value) for key, value in self.arch.items()}
         return dict(
             format='pt', pera_mm=pera_mm.__version__, arch=self.name, **arch,
             patch_size=str(self.patch_size), img_size=str(self.img_size),
-            layer_norm_eps=str(LAYER_NORM_EPS), normalization=self.normalization,
+            layer_norm_eps=str(self.layer_norm_eps), pre_norm=str(self.pre_norm).lower(),
+            activation=self.activation, normalization=name,
             mean=json.dumps(mean), std=json.dumps(std), **self.source)
 
 
-def shape_of(state: Mapping[str, Tensor]) -> dict[str, int]:
-    """Return width, depth and hidden width of a backbone under our names.
-
-    Raises:
-        ValueError: if its stored grid or its patches are not square.
-    """
-    patch, positions = state['patch_embed.projection.weight'].shape, state['pos_embed'].shape[1] - 1
-    if patch[2] != patch[3] or isqrt(positions)**2 != positions:
-        raise UserError(f'The backbone has {positions} positions and patches of {patch[2]} x '
-                        f'{patch[3]} pixels; only a square grid of square patches can be written.')
-    return dict(
-        embed_dims=state['cls_token'].shape[-1],
-        num_layers=sum(key.endswith('.ln2.weight') for key in state),
-        feedforward_channels=state['layers.0.ffn.layers.0.0.weight'].shape[0])
-
-
 def known_heads(state: Mapping[str, Tensor]) -> int | None:
-    """Return the heads of a ViT of this width and depth, if :class:`PerAViT` has one."""
+    """Return the heads of a ViT of this width and depth, if there is a known one."""
     shape = shape_of(state)
     heads = {arch['num_heads'] for arch in PerAViT.arch_zoo.values()
              if {**shape, 'num_heads': arch['num_heads']} == arch}
-    return heads.pop() if heads else None
+    sizes = shape['embed_dims'], shape['num_layers'], shape['feedforward_channels']
+    return heads.pop() if heads else _PUBLIC_HEADS.get(sizes)
+
+
+def usual_normalization(state: Mapping[str, Tensor]) -> str:
+    """Name the mean and std of a ViT whose file does not say them."""
+    return 'clip' if 'pre_norm.weight' in state else 'imagenet'
+
+
+def normalization_of(mean: Iterable[float],
+                     std: Iterable[float]) -> str | tuple[list[float], list[float]]:
+    """Name mean and std of 0-255 units, or bring them to 0-1 if they have no name."""
+    found = [round(value / 255, 6) for value in mean], [round(value / 255, 6) for value in std]
+    for name, known in NORMALIZATIONS.items():
+        if all(abs(a - b) < 1e-4 for pair in zip(found, known)
+               for a, b in zip_longest(*pair, fillvalue=inf)):
+            return name
+    return found
 
 
 # Complete or absent ------------------------------------------------------------------------------
@@ -154,7 +203,7 @@ def write_backbone(backbone: Backbone, path: Path) -> None:
 USAGE = dict(
     backbone="""```python
 backbone=dict(
-    type='pera_mm.PerAViT', arch={arch}, img_size=512, patch_size={patch_size},
+    type='pera_mm.PerAViT', arch={arch}, img_size=512, patch_size={patch_size},{options}
     init_cfg=dict(type='pera_mm.PretrainedBackbone', checkpoint='{file}'))
 ```""",
     timm="""```python
@@ -181,14 +230,14 @@ def model_card(backbone: Backbone, kind: str, name: str) -> str:
     """
     facts = backbone.metadata()
     arch = repr(facts['arch']) if facts['arch'] != 'custom' else backbone.arch
-    usage = USAGE[kind].format(**facts | dict(file=name, arch=arch))
+    options = ''.join(f'\n    {key}={value!r},' for key, value in backbone.options.items())
+    usage = USAGE[kind].format(**facts | dict(file=name, arch=arch, options=options))
     rows = '\n'.join(f'| {key} | {value} |' for key, value in facts.items() if key != 'format')
     count = sum(value.numel() for value in backbone.state.values())
     return f"""# {name}
 
-A Vision Transformer of {count:,} parameters, pre-trained by PerA (arXiv 2505.19447) on
-remote-sensing images, written by pera_mm's tools/weights/convert.py. It gives features; it has no
-classifier.
+A Vision Transformer of {count:,} parameters, written by tools/weights/convert.py of pera_mm (PerA,
+arXiv 2505.19447). It gives features; it has no classifier.
 
 | | |
 |---|---|
@@ -203,12 +252,18 @@ The license is that of the source file.
 """
 
 
+_TIMM_VITS = {1e-6: 'vit_base_patch16_224', 1e-5: 'vit_base_patch16_clip_224'}  # by eps
+
+
 def write_timm(backbone: Backbone, folder: Path) -> None:
     """Write a folder for ``timm.create_model('local-dir:FOLDER', pretrained=True)``."""
-    mean, std = NORMALIZATIONS[backbone.normalization]
+    mean, std = backbone.statistics
     arch, size = backbone.arch, backbone.img_size
+    if backbone.layer_norm_eps not in _TIMM_VITS:
+        raise UserError(f'timm has no ViT whose LayerNorm has eps {backbone.layer_norm_eps}, as '
+                        'this one: take --to backbone or hf.')
     config = dict(
-        architecture='vit_base_patch16_224',  # timm's plain ViT; model_args makes it this one
+        architecture=_TIMM_VITS[backbone.layer_norm_eps],  # model_args makes it this one
         num_classes=0,
         num_features=arch['embed_dims'],
         global_pool='token',
@@ -216,18 +271,21 @@ def write_timm(backbone: Backbone, folder: Path) -> None:
             img_size=size, patch_size=backbone.patch_size, embed_dim=arch['embed_dims'],
             depth=arch['num_layers'], num_heads=arch['num_heads'],
             mlp_ratio=arch['feedforward_channels'] / arch['embed_dims'], num_classes=0,
-            global_pool='token'),
+            global_pool='token', pre_norm=backbone.pre_norm, act_layer=backbone.activation),
         pretrained_cfg=dict(
             input_size=[3, size, size], fixed_input_size=True, interpolation='bilinear',
             crop_pct=1.0, mean=mean, std=std, num_classes=0, first_conv='patch_embed.proj',
             classifier='head'))
-    _write_folder(folder, backbone, backbone_to_timm(backbone.state), {'config.json': config})
+    _write_folder(folder, backbone, TIMM.from_ours(backbone.state), {'config.json': config})
 
 
 def write_hf(backbone: Backbone, folder: Path) -> None:
     """Write a folder for ``ViTModel.from_pretrained(FOLDER, add_pooling_layer=False)``."""
-    mean, std = NORMALIZATIONS[backbone.normalization]
+    mean, std = backbone.statistics
     arch, size = backbone.arch, backbone.img_size
+    if backbone.pre_norm:
+        raise UserError("Hugging Face's ViTModel has no norm before the layers, as this ViT: take "
+                        '--to backbone or timm.')
     config = dict(
         architectures=['ViTModel'],
         model_type='vit',
@@ -235,8 +293,8 @@ def write_hf(backbone: Backbone, folder: Path) -> None:
         num_hidden_layers=arch['num_layers'],
         num_attention_heads=arch['num_heads'],
         intermediate_size=arch['feedforward_channels'],
-        hidden_act='gelu',
-        layer_norm_eps=LAYER_NORM_EPS,
+        hidden_act=backbone.activation,
+        layer_norm_eps=backbone.layer_norm_eps,
         qkv_bias=True,
         image_size=size,
         patch_size=backbone.patch_size,
@@ -252,7 +310,7 @@ def write_hf(backbone: Backbone, folder: Path) -> None:
         do_normalize=True,
         image_mean=mean,
         image_std=std)
-    _write_folder(folder, backbone, backbone_to_hf(backbone.state),
+    _write_folder(folder, backbone, HF.from_ours(backbone.state),
                   {'config.json': config, 'preprocessor_config.json': preprocessor})
 
 
@@ -310,11 +368,7 @@ def write_reference(weights: Mapping[str, Tensor], path: Path, epoch: int) -> No
 @torch.no_grad()
 def features(backbone: Backbone, images: Tensor) -> Tensor:
     """Compute all tokens ``[B, 1 + N, D]`` of ``[B, 3, S, S]`` after the final norm."""
-    with torch.device('meta'):
-        vit = PerAViT(backbone.arch, backbone.img_size, backbone.patch_size, out_type='raw')
-    vit.load_state_dict(backbone.state, assign=True)
-    vit.eval()
-    return vit(images)[-1]
+    return backbone.build()(images)[-1]
 
 
 @torch.no_grad()
@@ -363,6 +417,6 @@ def feature_difference(backbone: Backbone, kind: str, path: Path) -> float | Non
     elif kind == 'hf':
         found = hf_features(path, images)
     else:
-        state = teacher_backbone(load_checkpoint(path))
-        found = features(Backbone(state, backbone.heads, backbone.normalization, {}), images)
+        state = find_backbone(load_checkpoint(path)).state
+        found = features(replace(backbone, state=state), images)
     return float((found - expected).abs().max() / expected.square().mean().sqrt())

@@ -1,6 +1,7 @@
 """AID, 50 % for training: as aid_tr20_pera.py.
 
 Target:   the paper gives no number for this split.
+Memory:   as aid_tr20_pera.py: about 32 GB (computed).
 Command:  mim train mmpretrain configs/classification/aid_tr50_pera.py
 """
 

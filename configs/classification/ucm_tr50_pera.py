@@ -1,6 +1,7 @@
 """UC Merced, 50 % for training: as ucm_tr80_pera.py.
 
 Target:   99.71 OA (paper, Table 3).
+Memory:   as AID: about 32 GB (computed).
 Command:  mim train mmpretrain configs/classification/ucm_tr50_pera.py
 """
 

@@ -1,6 +1,7 @@
 """UC Merced, 80 % for training: as aid_tr20_pera_linear.py.
 
 Target:   none published.
+Memory:   about 3 GB (computed), as aid_tr20_pera_linear.py.
 Command:  mim train mmpretrain configs/classification/ucm_tr80_pera_linear.py
 """
 

@@ -1,22 +1,22 @@
 """One line from any checkpoint of PerA to a plain PyTorch module, with its normalization."""
 
-import ast
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pera_mm.errors import MissingFileError, UserError
-from pera_mm.export import NORMALIZATIONS, Backbone, known_heads, shape_of
+from pera_mm.errors import UserError
+from pera_mm.export import NORMALIZATIONS, Backbone, known_heads, usual_normalization
 from pera_mm.models.backbones.pera_vit import PerAViT
 from pera_mm.patches import patch_grid
-from pera_mm.weights.loading import load_checkpoint, read_metadata
-from pera_mm.weights.names import teacher_backbone
+from pera_mm.weights.facts import Facts, read_facts
+from pera_mm.weights.loading import file_of, load_checkpoint
+from pera_mm.weights.public import Found, find_backbone, shape_of
 
 
 class Features(NamedTuple):
@@ -80,7 +80,10 @@ class NormalizedViT(nn.Module):
         It takes about a second per gigabyte. The file that the weights came from does not matter.
         """
         layer = self.vit.layers[0]
-        digest = hashlib.sha256(f'{layer.attn.num_heads} {layer.ln1.eps}'.encode())
+        facts = [layer.attn.num_heads, layer.ln1.eps]
+        if not isinstance(activation := layer.ffn.layers[0][1], nn.GELU):
+            facts.append(type(activation).__name__)
+        digest = hashlib.sha256(' '.join(map(str, facts)).encode())
         for name, value in sorted(self.state_dict().items()):
             digest.update(f'{name} {list(value.shape)} {value.dtype}'.encode())
             flat = value.detach().cpu().contiguous().view(-1)
@@ -97,137 +100,65 @@ def _three_numbers(name: str, values: Iterable[float]) -> Tensor:
 
 
 def load_backbone(path: str | Path) -> NormalizedViT:
-    """Load the teacher's ViT of any checkpoint of PerA as a plain module, in eval mode.
+    """Load the teacher's ViT of any checkpoint, or a public ViT, as a plain module, in eval mode.
 
-    Width, depth, patch and image size come from the tensors. The number of heads, mean, std and
-    LayerNorm's eps come from the header of an exported file, or from the config in the checkpoint
-    or beside it, which is read as data. Without these, heads are those of :class:`PerAViT`'s arch
-    of this width and depth, and mean and std are ImageNet's.
+    Width, depth, patch and image size come from the tensors. The number of heads, mean, std,
+    LayerNorm's eps and the activation come from the header of an exported file, or from the config
+    in the checkpoint or beside it, which is read as data. Without these, heads are those of the
+    known ViT of this width and depth, and mean and std are ImageNet's, or CLIP's.
 
     Args:
-        path: a checkpoint of ours, the authors' raw training file, a file or folder that
-            ``tools/weights/convert.py`` wrote, or the work folder of a training run, whose last
-            checkpoint is taken.
+        path: a checkpoint of ours, the authors' raw training file, a ViT in a layout that
+            :mod:`pera_mm.weights.public` knows, or a folder: one that
+            ``tools/weights/convert.py``, timm or Hugging Face wrote, or the work folder of a
+            training run, whose last checkpoint is taken.
 
     Raises:
-        ValueError: if there is no such file, it is damaged or has no teacher, or the number of
-            heads is not known.
+        ValueError: if there is no such file, it is damaged, has no teacher or a ViT that PerAViT
+            cannot express, or the number of heads or the activation is not known.
     """
-    file = _checkpoint_in(Path(path).expanduser())
+    file = file_of(path)
     checkpoint = load_checkpoint(file)
     try:
-        state = teacher_backbone(checkpoint)
-        state = {key: value.detach().float() for key, value in state.items()}
-        return _build(state, _facts(file, checkpoint, state))
+        found, facts = find_with_facts(file, checkpoint)
+        width = shape_of(found.state)['embed_dims']
+        if not isinstance(facts.heads, int) or facts.heads < 1 or width % facts.heads:
+            raise UserError(f'the number of attention heads of this ViT of width {width} is '
+                            'neither in the file nor in a config beside it: convert it first with '
+                            'tools/weights/convert.py --to backbone --heads N.')
+        if facts.activation is None:
+            raise UserError('the activation of this CLIP, gelu or quick_gelu, is neither in the '
+                            'file nor in a config beside it: convert it first with '
+                            'tools/weights/convert.py --to backbone --activation NAME.')
+        vit = Backbone(found.state, facts.heads, 'imagenet', {}, facts.activation,
+                       facts.eps).build()
+        mean, std = facts.statistics or [
+            [255 * value for value in values]
+            for values in NORMALIZATIONS[usual_normalization(found.state)]]
+        return NormalizedViT(vit, mean, std).eval()
     except UserError as error:
         raise UserError(f'{file}: {error}') from None
 
 
-def _checkpoint_in(path: Path) -> Path:
-    """Return a file as it is, and of a folder its last checkpoint or its ``model.safetensors``."""
-    if not path.is_dir():
-        return path
-    pointer, exported = path / 'last_checkpoint', path / 'model.safetensors'
-    if pointer.is_file():
-        file = path / Path(pointer.read_text().strip()).name  # the folder may have moved
-        if file.is_dir():
-            raise UserError(f'{file} is sharded (FSDP or DeepSpeed): give a checkpoint in one '
-                            'file.')
-        return file
-    if not exported.is_file():
-        raise MissingFileError(f'{path} has neither last_checkpoint, as the work folder of a run, '
-                               'nor model.safetensors, as an exported model: give a checkpoint.')
-    return exported
+def find_with_facts(file: Path, checkpoint: Mapping[str, Any],
+                    network: str = 'teacher') -> tuple[Found, Facts]:
+    """Find the ViT of a checkpoint, float32, and what its tensors do not say.
 
+    Args:
+        file: where the checkpoint is; configs beside it are read.
+        checkpoint: its content.
+        network: 'teacher' or 'student'.
 
-def _build(state: dict[str, Tensor], facts: Mapping[str, Any]) -> NormalizedViT:
-    heads = facts.get('heads') or known_heads(state)
-    width = shape_of(state)['embed_dims']
-    if not isinstance(heads, int) or heads < 1 or width % heads:
-        raise UserError(f'the number of attention heads of this ViT of width {width} is neither in '
-                        'the file nor in a config beside it: convert it first with '
-                        'tools/weights/convert.py --to backbone --heads N.')
-    backbone = Backbone(state, heads, 'imagenet', {})
-    with torch.device('meta'):
-        vit = PerAViT(backbone.arch, backbone.img_size, backbone.patch_size, out_type='raw',
-                      **facts.get('vit', {}))
-    vit.load_state_dict(state, assign=True)
-    mean, std = facts.get('normalization') or map(_to_255, NORMALIZATIONS['imagenet'])
-    return NormalizedViT(vit, mean, std).eval()
+    Returns:
+        The ViT; and its facts, with the heads of a known ViT of this width and depth, and GELU
+        unless it is a CLIP, which may have either activation.
 
-
-# What the tensors do not say ---------------------------------------------------------------------
-
-
-def _facts(file: Path, checkpoint: Mapping[str, Any], state: dict[str, Tensor]) -> dict[str, Any]:
-    """Return what is known: heads, normalization (mean and std, 0-255), arguments of the ViT."""
-    header = read_metadata(file)
-    if {'num_heads', 'mean', 'std'} <= header.keys():
-        try:
-            mean, std = (_to_255(json.loads(header[key])) for key in ('mean', 'std'))
-            return dict(heads=int(header['num_heads']), normalization=(mean, std))
-        except (TypeError, ValueError):
-            raise UserError('its header is damaged (num_heads, mean or std): convert the source '
-                            'again with tools/weights/convert.py.') from None
-    meta = checkpoint.get('meta')
-    inside = meta.get('cfg') if isinstance(meta, Mapping) else None
-    for text in [inside] if isinstance(inside, str) else _texts_beside(file):
-        model = _model_of(text)
-        if _fits(model, state):
-            return _facts_of(model)
-    return {}
-
-
-def _to_255(values: Iterable[float]) -> list[float]:
-    return [255 * value for value in values]
-
-
-def _texts_beside(file: Path) -> list[str]:
-    """Read the configs that MMEngine wrote into a work folder, the newest first."""
-    configs = sorted(file.parent.glob('*.py'), key=lambda path: -path.stat().st_mtime)
-    return [path.read_text(errors='replace') for path in configs]
-
-
-def _model_of(text: str) -> dict[str, Any]:
-    """Read ``model = dict(...)`` of a config's text; nothing of it is run."""
-    with suppress(SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-        for statement in ast.parse(text).body:
-            match statement:
-                case ast.Assign(targets=[ast.Name(id='model')], value=value):
-                    model = _literal(value)
-                    return model if isinstance(model, dict) else {}
-    return {}
-
-
-def _literal(node: ast.expr) -> Any:
-    match node:
-        case ast.Call(func=ast.Name(id='dict'), args=[], keywords=pairs):
-            return {pair.arg: _literal(pair.value) for pair in pairs}
-        case ast.Dict(keys=keys, values=values):
-            return {ast.literal_eval(key): _literal(value) for key, value in zip(keys, values)
-                    if key is not None}
-        case ast.List(elts=items) | ast.Tuple(elts=items):
-            return [_literal(item) for item in items]
-    return ast.literal_eval(node)
-
-
-def _fits(model: dict[str, Any], state: dict[str, Tensor]) -> bool:
-    """Whether a config's backbone has the sizes of these tensors."""
-    arch = _arch(model)
-    return bool(arch) and {**arch, **shape_of(state)} == arch
-
-
-def _arch(model: dict[str, Any]) -> dict[str, Any]:
-    backbone = model.get('backbone')
-    arch = backbone.get('arch', 'base') if isinstance(backbone, dict) else None
-    return arch if isinstance(arch, dict) else PerAViT.arch_zoo.get(str(arch), {})
-
-
-def _facts_of(model: dict[str, Any]) -> dict[str, Any]:
-    norm, preprocessor = model['backbone'].get('norm_cfg'), model.get('data_preprocessor')
-    facts: dict[str, Any] = dict(heads=_arch(model).get('num_heads'))
-    if isinstance(norm, dict) and isinstance(norm.get('eps'), float):
-        facts['vit'] = dict(norm_cfg=dict(type='LN', eps=norm['eps']))
-    if isinstance(preprocessor, dict) and {'mean', 'std'} <= preprocessor.keys():
-        facts['normalization'] = preprocessor['mean'], preprocessor['std']
-    return facts
+    Raises:
+        ValueError: if there is no teacher, a ViT that PerAViT cannot express, or a damaged header.
+    """
+    found = find_backbone(checkpoint, network)
+    state = {key: value.detach().float() for key, value in found.state.items()}
+    facts = read_facts(file, checkpoint, shape_of(state))
+    usual = None if 'pre_norm.weight' in state else 'gelu'
+    return found._replace(state=state), replace(
+        facts, heads=facts.heads or known_heads(state), activation=facts.activation or usual)

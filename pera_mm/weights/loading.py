@@ -50,6 +50,33 @@ MapLocation: TypeAlias = str | torch.device | Callable | None
 MoveStorage = Callable[[torch.UntypedStorage, str], torch.UntypedStorage]
 
 
+def file_of(path: str | Path) -> Path:
+    """Return the file of weights that a path means.
+
+    A file is itself. Of the work folder of a run it is the last checkpoint, of a folder of timm or
+    Hugging Face the weights in it.
+
+    Raises:
+        FileNotFoundError: If a folder has none of these.
+        ValueError: If the last checkpoint is sharded.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return path
+    pointer = path / 'last_checkpoint'
+    if pointer.is_file():
+        file = path / Path(pointer.read_text().strip()).name  # the folder may have moved
+        if file.is_dir():
+            raise UserError(f'{file} is sharded (FSDP or DeepSpeed): give a checkpoint in one '
+                            'file.')
+        return file
+    for name in ('model.safetensors', 'pytorch_model.bin'):
+        if (path / name).is_file():
+            return path / name
+    raise MissingFileError(f'{path} has neither last_checkpoint, as the work folder of a run, '
+                           'nor model.safetensors, as an exported model: give a checkpoint.')
+
+
 def load_checkpoint(
     path: str | Path, map_location: MapLocation = 'cpu', mmap: bool | None = None
 ) -> Any:
@@ -314,8 +341,8 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 def load_from_local(filename: str, map_location: MapLocation = None) -> Any:
-    """Load a local file for MMEngine by :func:`load_checkpoint`."""
-    return load_checkpoint(filename, map_location)
+    """Load a local file, or that of a folder, for MMEngine by :func:`load_checkpoint`."""
+    return load_checkpoint(file_of(filename), map_location)
 
 
 def load_from_http(filename: str, map_location: MapLocation = None) -> Any:

@@ -215,6 +215,13 @@ def _config_dict(builder: _Builder, call: Call) -> ConfigDict:
     return ConfigDict(builder.dict_of(values.items()))
 
 
+def _namespace(builder: _Builder, call: Call) -> dict:
+    """Return the arguments of a training by DINO or MAE as a dict."""
+    if call.args or call.items or not (call.has_state and isinstance(call.state, dict)):
+        raise Misfit('a Namespace without its arguments')
+    return builder.dict_of(call.state.items())
+
+
 def _set(kind: type) -> Callable[[_Builder, Call], Any]:
     def make(builder: _Builder, call: Call) -> Any:
         items, = _plain_args(call, list)
@@ -416,6 +423,7 @@ def _device(builder: _Builder, call: Call) -> torch.device:
 
 
 BUILDERS: dict[str, Callable[[_Builder, Call], Any]] = {
+    'argparse.Namespace': _namespace,
     'builtins.bytes': _no_bytes,
     'builtins.set': _set(set),
     'builtins.frozenset': _set(frozenset),

@@ -12,7 +12,9 @@ from training_runs import build_runner, draw_images, last_checkpoint, training_c
 
 from pera_mm.launch import set_checkpoint
 from pera_mm.registry import MODELS
-from pera_mm.weights.names import CENTER, backbone_to_timm, pera_to_reference
+from pera_mm.weights.layouts import TIMM
+from pera_mm.weights.names import CENTER, pera_to_reference
+from pera_mm.weights.resizing import PATCHES, resample_patches
 
 ROOT = Path(__file__).parents[2]
 
@@ -114,7 +116,7 @@ def test_a_slim_backbone_starts_both_networks(tmp_path, run, weights, listening)
     assert torch.equal(start.state['student.projector.mlp.0.weight'],
                        start.state['teacher.projector.mlp.0.weight'])
     assert 'projectors, predictor, mask token, center' in said(listening)
-    start, _ = run(save(tmp_path / 'timm.pth', backbone_to_timm(teacher)))
+    start, _ = run(save(tmp_path / 'timm.pth', TIMM.from_ours(teacher)))
     assert torch.equal(start.state['student.backbone.cls_token'], teacher['cls_token'])
 
 
@@ -148,13 +150,71 @@ def test_a_file_that_does_not_match_is_an_error(tmp_path, run, weights, spoil, w
     assert 'ours.pth' in str(error.value) and '\n' not in str(error.value)
 
 
-def test_another_depth_or_crop_size_is_an_error(tmp_path, run, weights, tiny_cfg):
+def test_another_depth_is_an_error(tmp_path, run, weights, tiny_cfg):
     file = save(tmp_path / 'ours.pth', dict(state_dict=weights))
     arch = dict(tiny_cfg['backbone']['arch'], num_layers=5)
     with pytest.raises(ValueError, match=r'24 missing \(first student.backbone.layers.4'):
         run(file, dict(tiny_cfg, backbone=dict(tiny_cfg['backbone'], arch=arch)))
-    with pytest.raises(ValueError, match=r'2 misshaped \(first student.backbone.pos_embed'):
-        run(file, dict(tiny_cfg, backbone=dict(tiny_cfg['backbone'], img_size=128)))
+
+
+def test_another_crop_and_patch_size_is_resampled_and_said(tmp_path, run, weights, tiny_cfg,
+                                                           listening):
+    file = save(tmp_path / 'ours.pth', dict(state_dict=weights))
+    start, _ = run(file, dict(tiny_cfg, backbone=dict(tiny_cfg['backbone'], img_size=128)))
+    for network in ('student', 'teacher'):
+        assert start.state[f'{network}.backbone.pos_embed'].shape == (1, 65, 32)
+    assert said(listening).count('position embedding resized from (4, 4) to (8, 8) patches') == 1
+
+
+@pytest.mark.parametrize('name', ['timm', 'Hugging Face'])
+def test_a_public_vit_of_another_patch_size_starts_both_networks(tmp_path, run, tiny_cfg,
+                                                                 listening, name):
+    torch.manual_seed(0)
+    if name == 'timm':
+        vits = pytest.importorskip('timm.models.vision_transformer',
+                                   reason='timm is not installed')
+        vit = vits.VisionTransformer(img_size=64, patch_size=8, embed_dim=32, depth=4, num_heads=2,
+                                     mlp_ratio=2., num_classes=5)
+        file = save(tmp_path / 'timm.pth', vit.state_dict())
+        left, weight = 'head.weight (1), head.bias (1)', vit.patch_embed.proj.weight
+    else:
+        transformers = pytest.importorskip('transformers', reason='transformers is not installed')
+        vit = transformers.Dinov2WithRegistersModel(transformers.Dinov2WithRegistersConfig(
+            hidden_size=32, num_hidden_layers=4, num_attention_heads=2, mlp_ratio=2,
+            image_size=64, patch_size=8, num_register_tokens=3))
+        file = tmp_path / 'folder'
+        vit.save_pretrained(file)
+        left = ('left out: embeddings.mask_token (1), embeddings.register_tokens (1); without its '
+                '3 registers, its features change somewhat; LayerScale multiplied into')
+        weight = vit.embeddings.patch_embeddings.projection.weight
+    start, runner = run(file)
+    for network in ('student', 'teacher'):
+        found = start.state[f'{network}.backbone.{PATCHES}']
+        assert torch.equal(found, resample_patches(weight.detach(), 16))
+    words = said(listening)
+    assert 'all 108 tensors: the backbones of student and teacher' in words and left in words
+    assert 'patch embedding resampled from 8 to 16 pixels; position embedding resized from (8, 8) '\
+           'to (4, 4) patches' in words
+    assert 'projectors, predictor, mask token, center' in words
+    assert runner.iter == 4 and all(torch.isfinite(value).all()
+                                    for value in runner.model.state_dict().values())
+
+
+def test_what_the_config_has_otherwise_is_said_or_refused(tmp_path, run, tiny_cfg, listening):
+    transformers = pytest.importorskip('transformers', reason='transformers is not installed')
+    sizes = dict(hidden_size=32, num_hidden_layers=4, intermediate_size=64, image_size=64)
+    vit = transformers.ViTModel(transformers.ViTConfig(**sizes, num_attention_heads=2))
+    vit.save_pretrained(tmp_path / 'vit')
+    (tmp_path / 'vit/preprocessor_config.json').write_text(
+        '{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}')
+    run(tmp_path / 'vit')
+    words = said(listening)
+    assert 'its LayerNorm has eps 1e-12, that of the config 1e-06 (norm_cfg of the ViT)' in words
+    assert 'its images have mean [127.5, 127.5, 127.5], those of the config [123.' in words
+    vit = transformers.ViTModel(transformers.ViTConfig(**sizes, num_attention_heads=4))
+    vit.save_pretrained(tmp_path / 'vit')
+    with pytest.raises(ValueError, match='its attention has 4 heads, that of the config 2: set nu'):
+        run(tmp_path / 'vit')
 
 
 def test_nothing_to_start_from_is_an_error(run):

@@ -17,7 +17,9 @@ from pera_mm.models.backbones.pera_vit import PerAViT
 from pera_mm.models.backbones.pretrained import PretrainedBackbone
 from pera_mm.models.backbones.vit_adapter import ViTAdapter
 from pera_mm.registry import MODELS
-from pera_mm.weights.names import backbone_to_timm, pera_to_reference
+from pera_mm.weights.layouts import TIMM
+from pera_mm.weights.names import pera_to_reference
+from pera_mm.weights.resizing import resample_patches
 from pera_mm.weights.sources import REMEDIES
 
 ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64)
@@ -71,7 +73,7 @@ def test_however_it_is_spelled_nothing_is_drawn_over_it(checkpoint, spell):
 def test_the_authors_raw_file_and_exported_backbones(checkpoint, tmp_path):
     state, teacher = torch.load(checkpoint), network(checkpoint, 'teacher')
     for name, content in dict(raw=dict(model=pera_to_reference(state), epoch=42),
-                              bare=teacher, timm=backbone_to_timm(teacher)).items():
+                              bare=teacher, timm=TIMM.from_ours(teacher)).items():
         torch.save(content, tmp_path / f'{name}.pth')
         assert_same(start(tmp_path / f'{name}.pth'), teacher)
 
@@ -193,7 +195,7 @@ def test_a_vit_without_qkv_bias_gets_zeros(tmp_path):
     torch.nn.init.normal_(vit.layers[0].attn.qkv.weight)
     assert not any('qkv.bias' in name for name in vit.state_dict())
     for name, state in dict(ours=vit.state_dict(), timm={
-            key: value for key, value in backbone_to_timm(
+            key: value for key, value in TIMM.from_ours(
                 vit.state_dict() | {f'layers.{i}.attn.qkv.bias': torch.zeros(96)
                                     for i in range(4)}).items() if 'qkv.bias' not in key}).items():
         torch.save({f'teacher.backbone.{key}': value for key, value in state.items()},
@@ -217,6 +219,46 @@ def test_layer_scale_is_multiplied_into_the_layer_before_it(tmp_path):
     torch.testing.assert_close(loaded(image)[-1], expected, rtol=1e-5, atol=1e-5)
     torch.nn.init.zeros_(vit.layers[2].ffn.gamma2.weight)
     assert not torch.allclose(vit(image)[-1], expected, atol=1e-3)  # the scales matter here
+
+
+def test_a_public_vit_of_another_patch_size_starts_a_fine_tuning(tmp_path):
+    vits = pytest.importorskip('timm.models.vision_transformer', reason='timm is not installed')
+    theirs = vits.VisionTransformer(img_size=64, patch_size=8, embed_dim=32, depth=4, num_heads=2,
+                                    mlp_ratio=2., num_classes=5, reg_tokens=2)
+    torch.save(theirs.state_dict(), tmp_path / 'timm.pth')
+    logger, stream = MMLogger.get_current_instance(), io.StringIO()
+    handler = logging.StreamHandler(stream)
+    logger.addHandler(handler)
+    vit = start(tmp_path / 'timm.pth')
+    logger.removeHandler(handler)
+    weight = theirs.patch_embed.proj.weight.detach()
+    assert torch.equal(vit.patch_embed.projection.weight, resample_patches(weight, 16))
+    assert vit.pos_embed.shape == (1, 17, 32)
+    assert stream.getvalue().endswith(
+        'timm.pth: all 54 tensors of the teacher backbone loaded (depth 4, width 32), patch '
+        'embedding resampled from 8 to 16 pixels, position embedding resized from (8, 8) to (4, 4) '
+        'patches; left out: reg_token (1), head.weight (1), head.bias (1); without its 2 '
+        'registers, its features change somewhat.\n')
+
+
+def test_a_folder_of_hugging_face_must_fit_the_config(tmp_path):
+    transformers = pytest.importorskip('transformers', reason='transformers is not installed')
+    sizes = dict(hidden_size=32, num_hidden_layers=4, intermediate_size=64, image_size=64)
+    model = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(
+        **sizes, num_attention_heads=2, patch_size=16))
+    model.save_pretrained(tmp_path)
+    init = dict(type='pera_mm.PretrainedBackbone', checkpoint=str(tmp_path))
+    options = dict(arch=ARCH, img_size=64, init_cfg=init, norm_cfg=dict(type='LN', eps=1e-5))
+    with pytest.raises(ValueError, match=r'2 without a place \(first pre_norm.weight\)'):
+        PerAViT(**options).init_weights()
+    with pytest.raises(ValueError, match='its activation is quick_gelu, that of the config gelu: '
+                       r"give the ViT layer_cfgs=dict\(act_cfg=dict\(type='mmpretrain.QuickGELU'"):
+        PerAViT(**options, pre_norm=True).init_weights()
+    PerAViT(**options, pre_norm=True,
+            layer_cfgs=dict(act_cfg=dict(type='mmpretrain.QuickGELU'))).init_weights()
+    heads = dict(options, arch=dict(ARCH, num_heads=4))
+    with pytest.raises(ValueError, match='its attention has 2 heads, that of the config 4'):
+        PerAViT(**heads, pre_norm=True).init_weights()
 
 
 # Refused ----------------------------------------------------------------------------------------

@@ -15,7 +15,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from pera_mm import export
+from pera_mm.models.backbones.pera_vit import PerAViT
 from pera_mm.registry import MODELS
+from pera_mm.weights.backbone import load_backbone
 from pera_mm.weights.loading import load_checkpoint, read_metadata
 
 ROOT = Path(__file__).parents[2]
@@ -78,7 +80,7 @@ def raw(tmp_path_factory) -> Path:
 
 
 def run(src: Path, dst: Path, to: str, **options) -> Path:
-    defaults = dict(network=None, heads=None, normalization=None, force=False)
+    defaults = dict(network=None, heads=None, normalization=None, activation=None, force=False)
     if to in convert.WRITERS:
         defaults['heads'] = HEADS
     convert.convert(Namespace(src=src, dst=dst, to=to, **defaults | options))
@@ -174,6 +176,54 @@ def test_the_checkpoint_of_a_run_of_ours(tmp_path, tiny_cfg, capsys):
     theirs = load_checkpoint(run(tmp_path / 'epoch_3.pth', tmp_path / 'a.params', 'reference'))
     assert theirs['epoch'] == 2 and len(theirs['model']) == 24 * 4 + 37
     assert 'the authors do not keep distillation.center.value' in capsys.readouterr().out
+
+
+def test_a_public_vit_comes_with_what_its_config_says(tmp_path, capsys):
+    transformers = pytest.importorskip('transformers', reason='transformers is not installed')
+    pytest.importorskip('timm', reason='timm is not installed')
+    model = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        image_size=32, patch_size=8))
+    model.save_pretrained(tmp_path / 'clip')
+    source = load_backbone(tmp_path / 'clip')
+    src = tmp_path / 'clip/model.safetensors'
+    slim = run(src, tmp_path / 'slim.safetensors', 'backbone', heads=None)
+    noted = read_metadata(slim)
+    assert {key: noted[key] for key in ('num_heads', 'layer_norm_eps', 'pre_norm', 'activation',
+                                        'normalization')} == {
+        'num_heads': '4', 'layer_norm_eps': '1e-05', 'pre_norm': 'true',
+        'activation': 'quick_gelu', 'normalization': 'clip'}
+    assert "act_cfg': {'type': 'mmpretrain.QuickGELU'}" in (tmp_path / 'slim.md').read_text()
+    folder = run(slim, tmp_path / 'timm', 'timm', heads=None)  # checked there to 1e-5
+    for path in (slim, folder):
+        assert load_backbone(path).fingerprint() == source.fingerprint()
+    said = capsys.readouterr().out
+    assert "the teacher's backbone: 31 tensors" in said
+    assert 'left out: visual_projection.weight (1)' in said
+    with pytest.raises(ValueError, match='ViTModel has no norm before the layers'):
+        run(slim, tmp_path / 'hf', 'hf', heads=None)
+    src = shutil.copy(src, tmp_path / 'alone.safetensors')
+    with pytest.raises(ValueError, match='give --activation, quick_gelu for OpenAI'):
+        run(src, tmp_path / 'again.safetensors', 'backbone')
+    run(src, tmp_path / 'again.safetensors', 'backbone', heads=4, activation='quick_gelu')
+    assert load_backbone(tmp_path / 'again.safetensors').fingerprint() == source.fingerprint()
+
+
+def test_statistics_without_a_name_are_kept(tmp_path):
+    torch.save(PerAViT('demo', 32, 8).state_dict(), tmp_path / 'vit.pth')
+    (tmp_path / 'config.json').write_text(json.dumps(dict(
+        architecture='vit', pretrained_cfg=dict(mean=[.1, .2, .3], std=[.4, .5, .6]))))
+    slim = run(tmp_path / 'vit.pth', tmp_path / 'out/slim.safetensors', 'backbone', heads=None)
+    again = run(slim, tmp_path / 'out/again.safetensors', 'backbone', heads=None)
+    for path in (slim, again):
+        noted = read_metadata(path)
+        assert (noted['normalization'], json.loads(noted['mean'])) == ('custom', [.1, .2, .3])
+
+
+def test_timm_has_two_eps(tmp_path):
+    backbone = export.Backbone(PerAViT('demo', 32, 8).state_dict(), 2, 'half', {}, eps=1e-12)
+    with pytest.raises(ValueError, match='timm has no ViT whose LayerNorm has eps 1e-12'):
+        export.write_timm(backbone, tmp_path / 'timm')
 
 
 @pytest.mark.slow

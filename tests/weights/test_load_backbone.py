@@ -13,7 +13,7 @@ import pera_mm
 from pera_mm import export
 from pera_mm.models.backbones.pera_vit import PerAViT
 from pera_mm.weights.backbone import load_backbone
-from pera_mm.weights.names import backbone_to_hf, backbone_to_timm
+from pera_mm.weights.layouts import HF, TIMM
 
 SIZE, WIDTH = 64, TINY_ARCH['embed_dims']
 IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -77,7 +77,7 @@ def test_features_are_those_of_the_vit_on_normalized_images(state, tmp_path):
 
 def test_every_kind_of_file_gives_the_same_module(state, tmp_path):
     checkpoint = ours(state, MODEL.replace('mean=[1, 2.5, 3], std=(4, 5, 6)', ''))
-    theirs = {f'teacher.backbone.{key}': value for key, value in backbone_to_timm(state).items()}
+    theirs = {f'teacher.backbone.{key}': value for key, value in TIMM.from_ours(state).items()}
     backbone = export.Backbone(state, 2, 'imagenet', {})
     paths = [save(tmp_path / 'run/iter_6.pth', checkpoint), tmp_path / 'run',
              tmp_path / 'hf', tmp_path / 'timm', tmp_path / 'timm/model.safetensors',
@@ -190,7 +190,7 @@ def test_a_header_with_a_senseless_mean_is_refused(state, tmp_path, mean, reason
 
 def test_hugging_face_files_of_others_need_only_a_known_arch(tmp_path):
     state = PerAViT(arch='demo', img_size=32, patch_size=8).state_dict()
-    save_file({key: value.contiguous() for key, value in backbone_to_hf(state).items()},
+    save_file({key: value.contiguous() for key, value in HF.from_ours(state).items()},
               tmp_path / 'model.safetensors')
     assert load_backbone(tmp_path).img_size == 32
 

@@ -4,14 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pera_mm.weights.names import (
-    backbone_to_timm,
-    pera_names,
-    pera_to_reference,
-    reference_to_pera,
-    teacher_backbone,
-    timm_to_backbone,
-)
+from pera_mm.weights.layouts import TIMM
+from pera_mm.weights.names import pera_names, pera_to_reference, reference_to_pera
+from pera_mm.weights.public import find_backbone
 
 
 def fake_pera(depth: int) -> dict[str, Tensor]:
@@ -70,11 +65,11 @@ def teacher_of(depth: int) -> dict[str, Tensor]:
 
 def test_timm_names_map_there_and_back():
     backbone = teacher_of(12)
-    timm = backbone_to_timm(backbone)
+    timm = TIMM.from_ours(backbone)
     assert len(timm) == 150 and 'blocks.11.mlp.fc2.bias' in timm and 'norm.weight' in timm
-    assert timm_to_backbone(timm) == backbone
+    assert TIMM.to_ours(timm) == backbone
     with pytest.raises(ValueError, match=r': 1 without a place \(first head\.weight\)\.$'):
-        timm_to_backbone(timm | {'head.weight': torch.zeros(1)})
+        TIMM.to_ours(timm | {'head.weight': torch.zeros(1)})
 
 
 @pytest.mark.parametrize('depth', [12, 40])
@@ -82,28 +77,28 @@ def test_the_teacher_is_found_in_every_kind_of_file(depth: int):
     ours, expected = fake_pera(depth), teacher_of(depth)
     reference = dict(model=pera_to_reference(ours), optimizer=dict(), epoch=42)
     files = [dict(state_dict=ours, meta=dict()), ours, reference, expected]
-    for file in [*files, backbone_to_timm(expected), dict(state_dict=expected)]:
-        found = teacher_backbone(file)
+    for file in [*files, TIMM.from_ours(expected), dict(state_dict=expected)]:
+        found = find_backbone(file).state
         assert found == expected and len(found) == 12 * depth + 6
 
 
 def test_no_teacher_is_a_report():
     students = {k: v for k, v in fake_pera(2).items() if not k.startswith('teacher.')}
     with pytest.raises(ValueError, match=r'no teacher backbone among the \d+ .*student\.backbone'):
-        teacher_backbone(dict(state_dict=students))
+        find_backbone(dict(state_dict=students))
     half = fake_pera(2)
     del half['teacher.backbone.layers.1.attn.qkv.bias']
     with pytest.raises(ValueError, match=r': 1 missing \(first layers\.1\.attn\.qkv\.bias\)\.$'):
-        teacher_backbone(half)
+        find_backbone(half)
     with pytest.raises(ValueError, match='no teacher backbone among the 0 tensors'):
-        teacher_backbone({})
+        find_backbone({})
     for what in ([], 3, 'text'):
         with pytest.raises(ValueError, match='not weights by name'):
-            teacher_backbone(what)
+            find_backbone(what)
     with pytest.raises(ValueError, match='names are not text'):
-        teacher_backbone({1: torch.zeros(1)})
+        find_backbone({1: torch.zeros(1)})
     with pytest.raises(ValueError, match=r'place \(first x{100}\)') as error:
-        timm_to_backbone(backbone_to_timm(teacher_of(12)) | {'x' * 5000: torch.zeros(1)})
+        TIMM.to_ours(TIMM.from_ours(teacher_of(12)) | {'x' * 5000: torch.zeros(1)})
     assert len(str(error.value)) < 300
 
 
@@ -114,4 +109,4 @@ def test_the_names_are_those_of_the_model(tiny_cfg: dict):
     reference = pera_to_reference(state)
     assert len(reference) == 24 * 4 + 37
     assert reference_to_pera(reference).keys() | {'distillation.center.value'} == state.keys()
-    assert len(teacher_backbone(state)) == 12 * 4 + 6
+    assert len(find_backbone(state).state) == 12 * 4 + 6

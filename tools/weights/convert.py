@@ -1,8 +1,8 @@
 r"""Convert PerA weights, report every tensor, and check what was written.
 
 SRC is the authors' raw training file (9 GB; mapped into memory, not read whole), a checkpoint of
-pera_mm, a PerASCD-style file (an encoder under student.backbone.*), or a backbone under our
-names, timm's or Hugging Face's. --to is the kind of DST:
+pera_mm, a PerASCD-style file (an encoder under student.backbone.*), or a public ViT in the layout
+of timm, Hugging Face, DINO, DINOv2, MAE or CLIP, which is recognized. --to is the kind of DST:
 
     backbone   DST.safetensors  the teacher's ViT under our names, and DST.md, its model card
     timm       a folder         for timm.create_model('local-dir:DST', pretrained=True)
@@ -18,7 +18,6 @@ Examples (docs/weights.md has more):
 
 import argparse
 import shutil
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,8 +30,11 @@ from pera_mm import export
 from pera_mm.errors import UserError
 from pera_mm.files import sha256
 from pera_mm.launch import errors_in_one_sentence
-from pera_mm.weights.loading import load_checkpoint, read_metadata
-from pera_mm.weights.names import backbone_prefix, pera_weights, teacher_backbone, weights_of
+from pera_mm.weights.backbone import find_with_facts
+from pera_mm.weights.facts import ACTIVATIONS
+from pera_mm.weights.loading import file_of, load_checkpoint, read_metadata
+from pera_mm.weights.names import pera_weights, weights_of
+from pera_mm.weights.public import shape_of
 
 HEAD_WIDTH = 64  # channels of a head in most ViTs
 TOLERANCE = 1e-5  # largest change of features by writing, over their root mean square
@@ -45,7 +47,8 @@ WRITERS = dict(backbone=export.write_backbone, timm=export.write_timm, hf=export
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('src', metavar='SRC', type=Path, help='the file to read')
+    parser.add_argument('src', metavar='SRC', type=file_of,
+                        help='the file to read, or the folder that it is in')
     parser.add_argument('dst', metavar='DST', type=Path, help='the file or folder to write')
     parser.add_argument('--to', required=True, choices=list(SUFFIXES))
     parser.add_argument('--network', choices=['teacher', 'student'],
@@ -53,9 +56,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--heads', type=int, metavar='N',
                         help='of the attention, needed if no arch of PerAViT has this width and '
                              'depth')
+    parser.add_argument('--activation', choices=list(ACTIVATIONS),
+                        help='of a CLIP, needed if there is no config.json beside it')
     parser.add_argument('--normalization', choices=list(export.NORMALIZATIONS),
-                        help='which mean and std to record (default: those recorded in SRC, else '
-                             "imagenet, as in the authors' configs; docs/weights.md)")
+                        help='which mean and std to record (default: those in SRC or in a config '
+                             "beside it, else imagenet, as in the authors' configs, or clip for a "
+                             'CLIP; docs/weights.md)')
     parser.add_argument('--force', action='store_true', help='replace DST')
     return parser.parse_args()
 
@@ -106,25 +112,32 @@ def convert_backbone(args: argparse.Namespace, checkpoint: Mapping[str, Any]) ->
     network = args.network or noted.get('network', 'teacher')
     if network != noted.get('network', network):
         raise UserError(f'it holds the {noted["network"]} alone, not the {network}.')
-    state = teacher_backbone(checkpoint, network)
-    state = {key: value.detach().float() for key, value in state.items()}
-    prefix = backbone_prefix(weights_of(checkpoint), network) or ''
-    report_taken(checkpoint, state, f"the {network}'s backbone", prefix)
-    heads = args.heads or int(noted.get('num_heads', 0)) or export.known_heads(state)
-    width = state['cls_token'].shape[-1]
+    found, facts = find_with_facts(args.src, checkpoint, network)
+    report_taken(found.state, f"the {network}'s backbone", found.total,
+                 [*found.left, *found.beside])
+    for change in found.changes:
+        print(change)
+    heads, width = args.heads or facts.heads, shape_of(found.state)['embed_dims']
     if not heads or width % heads:
         raise UserError(f'the number of attention heads is not in the weights, and no arch of '
                         f'PerAViT has width {width} and this depth: give --heads, which divides '
                         f'{width} (most ViTs have {width // HEAD_WIDTH or 1} there, one per '
                         f'{HEAD_WIDTH}).')
-    normalization = args.normalization or noted.get('normalization', 'imagenet')
-    if not (args.normalization or noted):
-        print('mean and std: imagenet (see --normalization in docs/weights.md)')
+    activation = args.activation or facts.activation
+    if not activation:
+        raise UserError('the activation of a CLIP is not in its weights, and there is no config '
+                        "beside them: give --activation, quick_gelu for OpenAI's, gelu for most "
+                        'of open_clip.')
+    normalization = args.normalization or (
+        export.normalization_of(*facts.statistics) if facts.statistics
+        else export.usual_normalization(found.state))
+    if not (args.normalization or facts.statistics):
+        print(f'mean and std: {normalization} (see --normalization in docs/weights.md)')
     source = dict(source=args.src.name, source_sha256=sha256(args.src), network=network)
     if 'source' in noted:  # the original source, not a copy of it
         source = {key: noted[key] for key in source}
-    backbone = export.Backbone(state, heads, normalization, source)
-    check_room(args.dst, state)
+    backbone = export.Backbone(found.state, heads, normalization, source, activation, facts.eps)
+    check_room(args.dst, backbone.state)
     with ExitStack() as stack:
         part, *card = [stack.enter_context(export.whole(path)) for path in targets(args)]
         WRITERS[args.to](backbone, part)
@@ -132,15 +145,18 @@ def convert_backbone(args: argparse.Namespace, checkpoint: Mapping[str, Any]) ->
         (card[0] if card else part / 'README.md').write_text(text)
         check_features(backbone, args, part)
     print(f'{args.dst}: {backbone.name} of depth {backbone.arch["num_layers"]} and width {width}, '
-          f'{backbone.img_size} px, normalization {normalization}')
+          f'{backbone.img_size} px, normalization {backbone.metadata()["normalization"]}')
 
 
 def convert_model(args: argparse.Namespace, checkpoint: Mapping[str, Any]) -> None:
-    if args.network or args.heads or args.normalization:
-        raise UserError(f'--to {args.to} writes the whole model, so --network, --heads and '
-                        '--normalization have no meaning.')
+    if args.network or args.heads or args.normalization or args.activation:
+        raise UserError(f'--to {args.to} writes the whole model, so --network, --heads, '
+                        '--normalization and --activation have no meaning.')
     weights = pera_weights(checkpoint)
-    report_taken(checkpoint, weights, 'the whole model', '')
+    taken_from = weights_of(checkpoint)
+    report_taken(weights, 'the whole model', len(taken_from),
+                 [key for key in checkpoint if checkpoint[key] is not taken_from]
+                 if taken_from is not checkpoint else [])
     meta = checkpoint.get('meta') or {}
     # The authors count epochs from 0; MMEngine keeps how many are finished.
     epoch = checkpoint['epoch'] + 1 if 'epoch' in checkpoint else meta.get('epoch', 0)
@@ -155,18 +171,12 @@ def convert_model(args: argparse.Namespace, checkpoint: Mapping[str, Any]) -> No
     print(f'{args.dst}: {count} tensors')
 
 
-def report_taken(checkpoint: Mapping[str, Any], taken: Mapping[str, Tensor], what: str,
-            prefix: str) -> None:
+def report_taken(taken: Mapping[str, Tensor], what: str, total: int, left: list[str]) -> None:
     """Print what was taken from the file, and what was left out."""
-    weights = weights_of(checkpoint)
     count = sum(value.numel() for value in taken.values())
-    print(f'{what}: {len(taken)} tensors, {count:,} parameters, of {len(weights)} tensors')
-    left = Counter('.'.join(key.split('.')[:2]) for key in weights if not key.startswith(prefix))
-    names = [f'{name} ({number})' for name, number in left.items()]
-    if weights is not checkpoint:
-        names += [key for key in checkpoint if checkpoint[key] is not weights]
-    if names:
-        print(f'left out: {", ".join(names)}')
+    print(f'{what}: {len(taken)} tensors, {count:,} parameters, of {total} tensors')
+    if left:
+        print(f'left out: {", ".join(left)}')
 
 
 def check_room(dst: Path, state: Mapping[str, Tensor]) -> None:

@@ -162,7 +162,7 @@ def _output_tokens(x: Tensor, number: int | None) -> Tensor:
 
 # Arguments of MMPretrain's ViT with the only value that the sparse forward supports.
 GRID_MARGIN = .1  # patches
-FIXED_ARGUMENTS = dict(pre_norm=False, drop_rate=0., final_norm=True, with_cls_token=True)
+FIXED_ARGUMENTS = dict(drop_rate=0., final_norm=True, with_cls_token=True)
 
 
 @MODELS.register_module()
@@ -183,7 +183,9 @@ class PerAViT(VisionTransformer):
             in the first layer to ``drop_path_rate`` in the last (DINO). At least one row of a
             group is left out of a layer whose share is above 0.
         with_cp: recompute activations in the backward pass (less memory, about a third more time).
-        **kwargs: further arguments of MMPretrain's ViT (``out_type``, ``out_indices``, ...).
+        **kwargs: further arguments of MMPretrain's ViT (``out_type``, ``out_indices``, ...). CLIP's
+            is ``pre_norm=True, norm_cfg=dict(type='LN', eps=1e-5)`` and, if trained with
+            QuickGELU, ``layer_cfgs=dict(act_cfg=dict(type='mmpretrain.QuickGELU'))``.
 
     Raises:
         ValueError: for an unknown ``arch``, an ``img_size`` that is not a multiple of
@@ -215,8 +217,8 @@ class PerAViT(VisionTransformer):
             if kwargs.get(name, value) != value:
                 raise UserError(
                     f'PerAViT: {name}={kwargs[name]} is not possible: its sparse forward embeds '
-                    '[cls], has no norm before the layers and no token dropout, and needs the '
-                    f'final norm; leave {name} out.')
+                    '[cls], has no token dropout, and needs the final norm; leave '
+                    f'{name} out.')
         depth = (self.arch_zoo[arch] if isinstance(arch, str) else arch)['num_layers']
         if kwargs.get('frozen_stages', -1) > depth:
             raise UserError(f'PerAViT: frozen_stages={kwargs["frozen_stages"]} of {depth} layers '
@@ -255,7 +257,8 @@ class PerAViT(VisionTransformer):
             indices: patch indices, int64 ``[R, k]``.
 
         Returns:
-            ``[R, 1 + k, D]``, [cls] first, position embedding added.
+            ``[R, 1 + k, D]``, [cls] first, position embedding added; after the norm before the
+            layers, if there is one.
         """
         patches = gather_patches(images, indices, self.patch_size).flatten(2)  # [R, k, 3*p*p]
         projection = self.patch_embed.projection
@@ -263,7 +266,7 @@ class PerAViT(VisionTransformer):
         grid = patch_grid(*images.shape[-2:], self.patch_size)
         tokens = tokens + self.positions(indices, grid)
         cls = self.cls_token + self.pos_embed[:, :1]
-        return torch.cat([cls.expand(len(tokens), -1, -1), tokens], dim=1)
+        return self.pre_norm(torch.cat([cls.expand(len(tokens), -1, -1), tokens], dim=1))
 
     def embed_all(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Embed all patches, as MMPretrain's forward does.
@@ -273,13 +276,14 @@ class PerAViT(VisionTransformer):
 
         Returns:
             ``[B, 1 + N, D]``, [cls] first, position embedding added (resampled to exactly this
-            size, without the 0.1 of :meth:`positions`), and the patches' rows and columns.
+            size, without the 0.1 of :meth:`positions`; after the norm before the layers, if there
+            is one), and the patches' rows and columns.
         """
         tokens, grid = self.patch_embed(images)
         tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         positions = resize_pos_embed(self.pos_embed, self.patch_resolution, grid,
                                      self.interpolate_mode, self.num_extra_tokens)
-        return tokens + positions, grid
+        return self.pre_norm(tokens + positions), grid
 
     def positions(self, indices: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return the position embedding ``[R, k, D]`` of patches ``[R, k]`` of a crop ``grid``."""
