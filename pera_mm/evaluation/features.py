@@ -4,8 +4,8 @@ Shapes: N images, D features, B images of a batch, S side of the resized image i
 """
 
 import os
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -16,6 +16,7 @@ from pera_mm.datasets.listing import find_images
 from pera_mm.datasets.reading import UnreadableImage, read_image
 from pera_mm.errors import UserError
 
+T = TypeVar('T')
 
 class LabelledFolder(NamedTuple):
     """The images of class folders, in a stable order."""
@@ -65,9 +66,14 @@ def read_evenly(folder: str, number: int, size: int) -> list[np.ndarray]:
         At most ``number`` of them, without those that cannot be read; none of a missing folder.
     """
     paths = images_below(folder) if os.path.isdir(folder) else []
-    number = min(number, len(paths))
-    images = (read_square(paths[i * len(paths) // number], size) for i in range(number))
+    images = (read_square(path, size) for path in evenly(paths, number))
     return [image for image in images if image is not None]
+
+
+def evenly(items: Sequence[T], number: int) -> list[T]:
+    """Choose at most ``number`` items spread evenly, in their order."""
+    number = min(number, len(items))
+    return [items[index * len(items) // number] for index in range(number)]
 
 
 def stratified_split(labels: Tensor, train_share: float = 0.5, max_per_class: int | None = None,
@@ -120,15 +126,42 @@ def extract_features(model: nn.Module, paths: Sequence[str], size: int, batch_si
     """
     encode = model.teacher_features if encode is None else encode
     features, readable = [], []
-    for start in range(0, len(paths), batch_size):
-        images = [read_square(path, size) for path in paths[start:start + batch_size]]
-        readable += [image is not None for image in images]
-        black = np.zeros((size, size, 3), np.uint8)
-        pixels = torch.from_numpy(np.stack([black if x is None else x for x in images]))
+    for pixels, read in read_batches(paths, size, batch_size):
         normalized = model.data_preprocessor.normalize(pixels)  # [B, 3, S, S]
         with torch.no_grad():
             features.append(encode(normalized).float().cpu())
-    return torch.cat(features), torch.tensor(readable)
+        readable.append(read)
+    return torch.cat(features), torch.cat(readable)
+
+
+def read_batches(paths: Sequence[str], size: int,
+                 batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Read image files, resized to squares.
+
+    Yields:
+        Pixels uint8 RGB ``[B, size, size, 3]``, and bool ``[B]``: whether the image was readable.
+        One that was not is black.
+    """
+    black = np.zeros((size, size, 3), np.uint8)
+    for start in range(0, len(paths), batch_size):
+        images = [read_square(path, size) for path in paths[start:start + batch_size]]
+        pixels = np.stack([black if image is None else image for image in images])
+        yield torch.from_numpy(pixels), torch.tensor([image is not None for image in images])
+
+
+def token_features(model: nn.Module, images: Tensor, token: str) -> Tensor:
+    """Compute the features of images, without a gradient.
+
+    Args:
+        model: a :class:`~pera_mm.weights.backbone.NormalizedViT`.
+        images: uint8 RGB ``[B, 3, S, S]``, on any device.
+        token: 'cls', or 'mean' of the patch tokens.
+
+    Returns:
+        float32 ``[B, D]`` on the CPU.
+    """
+    with torch.no_grad():
+        return getattr(model(images.to(model.mean.device)), token).float().cpu()
 
 
 def read_square(path: str, size: int) -> np.ndarray | None:
@@ -141,6 +174,22 @@ def read_square(path: str, size: int) -> np.ndarray | None:
 
 def squared(image: np.ndarray, size: int) -> np.ndarray:
     """Resize uint8 RGB ``[H, W, 3]`` to ``[size, size, 3]``."""
-    shrinks = min(image.shape[:2]) > size
-    return cv2.resize(image, (size, size),
+    return _resized(image, size, size)
+
+
+def fitted(image: np.ndarray, side: int, patch_size: int) -> np.ndarray:
+    """Resize uint8 RGB ``[H, W, 3]`` so that its shorter side is about ``side`` pixels.
+
+    Each side becomes a multiple of the patch size, at least one patch. So proportions change by
+    less than half a patch.
+    """
+    scale = side / min(image.shape[:2])
+    height, width = (max(round(length * scale / patch_size), 1) * patch_size
+                     for length in image.shape[:2])
+    return _resized(image, height, width)
+
+
+def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    shrinks = image.shape[0] > height and image.shape[1] > width
+    return cv2.resize(image, (width, height),
                       interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

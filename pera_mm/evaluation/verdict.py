@@ -15,6 +15,10 @@ from pera_mm.registry import TRANSFORMS
 
 Scalars = Mapping[str, Sequence[float]]
 
+# The numbers without which a problem is not judged, and that problem.
+NEEDED = {'health/feature_std': 'collapse (no HealthHook)',
+          'loss_cls': 'divergence (no loss_cls in the log)',
+          'probe/knn_color': 'color shortcut (no ProbeHook)'}
 QUARTER = 4  # the last quarter of a run is judged, by its median
 
 # The paper's student sees 157 patches of a global crop and 7 of a local one; with 10 and 2 the
@@ -60,10 +64,7 @@ def judge_run(scalars: Scalars, cfg: Mapping[str, Any]) -> list[Finding]:
 
 def not_judged(scalars: Scalars) -> list[str]:
     """List the problems for which the numbers of the run are missing, and why."""
-    needed = {'health/feature_std': 'collapse (no HealthHook)',
-              'loss_cls': 'divergence (no loss_cls in the log)',
-              'probe/knn_color': 'color shortcut (no ProbeHook)'}
-    return [problem for name, problem in needed.items() if not scalars.get(name)]
+    return [problem for name, problem in NEEDED.items() if not scalars.get(name)]
 
 
 def describe(findings: Sequence[Finding], missing: Sequence[str] = ()) -> str:
@@ -71,6 +72,8 @@ def describe(findings: Sequence[Finding], missing: Sequence[str] = ()) -> str:
     lines = [f'{each.problem}: {each.evidence}; {each.remedy}.' for each in findings]
     if not findings:
         lines = ['healthy: no sign of collapse, divergence or a shortcut.']
+    if not findings and len(missing) == len(NEEDED):
+        lines = ['none: the log has no number to judge by.']
     if missing:
         lines.append(f'Not judged: {"; ".join(missing)}.')
     return '\n'.join([f'Verdict: {lines[0]}', *lines[1:]])

@@ -1,7 +1,6 @@
-"""The report: curves, reconstructions and attention are what they claim to be."""
+"""The report: curves and verdict are those of the run, and every method has a picture."""
 
 import json
-import math
 import sys
 from pathlib import Path
 
@@ -11,19 +10,20 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from pera_mm.patches import patchify
+from pera_mm.evaluation.attention import cls_attention
+from pera_mm.evaluation.painting import reconstruct
 from pera_mm.registry import MODELS
+from pera_mm.weights.backbone import NormalizedViT
 
 sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))  # tools/ is no package
 
 from analysis.report import (  # noqa: E402
-    HIDDEN_GRAY,
-    cls_attention,
     draw_report,
+    last_attention,
+    load_run,
     main,
     pick_images,
     read_scalars,
-    reconstruct,
     verdict_on,
 )
 
@@ -66,89 +66,6 @@ def test_scalars_of_a_resumed_run_replace_what_it_repeated(tmp_path):
 def test_no_scalars_are_a_sentence(tmp_path):
     with pytest.raises(ValueError, match='give the work folder of a run'):
         read_scalars(tmp_path)
-
-
-def test_masked_shows_the_students_patches_and_hides_all_others(model, images):
-    triplets = reconstruct(model, images)
-    assert (triplets.original == images.numpy()).all()
-    hidden = (triplets.masked == HIDDEN_GRAY).all(axis=-1)
-    per_patch = patchify(torch.from_numpy(hidden).float().unsqueeze(1), 16).mean(-1)  # [B, N]
-    assert set(per_patch.flatten().tolist()) == {0., 1.}
-    assert (per_patch == 0).sum(1).tolist() == [3, 3]  # 20 % of 16
-    assert (triplets.masked[~hidden] == triplets.original[~hidden]).all()
-
-
-def test_painted_are_the_students_pixels_of_every_hidden_patch(model, images, monkeypatch):
-    passes = []
-
-    def paint(crops):
-        """White wherever it is asked, and remembers where."""
-        passes.append((crops[0].split.student[0], crops[0].split.learnable[0]))
-        pixels = torch.full((2, crops[0].split.learnable.shape[-1], 768), 10.)
-        return type('Answer', (), dict(pixels=pixels))
-
-    monkeypatch.setattr(model, 'study', paint)
-    triplets = reconstruct(model, images)
-    seen = passes[0][0]
-    covered = torch.zeros(2, 16)
-    for again, part in passes:
-        assert torch.equal(again, seen)
-        assert part.shape[1] == 3  # as many as in a training step
-        covered.scatter_(1, part, 1)
-    assert torch.equal(covered, torch.ones(2, 16).scatter_(1, seen, 0))
-    is_white = (torch.from_numpy(triplets.predicted) == 255).all(-1).float().unsqueeze(1)
-    assert torch.equal(patchify(is_white, 16).mean(-1), covered)
-
-
-def test_reconstruction_repeats_itself_and_changes_nothing(model, images):
-    model.train()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    triplets = reconstruct(model, images)
-    again = reconstruct(model, images)  # no stochastic depth, no noise
-    assert (triplets.predicted == again.predicted).all()
-    assert model.training and not model.teacher.training
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    # A head that paints a constant: normalized 0 is the mean color.
-    model.predictor.last_layer.weight_g.data.zero_()
-    constant = reconstruct(model, images)
-    hidden = (constant.masked == HIDDEN_GRAY).all(axis=-1)
-    assert (constant.predicted[hidden] == np.array([124, 116, 104])).all()
-
-
-def test_a_model_that_knows_the_picture_paints_it(model, images, monkeypatch):
-    """Colors survive normalizing, painting and undoing."""
-
-    def know(crops):
-        target = patchify(crops[0].student_view[0], 16)
-        hidden = crops[0].split.learnable[0].unsqueeze(-1)
-        return type('Answer', (), dict(pixels=torch.take_along_dim(target, hidden, dim=1)))
-
-    monkeypatch.setattr(model, 'study', know)
-    triplets = reconstruct(model, images)
-    assert (triplets.predicted == images.numpy()).all()
-
-
-def test_attention_equals_that_of_the_layer_computed_by_loops(model, images):
-    backbone = model.teacher.backbone
-    torch.nn.init.normal_(backbone.layers[-1].attn.qkv.weight, std=0.5)  # not uniform
-    maps = cls_attention(model, images)
-    assert maps.shape == (2, 2, 4, 4)
-    inputs = []
-    handle = backbone.layers[-1].ln1.register_forward_hook(lambda m, a, out: inputs.append(out))
-    model.teacher_features(model.data_preprocessor.normalize(images))
-    handle.remove()
-    tokens = inputs[0].reshape(2, 17, 32)
-    weight, bias = backbone.layers[-1].attn.qkv.weight, backbone.layers[-1].attn.qkv.bias
-    for image in range(2):
-        for head in range(2):
-            rows = slice(16 * head, 16 * head + 16)
-            query = tokens[image, 0] @ weight[:32][rows].T + bias[:32][rows]
-            scores = []
-            for token in tokens[image]:
-                key = token @ weight[32:64][rows].T + bias[32:64][rows]
-                scores.append(math.exp(float(query @ key) / 4))  # sqrt(16 channels)
-            expected = torch.tensor(scores[1:]) / sum(scores)
-            torch.testing.assert_close(maps[image, head].flatten(), expected)
 
 
 def count_colors(path: Path) -> int:
@@ -223,3 +140,54 @@ def test_the_command_reports_a_run_from_its_folder(tmp_path, tiny_cfg, model, im
     (work_dir / 'config.py').write_text(f'model = {tiny_cfg!r}\n')
     with pytest.raises(ValueError, match='no ProbeHook.*give a folder of images with --images'):
         main([str(work_dir)])
+
+
+MAE = """
+model = dict(
+    backbone=dict(arch=dict(embed_dims=32, feedforward_channels=64, num_heads=2, num_layers=4),
+                  img_size=64, type='mmpretrain.MAEViT'),
+    data_preprocessor=dict(type='pera_mm.ViewsPreprocessor', mean=[1, 2.5, 3], std=(4, 5, 6)),
+    type='mmpretrain.MAE')
+"""
+
+
+def test_a_run_of_mae_is_drawn_from_its_encoder(tmp_path, model, images, capsys):
+    """Its checkpoint has ``backbone`` alone, and its log one loss."""
+    folder, work_dir = tmp_path / 'images', tmp_path / 'mae'
+    folder.mkdir()
+    for index, image in enumerate(images.numpy()):
+        assert cv2.imwrite(str(folder / f'{index}.png'), image)
+    write_scalars(work_dir, '20250101_000000', dict(loss=0.9, step=10), dict(loss=0.8, step=20))
+    (work_dir / 'config.py').write_text(MAE)
+    state = {f'backbone.{name}': value
+             for name, value in model.teacher.backbone.state_dict().items()}
+    torch.save(dict(state_dict=state, meta=dict(cfg=MAE)), work_dir / 'iter_20.pth')
+    (work_dir / 'last_checkpoint').write_text('iter_20.pth')
+    main([str(work_dir), '--images', str(folder)])
+    assert capsys.readouterr().out.splitlines()[0] == (
+        'Verdict: none: the log has no number to judge by.')
+    picture = cv2.imread(str(work_dir / 'report.png'))
+    assert (picture[:320, :300] < 250).mean() > 0.02  # the curve of the loss
+    vit = load_run(work_dir)[1]
+    assert isinstance(vit, NormalizedViT)
+    expected = cls_attention(vit.vit, (images.movedim(-1, 1) - vit.mean) / vit.std)[0]
+    assert torch.equal(last_attention(vit, images), expected)
+    assert not torch.equal(last_attention(model, images), expected)  # other mean and std
+
+
+def test_a_file_of_weights_is_a_sentence(tmp_path):
+    (tmp_path / 'pera.params').write_bytes(b'')
+    with pytest.raises(ValueError, match='is a file, and the report is of a run.*figures.py'):
+        main([str(tmp_path / 'pera.params')])
+
+
+def test_the_reconstructions_have_the_ratios_of_the_run(tmp_path, model, images, monkeypatch):
+    seen = []
+    monkeypatch.setattr('analysis.report.reconstruct',
+                        lambda *args: seen.append(args[2:]) or reconstruct(*args))
+    write_scalars(tmp_path, '20250101_000000', losses(9., 10), losses(8., 20))
+    draw_report(tmp_path, model, images[:1])
+    (tmp_path / 'config.py').write_text(
+        "x = dict(pipeline=[dict(type='pera_mm.DisjointMask', student=0.3, learnable=0.25)])")
+    draw_report(tmp_path, model, images[:1])
+    assert seen == [(0.2, 0.2), (0.3, 0.25)]

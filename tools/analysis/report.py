@@ -1,12 +1,12 @@
-"""Draw a run of PerA, DINO or DINOv2: losses, probe, health, reconstructions, attention.
+"""Draw a pre-training run: losses, probe, health, reconstructions, attention.
 
     python tools/analysis/report.py work_dirs/pera_vitb_rsrsd --images data/AID
 
 It writes ``report.png`` into the folder of the run, from its last checkpoint, and prints the
-verdict on the run (docs/health.md). A sharded checkpoint and a run of another method (MAE, MoCo v3)
-cannot be drawn. Only a PerA with a predictor has reconstructions.
+verdict on the run (docs/health.md). A sharded checkpoint cannot be drawn. Only a PerA with a
+predictor has reconstructions. Files of weights alone are drawn by tools/analysis/figures.py.
 
-Shapes: B images, S side in pixels, N = h * w patches, k patches of one part, p patch side.
+Shapes: B images, S side in pixels, h x w patches.
 """
 
 import argparse
@@ -25,16 +25,20 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from pera_mm.errors import UserError
+from pera_mm.evaluation.attention import cls_attention
 from pera_mm.evaluation.features import read_evenly
-from pera_mm.evaluation.painting import paint_hidden, variance_explained
+from pera_mm.evaluation.painting import reconstruct
 from pera_mm.evaluation.verdict import describe, judge_run, not_judged
 from pera_mm.launch import errors_in_one_sentence
-from pera_mm.patches import patch_grid, unpatchify
+from pera_mm.models.selfsup.self_distillation import SelfDistillation
 from pera_mm.registry import MODELS
+from pera_mm.weights.backbone import NormalizedViT, load_backbone
 from pera_mm.weights.loading import load_checkpoint
+from pera_mm.weights.pretraining import MaskRatios, mask_ratios
 
 LOSSES = dict(loss_cls='agreement on prototypes', loss_pixel='pixel prediction',
-              loss_koleo='KoLeo')
+              loss_ibot='agreement on hidden patches', loss_koleo='KoLeo')
+ONLY_LOSS = dict(loss="the method's own")  # of MAE and MoCo v3
 PROBES = {'probe/knn': 'kNN', 'probe/linear': 'linear', 'probe/knn_color': 'kNN of color alone'}
 # The panels of health: title, unit of the x axis, and the names of the curves.
 HEALTH = (
@@ -46,7 +50,6 @@ HEALTH = (
     ('variance: [cls] by color, painting', 'epoch',
      ('probe/color_share', 'painting/explained')))
 VERDICT_WIDTH = 170  # characters of a line
-HIDDEN_GRAY = 235  # 0-255; light, so that it does not look like painted pixels
 
 
 class Curve(NamedTuple):
@@ -54,15 +57,6 @@ class Curve(NamedTuple):
 
     steps: list[int]
     values: list[float]
-
-
-class Triplets(NamedTuple):
-    """The pictures that the student saw and painted, and the original; uint8 ``[B, S, S, 3]``."""
-
-    masked: np.ndarray
-    predicted: np.ndarray
-    original: np.ndarray
-    explained: float  # see variance_explained
 
 
 def read_scalars(work_dir: str | Path) -> dict[str, Curve]:
@@ -100,60 +94,6 @@ def _read_file(file: Path) -> dict[str, Curve]:
     return curves
 
 
-def reconstruct(model: nn.Module, images: Tensor, visible: float = 0.2, per_pass: float = 0.2,
-                seed: int = 0) -> Triplets:
-    """Let the student paint everything that it does not see, see :func:`paint_hidden`.
-
-    Args:
-        model: a PerA with a predictor.
-        images: uint8 RGB ``[B, S, S, 3]``, S a multiple of the patch size.
-        visible: share of patches that the student sees (the student ratio of the run).
-        per_pass: share of patches painted at a time (the learnable ratio of the run).
-        seed: of the mask.
-    """
-    normalized = model.data_preprocessor.normalize(images)  # [B, 3, S, S]
-    p, grid = model.patch_size, patch_grid(*normalized.shape[-2:], model.patch_size)
-    painting = paint_hidden(model, normalized, visible, per_pass, seed)
-    masked = _to_uint8(model, unpatchify(painting.patches, p, grid))
-    cover = painting.hidden.unsqueeze(-1).expand(-1, -1, p * p)
-    masked[unpatchify(cover, p, grid)[:, 0].cpu().numpy()] = HIDDEN_GRAY
-    return Triplets(masked, _to_uint8(model, unpatchify(painting.painted, p, grid)),
-                    images.cpu().numpy(), variance_explained(painting))
-
-
-def _to_uint8(model: nn.Module, normalized: Tensor) -> np.ndarray:
-    """Undo ``normalize``, whatever its mean and deviation: ``[B, 3, S, S]`` to ``[B, S, S, 3]``."""
-    ends = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 1, 1, 3)
-    black, white = model.data_preprocessor.normalize(ends)  # [3, 1, 1] each
-    pixels = (normalized - black) / (white - black) * 255
-    return pixels.round().clamp(0, 255).byte().movedim(1, -1).cpu().numpy()
-
-
-def cls_attention(model: nn.Module, images: Tensor) -> Tensor:
-    """Compute the attention of the teacher's [cls] to each patch in the last layer.
-
-    Args:
-        model: gives ``teacher_features`` and ``data_preprocessor.normalize``.
-        images: uint8 RGB ``[B, S, S, 3]``.
-
-    Returns:
-        float ``[B, heads, h, w]``; a map sums to 1 minus the attention of [cls] to itself.
-    """
-    normalized = model.data_preprocessor.normalize(images)
-    attention = model.teacher.backbone.layers[-1].attn
-    seen: list[Tensor] = []
-    handle = attention.qkv.register_forward_hook(lambda module, args, output: seen.append(output))
-    try:
-        model.teacher_features(normalized)
-    finally:
-        handle.remove()
-    qkv = seen[0].reshape(len(images), -1, 3, attention.num_heads, attention.head_dims)
-    query, key = qkv[:, 0, 0], qkv[:, :, 1]  # [B, heads, d], [B, 1 + N, heads, d]
-    scores = torch.einsum('bhd,bnhd->bhn', query, key) * attention.head_dims**-0.5
-    grid = patch_grid(*normalized.shape[-2:], model.patch_size)
-    return scores.softmax(dim=-1)[..., 1:].unflatten(-1, grid).cpu()
-
-
 def verdict_on(work_dir: str | Path, cfg: Config) -> str:
     """Judge the run of ``work_dir`` by its scalars and its config, in lines of text."""
     scalars = {name: curve.values for name, curve in read_scalars(work_dir).items()}
@@ -166,7 +106,8 @@ def draw_report(work_dir: str | Path, model: nn.Module, images: Tensor,
 
     Args:
         work_dir: of the run, with its scalars.
-        model: trained; without a predictor the reconstructions are left out.
+        model: trained: a :class:`SelfDistillation`, or a :class:`NormalizedViT`. Without a
+            predictor the reconstructions are left out.
         images: uint8 RGB ``[B, S, S, 3]``, S a multiple of the patch size.
         out: PNG file; default ``WORK_DIR/report.png``.
         verdict: lines to write below the pictures.
@@ -180,7 +121,9 @@ def draw_report(work_dir: str | Path, model: nn.Module, images: Tensor,
     figure = Figure(figsize=(12, 3.2 * top + 2.6 * len(images)), layout='constrained')
     grid = GridSpec(top + len(images), 4, figure,
                     height_ratios=[1.15] * top + [1] * len(images))
-    figure.suptitle(f'PerA pre-training: {Path(work_dir).resolve().name}')
+    teacher = isinstance(model, SelfDistillation)
+    method = f'{type(model).__name__} ' if teacher else ''
+    figure.suptitle(f'{method}pre-training: {Path(work_dir).resolve().name}')
     lines = [line for each in verdict.splitlines() for line in textwrap.wrap(each, VERDICT_WIDTH)]
     figure.supxlabel('\n'.join(lines), x=0.01, ha='left', fontsize=9)
     _draw_curves(figure, grid, curves)
@@ -188,11 +131,12 @@ def draw_report(work_dir: str | Path, model: nn.Module, images: Tensor,
     originals = images.cpu().numpy()
     columns: list[tuple[str, np.ndarray]] = [('original', originals)]
     if getattr(model, 'predictor', None) is not None:
-        triplets = reconstruct(model, images)
+        ratios = mask_ratios(work_dir) or MaskRatios()
+        triplets = reconstruct(model, images, *ratios)
         columns = [('what the student sees', triplets.masked),
                    (f'what it paints: {triplets.explained:.0%} of the variance',
                     triplets.predicted), *columns]
-    heads = cls_attention(model, images).mean(dim=1)  # [B, h, w]
+    heads = last_attention(model, images).mean(dim=1)  # [B, h, w]
     for row in range(len(images)):
         for column, (title, pictures) in enumerate(columns):
             axes = figure.add_subplot(grid[top + row, column])
@@ -200,18 +144,35 @@ def draw_report(work_dir: str | Path, model: nn.Module, images: Tensor,
             _bare(axes, title if row == 0 else '')
         axes = figure.add_subplot(grid[top + row, len(columns)])
         _draw_attention(axes, originals[row], heads[row].numpy())
-        _bare(axes, "attention of the teacher's [cls]" if row == 0 else '')
+        _bare(axes, f"attention of {'the teacher' if teacher else 'the encoder'}'s [cls]"
+              if row == 0 else '')
     figure.savefig(out, dpi=100)
     return out
 
 
+def last_attention(model: nn.Module, images: Tensor) -> Tensor:
+    """Compute the attention of [cls] in the last layer, of the teacher where there is one.
+
+    Args:
+        model: a :class:`SelfDistillation`, or a :class:`NormalizedViT`.
+        images: uint8 RGB ``[B, S, S, 3]``.
+
+    Returns:
+        As :func:`cls_attention`, ``[B, heads, h, w]``.
+    """
+    if isinstance(model, SelfDistillation):
+        return cls_attention(model.teacher.backbone, model.data_preprocessor.normalize(images))[0]
+    return cls_attention(model.vit, (images.movedim(-1, 1) - model.mean) / model.std)[0]
+
+
 def _draw_curves(figure: Figure, grid: GridSpec, curves: dict[str, Curve]) -> None:
     """Draw the losses, then the probe, from left to right."""
-    losses = [name for name in LOSSES if name in curves]
+    named = LOSSES if any(name in curves for name in LOSSES) else ONLY_LOSS
+    losses = [name for name in named if name in curves]
     for column, name in enumerate(losses):
         axes = figure.add_subplot(grid[0, column])
         axes.plot(*curves[name], color='tab:blue')
-        _label(axes, f'{name}: {LOSSES[name]}', 'iteration')
+        _label(axes, f'{name}: {named[name]}', 'iteration')
     probes = [name for name in PROBES if name in curves]
     if not probes:
         return
@@ -265,10 +226,17 @@ def _bare(axes: Axes, title: str) -> None:
 def load_run(work_dir: str | Path) -> tuple[Config, nn.Module]:
     """Load the config of a run and its model with the last checkpoint, on the CPU.
 
+    Returns:
+        The config, and a :class:`SelfDistillation`; of another method the ViT as a
+        :class:`NormalizedViT`.
+
     Raises:
         ValueError: if the folder has no config, or no checkpoint in one file.
     """
     work_dir = Path(work_dir)
+    if work_dir.is_file():
+        raise UserError(f"'{work_dir}' is a file, and the report is of a run: give its work folder,"
+                        ' or draw these weights with tools/analysis/figures.py.')
     configs = sorted(work_dir.glob('*.py'), key=lambda path: path.stat().st_mtime)
     pointer = work_dir / 'last_checkpoint'
     if not configs or not pointer.is_file():
@@ -279,6 +247,9 @@ def load_run(work_dir: str | Path) -> tuple[Config, nn.Module]:
         raise UserError(f"'{checkpoint}' is sharded (FSDP or DeepSpeed); the report needs a "
                         'checkpoint in one file.')
     cfg = Config.fromfile(configs[-1])
+    kind = MODELS.get(cfg.model['type'])
+    if kind is None or not issubclass(kind, SelfDistillation):
+        return cfg, load_backbone(checkpoint)
     model = MODELS.build(cfg.model)
     model.load_state_dict(load_checkpoint(checkpoint)['state_dict'])
     return cfg, model
@@ -315,7 +286,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--out', metavar='PNG', help='default: WORK_DIR/report.png')
     args = parser.parse_args(argv)
     cfg, model = load_run(args.work_dir)
-    side = model.student.backbone.img_size[0]  # the global crops of the training
+    side = model.img_size if isinstance(model, NormalizedViT) else (
+        model.student.backbone.img_size[0])  # the global crops of the training
     images = pick_images(args.images or _probe_folder(cfg), args.number, side)
     verdict = verdict_on(args.work_dir, cfg)
     print(verdict)
