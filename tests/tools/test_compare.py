@@ -9,8 +9,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from made_data import noise_classes
 from programs import Done, run
+
+from pera_mm.evaluation.block_split import block_split
 
 BENCHMARKS = Path(__file__).parents[2] / 'tools/benchmarks'
 sys.path.insert(0, str(BENCHMARKS))
@@ -135,6 +138,12 @@ def test_table_of_known_results(results):
                  '| pera | 58.0 | **59.5** |',
                  '- mae, seed 11: failed, see the/log.txt'):
         assert line in text.splitlines(), line
+
+
+def test_the_table_says_which_share_of_the_labels_was_seen(results):
+    assert ' px' not in (text := compare_table.table(results)) and ', half of each class' in text
+    assert 'crop size, 40% of half of each class for training' in compare_table.table(
+        results | dict(train_share=.4))
 
 
 def test_plot_of_known_results(results, tmp_path):
@@ -298,6 +307,33 @@ def test_the_default_budget_is_the_configs_epochs_of_the_images_that_are_left(mo
     assert compare_plan.budget_steps(args, rows[0]) == 3 * 8 // 4
 
 
+def test_a_share_of_the_training_half_for_all_that_learns_from_labels(monkeypatch, classes,
+                                                                      tmp_path):
+    args = parse(monkeypatch, SMALL / 'pera.py', '--data', classes, '--work-dir', tmp_path / 'work',
+                 '--cfg-options', *TINY, '--train-share', .4)
+    for each in compare.Comparison(args).first_seed():
+        commands = [step.command for step in each.job.steps]
+        seen = ['--train-share 0.4' in ' '.join(command) for command in commands]
+        assert seen == [each.row.name == compare_plan.SUPERVISED, True][-len(commands):]
+        settings = json.loads((each.folder / 'config.json').read_text())
+        assert settings['comparison']['train_share'] == .4
+    args.train_share = None
+    with pytest.raises(SystemExit, match='holds a run with other settings'):
+        compare.Comparison(args).first_seed()
+
+
+def test_the_share_is_of_each_class_and_leaves_the_test_alone():
+    labels = torch.arange(2).repeat_interleave(80)
+    whole, some = (probe.labelled_split(labels, share, seed=3) for share in (1., .4))
+    assert torch.equal(whole.train, block_split(labels).train)
+    assert labels[some.train].bincount().tolist() == [16, 16]  # 20 % of all
+    assert set(some.train.tolist()) < set(whole.train.tolist())
+    assert torch.equal(some.train, some.train.sort().values)
+    assert torch.equal(some.test, whole.test)
+    assert torch.equal(some.train, probe.labelled_split(labels, .4, seed=3).train)
+    assert not torch.equal(some.train, probe.labelled_split(labels, .4, seed=4).train)
+
+
 def test_what_does_not_fit_together_is_said_before_anything_runs(monkeypatch, classes, tmp_path):
     work = ['--work-dir', tmp_path / 'work']
     pera = (SMALL / 'pera.py', '--data', classes)
@@ -305,7 +341,8 @@ def test_what_does_not_fit_together_is_said_before_anything_runs(monkeypatch, cl
             ((*pera, tmp_path), 'name the images to score on'),
             ((SMALL / 'pera.py', *pera), 'have the same name'),
             ((*pera, '--variant', 'pera', 'a=1'), 'have the same name'),
-            ((*pera, '--variant', 'odd'), 'expected NAME KEY=VALUE')):
+            ((*pera, '--variant', 'odd'), 'expected NAME KEY=VALUE'),
+            ((*pera, '--train-share', 1.5), '--train-share 1.5: expected above 0 and at most 1')):
         with pytest.raises(SystemExit, match=message):
             compare.Comparison(parse(monkeypatch, *arguments, *work))
     with pytest.raises(ValueError, match='does not exist'):

@@ -9,7 +9,8 @@ train_dataloader.dataset.pipeline.mask.patch_size=8), its ViT trained from scrat
 and what needs no training: its random weights, mean and deviation of the bands, and random
 convolutional features. Each is trained with every seed and scored by tools/benchmarks/probe.py on
 --probe-data (default: --data; a folder with one folder of images per class): half of each class is
-for training, the other for the test. No pre-training sees an image of the test, nor any label.
+for training, the other for the test. No pre-training sees an image of the test, nor any label. With
+--train-share, classifiers and fine-tuning learn from a share of the training half, drawn by seed.
 
 Every training gets the same budget: --epochs over its images, --budget-images, or
 --budget-cpu-seconds. A budget in CPU seconds (of the process and its workers, start not counted) is
@@ -78,6 +79,9 @@ def parse_args() -> argparse.Namespace:
                         help='learning rates of which each row gets its best')
     parser.add_argument('--size', type=int,
                         help="side of the probed images, px; each config's own crops' by default")
+    parser.add_argument('--train-share', type=float, metavar='S',
+                        help='of the labelled training half of each class, for all that learns '
+                             'from labels; 0.4 is AID with 20 %% for training')
     parser.add_argument('--finetune-epochs', type=int, default=10)
     parser.add_argument('--title', default='', help='of the table and the plot')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',

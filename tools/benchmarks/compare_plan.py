@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from pretrain import prepare, training_images
 from runs import ROOT, Step, TrainingJob
 
@@ -16,6 +16,7 @@ from pera_mm.evaluation.block_split import block_split
 from pera_mm.evaluation.features import read_labelled_folder
 from pera_mm.files import write_whole
 from pera_mm.launch import load_config
+from pera_mm.options import add_cfg_options
 
 BENCHMARKS = ROOT / 'tools/benchmarks'
 BANDS, CONVOLUTIONS = 'band statistics', 'random convolutional features'
@@ -81,6 +82,8 @@ def table_rows(args: argparse.Namespace) -> list[Row]:
     if len(args.data) > 1 and args.probe_data is None:
         raise SystemExit('Several --data: name the images to score on with --probe-data.')
     args.probe_data = args.probe_data or args.data[0]
+    if args.train_share is not None and not 0 < args.train_share <= 1:
+        raise SystemExit(f'--train-share {args.train_share:g}: expected above 0 and at most 1.')
     settings = [(path.stem, path, ()) for path in args.configs]
     settings += [(name, args.configs[0], tuple(options)) for name, *options in args.variant]
     for name, *options in args.variant:
@@ -104,7 +107,7 @@ def table_rows(args: argparse.Namespace) -> list[Row]:
 def resolved(args: argparse.Namespace, row: Row, seed: int, lr: float | None = None) -> Config:
     """Load the config of a row with its options, as pretrain.py does."""
     parser = argparse.ArgumentParser()
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    add_cfg_options(parser)
     parsed = parser.parse_args(['--cfg-options', *cfg_options(args, row, seed, lr)])
     return load_config(argparse.Namespace(config=str(row.config), work_dir='', launcher='none',
                                           local_rank=0, cfg_options=parsed.cfg_options))
@@ -176,7 +179,7 @@ def plan(args: argparse.Namespace, row: Row, seed: int, lr: float | None, folder
     commands.append(Step(
         (sys.executable, str(BENCHMARKS / 'probe.py'), str(config),
          *([] if checkpoint is None else [str(checkpoint)]), '--data', args.probe_data,
-         *size_option(args), '--features', FLOORS.get(row.name, 'vit'),
+         *share_option(args), *size_option(args), '--features', FLOORS.get(row.name, 'vit'),
          '--epochs', str(args.finetune_epochs if counts else 0), '--seed', str(seed),
          '--json', str(folder / 'probe.json')), folder / 'probe.json'))
     name = f'{row.name}, ' + (f'seed {seed}' if counts else f'learning rate {lr:g}')
@@ -196,12 +199,16 @@ def train_step(args: argparse.Namespace, row: Row, seed: int, lr: float | None, 
     images = steps * resolved(args, row, seed).train_dataloader.batch_size
     rate = [] if lr is None else ['--lr', f'{lr:g}']
     return Step((sys.executable, str(BENCHMARKS / 'supervised.py'), str(folder / 'config.json'),
-                 *where, '--data', args.probe_data, '--images', str(images), *size_option(args),
-                 '--seed', str(seed), *rate), result)
+                 *where, '--data', args.probe_data, '--images', str(images), *share_option(args),
+                 *size_option(args), '--seed', str(seed), *rate), result)
 
 
 def size_option(args: argparse.Namespace) -> list[str]:
     return ['--size', str(args.size)] if args.size else []
+
+
+def share_option(args: argparse.Namespace) -> list[str]:
+    return ['--train-share', f'{args.train_share:g}'] if args.train_share else []
 
 
 def write_config(args: argparse.Namespace, row: Row, seed: int, lr: float | None, folder: Path,
@@ -212,7 +219,8 @@ def write_config(args: argparse.Namespace, row: Row, seed: int, lr: float | None
         prepare(cfg, row.data, steps, folder / 'train/images.txt')
     settings = dict(cfg.to_dict(), comparison=dict(
         data=row.data, probe_data=args.probe_data, size=args.size, steps=steps, lr=lr,
-        finetune_epochs=args.finetune_epochs))
+        finetune_epochs=args.finetune_epochs,
+        **(dict(train_share=args.train_share) if args.train_share else {})))
     path, text = folder / 'config.json', json.dumps(settings, indent=1, default=str)
     if path.exists() and path.read_text() != text:
         raise SystemExit(f'{folder} holds a run with other settings (see {path}): delete it, or '

@@ -57,7 +57,8 @@ def collect(args: argparse.Namespace, runs: list[Run], failed: list[TrainingJob]
                                  *groups) for floor in FLOORS}
     return dict(
         title=args.title, seeds=args.seeds, budget=budget(args), data=args.data,
-        probe_data=args.probe_data, size=args.size, finetune_epochs=args.finetune_epochs,
+        probe_data=args.probe_data, size=args.size, train_share=args.train_share,
+        finetune_epochs=args.finetune_epochs,
         configs=[str(path) for path in args.configs], variants=args.variant,
         lr_grid=args.lr_grid, cfg_options=args.cfg_options, rows=rows)
 
@@ -98,11 +99,12 @@ def table(results: dict) -> str:
     """Write Markdown: scores and costs, few labels, differences to the floors, learning rates."""
     rows = results['rows']
     size = f'{results["size"]} px' if results['size'] else "each config's own crop size"
+    half = f'{results["train_share"]:.0%} of half' if results.get('train_share') else 'half'
     lines = [f'# {results["title"]}', ''] if results['title'] else []
     lines += [
         f'Budget: {results["budget"]}, on {", ".join(results["data"])} without the test images; '
         f'seeds {", ".join(map(str, results["seeds"]))}. Accuracy in percent on '
-        f'{results["probe_data"]} at {size}, half of each class for training, in blocks of ten '
+        f'{results["probe_data"]} at {size}, {half} of each class for training, in blocks of ten '
         'neighbors; [95 % bootstrap interval over seeds and, in each class, blocks of test '
         'images]. "Better": of [cls] and the mean patch token, by validation blocks of the '
         'training half.', '']

@@ -11,7 +11,8 @@ tested on the other half, the same for all: blocks of ten images that follow eac
 listing go to one half as a whole, since neighbors are alike. kNN (k = 10) and a linear
 classifier see [cls] and the mean of the patch tokens. The better of both is the one with more right
 on a quarter of the training blocks, so the test does not choose. With few labels the linear
-classifier gets 1 to 25 % of the training half, and the score is the mean of five draws. In the
+classifier gets 1 to 25 % of the training half, and the score is the mean of five draws. With
+--train-share S all of this learns from a share of the training half, drawn by the seed. In the
 fine-tuning (configs/scenes/aid_pera_scenes.py on these images) the last epoch counts.
 
 FILE gets the scores in percent; beside it, FILE with the suffix .npz gets whether each test image
@@ -66,11 +67,26 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--features', choices=FEATURES, default='vit')
     parser.add_argument('--size', type=int,
                         help="side of the images, px; the config's own crops' by default")
+    parser.add_argument('--train-share', type=float, default=1.,
+                        help='of the training half of each class, to learn from; default: 1')
     parser.add_argument('--epochs', type=int, default=10, help='of the fine-tuning; 0: none')
     parser.add_argument('--seed', type=int, default=10,
                         help='of random weights, few labels and the fine-tuning')
     parser.add_argument('--json', type=Path, required=True, help='where the scores go, in percent')
     return parser.parse_args()
+
+
+def labelled_split(labels: Tensor, share: float, seed: int) -> Split:
+    """Halve the images by blocks, and keep a share of the training half of each class.
+
+    Args:
+        labels: int64 ``[N]``, classes in the order of the listing.
+        share: above 0, at most 1. At least one image of each class is kept.
+        seed: of the draw; all rows of a comparison with the same seed have the same images.
+    """
+    split = block_split(labels)
+    kept = some_labels(labels, split.train, 100 * share, seed)
+    return Split(kept.sort().values, split.test)
 
 
 def vit_config(cfg: Config, checkpoint: Path | None) -> dict:
@@ -217,7 +233,7 @@ def main() -> None:
     cfg = Config.fromfile(args.config)
     size = args.size or cfg.model.backbone.img_size
     folder = read_labelled_folder(args.data)
-    split = block_split(folder.labels)
+    split = labelled_split(folder.labels, args.train_share, args.seed)
     set_random_seed(args.seed)
     init_default_scope('mmpretrain')
     images = read_images(folder, cfg, size)

@@ -15,9 +15,8 @@ import torch
 from classifier import classifier_config, set_epochs
 from cpu_clock import cost
 from mmengine.config import Config
-from probe import vit_config
+from probe import labelled_split, vit_config
 
-from pera_mm.evaluation.block_split import block_split
 from pera_mm.evaluation.features import read_labelled_folder
 from pera_mm.files import write_whole
 from pera_mm.launch import build_runner, errors_in_one_sentence, set_checkpoint
@@ -31,6 +30,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--data', required=True)
     parser.add_argument('--images', type=int, required=True)
     parser.add_argument('--size', type=int, help="side of the images, px; the ViT's by default")
+    parser.add_argument('--train-share', type=float, default=1.,
+                        help='of the training half of each class; default: 1')
     parser.add_argument('--lr', type=float, help="of AdamW; the config's by default")
     parser.add_argument('--seed', type=int, default=10)
     parser.add_argument('--work-dir', type=Path, required=True)
@@ -43,7 +44,7 @@ def main() -> None:
     torch.set_num_threads(1)
     cfg = Config.fromfile(args.config)
     folder = read_labelled_folder(args.data)
-    split = block_split(folder.labels)
+    split = labelled_split(folder.labels, args.train_share, args.seed)
     args.work_dir.mkdir(parents=True, exist_ok=True)
     run = classifier_config(vit_config(cfg, None), cfg, folder, split,
                             args.size or cfg.model.backbone.img_size, 2, args.seed, args.work_dir)
