@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 from pera_mm.errors import UserError
 
 MAX_WAIT = 5.  # s; a killed process may take this long to end
+ANOTHER = 'give another --work-dir'
 READ_BYTES = 2**24  # of a file at a time
 PROBE_BYTES = 65_536  # the first log lines fit
 WORK_FOLDER_MARKER = '.rsrsd'  # an empty file in a work folder of tools/data/rsrsd.py
@@ -43,8 +44,12 @@ def write_whole(path: Path, data: bytes) -> None:
         raise
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, instead: str = ANOTHER) -> None:
     """Make the folder if it is missing, and check that files can be written there.
+
+    Args:
+        folder: The folder.
+        instead: What else a user can do, for the message.
 
     Raises:
         ValueError: if not, with the reason.
@@ -57,7 +62,7 @@ def check_writable(folder: Path) -> None:
         reason = 'a file has its name or that of a folder above' if isinstance(
             error, (FileExistsError, NotADirectoryError)) else error.strerror
         raise UserError(f'cannot write to the work folder {folder} ({reason}): make it '
-                        'writable with room on its disk, or give another --work-dir.') from None
+                        f'writable with room on its disk, or {instead}.') from None
     finally:
         with suppress(OSError):
             probe.unlink(missing_ok=True)
@@ -76,6 +81,7 @@ class Claim:
 
     Args:
         folder: It is made if it is missing; ``.lock`` in it says who works there.
+        instead: What a user can do if the folder cannot be had, for the messages.
 
     Raises:
         ValueError: if the folder cannot be written to, or if another process works there and
@@ -84,13 +90,13 @@ class Claim:
 
     _holders: ClassVar[WeakValueDictionary[tuple[int, str], 'Claim']] = WeakValueDictionary()
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, instead: str = ANOTHER) -> None:
         self._file: TextIO | None = None
         self._key = os.getpid(), os.path.realpath(folder)
         if self._key in self._holders:
             return
-        check_writable(folder)
-        self._file = _locked_file(folder)
+        check_writable(folder, instead)
+        self._file = _locked_file(folder, instead)
         self._holders[self._key] = self
 
     def release(self) -> None:
@@ -107,7 +113,7 @@ class Claim:
         self.release()
 
 
-def _locked_file(folder: Path) -> TextIO:
+def _locked_file(folder: Path, instead: str) -> TextIO:
     """Lock ``.lock`` in a folder, and write there who holds it.
 
     Raises:
@@ -121,7 +127,7 @@ def _locked_file(folder: Path) -> TextIO:
             holder = ' '.join(file.read().split())
             file.close()
             raise UserError(f'another run is at work in {folder} ({holder or "unknown"}): '
-                            'wait for its end or give another --work-dir.')
+                            f'wait for its end or {instead}.')
         time.sleep(0.1)
     file.truncate(0)
     file.write(f'process {os.getpid()} on {socket.gethostname()} since '

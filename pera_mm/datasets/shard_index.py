@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from mmengine.logging import print_log
 
+from pera_mm.datasets.litter import is_litter
 from pera_mm.datasets.reading import SUFFIXES
 from pera_mm.errors import UserError
 
@@ -69,7 +70,7 @@ def find_shards(path: str) -> list[str]:
         return [os.path.basename(path)] if is_shard else []
     with os.scandir(path) as entries:
         names = [entry.name for entry in entries
-                 if entry.name.lower().endswith('.tar') and not entry.name.startswith('.')]
+                 if entry.name.lower().endswith('.tar') and not is_litter(os.fsencode(entry.name))]
     return sorted(names, key=os.fsencode)
 
 
@@ -333,5 +334,5 @@ def name_in(header: bytes) -> bytes:
 
 
 def _is_image(name: bytes) -> bool:
-    name = os.path.basename(name)
-    return not name.startswith(b'.') and name.lower().endswith(SUFFIXES)
+    parts = [part for part in name.split(b'/') if part not in (b'', b'.')]
+    return name.lower().endswith(SUFFIXES) and not any(map(is_litter, parts))

@@ -13,15 +13,23 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
+from pera_mm.datasets.litter import is_litter
 from pera_mm.errors import UserError, printable
 
 ZIP, TAR = '.zip', '.tar'
 # The standard library cannot read rar and 7z. It reads a compressed tar from the beginning again
 # for every member that is not the next one.
 FOREIGN = ('.rar', '.7z', '.tar.gz', '.tgz', '.tar.bz2', '.tar.xz')
+# A piece of an archive that was split: x.z01, x.zip.001, x.tar.gzaa, x.tar.part1. Those of a rar
+# need no word of their own: unrar joins them.
+PIECE = re.compile(r'(?P<stem>.+?)(\.z\d\d|(?P<kind>\.(zip|7z|tgz|tar|tar\.(gz|bz2|xz)))'
+                   r'[.-]?(part)?(?P<number>\d+|a[a-z]))', re.IGNORECASE)
+COPY = re.compile(  # marks of file managers, before the suffix: 'a (copy).jpg', 'a - Copy (2).jpg'
+    r'( \((another copy|copy( \d+)?|\d+(st|nd|rd|th) copy)\)| - copy( \(\d+\))?| copy( \d+)?)'
+    r'(?=\.\w+$)', re.IGNORECASE)
 MAX_BYTES = 1 << 30  # of one file, as files are read whole
 # Raised by the standard library for a broken archive or member. RuntimeError: a password is
 # needed; UnicodeDecodeError: a broken name.
@@ -71,8 +79,8 @@ def list_source(source: Path) -> Source:
     """List every file of a folder and its archives, or of one archive.
 
     Raises:
-        ValueError: if the source is missing, or an archive is broken or holds links or members
-            that point outside. Nothing has been written then.
+        ValueError: if the source is missing, or an archive is split, is broken or holds links or
+            members that point outside. Nothing has been written then.
     """
     if source.is_file():
         files = [(source.name, source)]
@@ -84,6 +92,9 @@ def list_source(source: Path) -> Source:
     plain: list[Entry] = []
     packed: list[Entry] = []
     unopened, problems = [], []
+    pieces = [path for _, path in files if PIECE.fullmatch(path.name)]
+    if pieces:
+        raise UserError(_join_first(pieces))
     for name, path in files:
         low = name.lower()
         if not low.endswith((ZIP, TAR)):
@@ -114,11 +125,26 @@ def list_source(source: Path) -> Source:
     return Source(plain + packed, unopened)  # unpacked files come first: they are faster
 
 
+def _join_first(pieces: list[Path]) -> str:
+    first = min(pieces)
+    match = PIECE.fullmatch(first.name)
+    assert match is not None
+    if match['kind'] is None:
+        join = f'zip -s 0 {match["stem"]}.zip --out whole.zip'
+    else:
+        common, whole = first.name[:match.start('number')], match['stem'] + match['kind']
+        join = f'cat {common}{"?" if common == whole else ""}* > {whole}'
+    return (f'{first} is one of {len(pieces)} pieces of an archive that was split: join them (in '
+            f'their folder: {join}), then move the pieces out of the source and repeat the '
+            'command.')
+
+
 def pick(entries: list[Entry], pattern: str,
          target: Callable[[re.Match[str]], str]) -> dict[str, Entry]:
     """Choose the files whose path matches, and name each for the prepared folder.
 
-    A file that occurs twice (an archive beside its unpacked folder) is taken once.
+    A file that occurs twice (an archive beside its unpacked folder, or a copy that a file manager
+    made) is taken once.
 
     Args:
         entries: Files of the source.
@@ -129,11 +155,11 @@ def pick(entries: list[Entry], pattern: str,
         target path → file, in the order of the source.
 
     Raises:
-        ValueError: if two files of different content would get the same name.
+        ValueError: if two files of different content would get the same name, or a copy differs.
     """
     chosen: dict[str, Entry] = {}
     matcher = re.compile(pattern, re.IGNORECASE)
-    for entry in entries:
+    for entry in _without_copies(entries):
         match = matcher.search(entry.path)
         if not match:
             continue
@@ -145,6 +171,27 @@ def pick(entries: list[Entry], pattern: str,
             raise UserError(f'{other.path} and {entry.path} differ, but both would become {name}: '
                             'move one of them out of the source.')
     return chosen
+
+
+def _without_copies(entries: list[Entry]) -> list[Entry]:
+    """Leave out copies such as ``a (copy).jpg`` of a file that is there, too.
+
+    Raises:
+        ValueError: if such a copy differs from its file: only the user knows which is right.
+    """
+    marked = {entry.path: COPY.sub('', entry.path) for entry in entries if COPY.search(entry.path)}
+    if not marked:
+        return entries
+    originals = {entry.path: entry for entry in entries}
+    kept = []
+    for entry in entries:
+        original = originals.get(marked.get(entry.path, ''))
+        if original is None:
+            kept.append(entry)
+        elif not _same(original, entry):
+            raise UserError(f'{entry.path} has the name of a copy of {original.path}, but differs '
+                            'from it: remove the wrong one of the two.')
+    return kept
 
 
 def _check_name(name: str) -> None:
@@ -184,9 +231,8 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _is_litter(name: str) -> bool:
-    """Tell whether a file is hidden or metadata of macOS."""
-    path = PurePosixPath(name)
-    return path.name.startswith('.') or '__MACOSX' in path.parts
+    """Tell whether a file, or a folder above it, is hidden or was left by a program."""
+    return any(part != '.' and is_litter(os.fsencode(part)) for part in name.split('/'))
 
 
 def _points_away(name: str) -> bool:

@@ -53,7 +53,9 @@ def test_any_tar_is_read_by_place(tmp_path, form):
     write_tar(tmp_path / 'x.tar', {
         'b.png': picture(0), 'b.json': b'{}', 'a/A.JPG': picture(1), '.hidden.png': b'',
         'a/._A.JPG': b'', long: picture(2), 'é.tif': picture(3), 'empty.png': b'',
-        'notes': b'png'}, form)
+        'notes': b'png', 'a/@eaDir/A.JPG/THUMB.jpg': picture(4), '.trash/x.png': picture(5),
+        '__MACOSX/x.png': picture(6)}, form)
+    assert len(TarShards(str(tmp_path / 'x.tar'))) == 5
     images = TarShards(str(tmp_path / 'x.tar'))
     assert [images.read(index) for index in range(5)] == [*map(picture, range(4)), b'']
     assert [images.name(index) for index in (0, 1, 3)] == [

@@ -43,6 +43,52 @@ def test_hidden_files_and_those_of_macos_are_left_out(tmp_path):
     assert source.unopened == []
 
 
+def test_folders_that_programs_leave_are_left_out(tmp_path):
+    litter = {f'a/{name}/b.tif': b'' for name in (
+        '@eaDir', '.ipynb_checkpoints', '#recycle', '$RECYCLE.BIN', '.Trash-1000')}
+    unpack(tmp_path / 'folder', litter | {'a/b.tif': b''})
+    pack(tmp_path / 'x.zip', litter | {'./a/b.tif': b''})
+    assert paths(list_source(tmp_path)) == ['folder/a/b.tif', 'x.zip/./a/b.tif']
+
+
+@pytest.mark.parametrize(('pieces', 'join'), [
+    (['test.zip.001', 'test.zip.002'], 'cat test.zip.* > test.zip'),
+    (['test.zip', 'test.z01', 'test.z02'], 'zip -s 0 test.zip --out whole.zip'),
+    (['test.tar.gzaa', 'test.tar.gzab'], 'cat test.tar.gz?* > test.tar.gz'),
+    (['x.tar.part1', 'x.tar.part2'], 'cat x.tar.part* > x.tar'),
+    (['x.7z.001'], 'cat x.7z.* > x.7z')])
+def test_a_split_archive_is_to_be_joined_first(tmp_path, pieces, join):
+    for name in pieces:
+        (tmp_path / name).write_bytes(b'PK')
+    with pytest.raises(UserError) as failure:
+        list_source(tmp_path)
+    assert f'pieces of an archive that was split: join them (in their folder: {join})' in str(
+        failure.value)
+
+
+@pytest.mark.parametrize('name', ['a.tar.gz', 'a.rar', 'a.part1.rar', 'a.tar.xz', 'a.tgz',
+                                  'z01.jpg', 'a.zip.jpg', 'a.tar.md5', 'tar.ab'])
+def test_other_names_are_not_pieces(tmp_path, name):
+    (tmp_path / name).write_bytes(b'')
+    list_source(tmp_path)
+
+
+@pytest.mark.parametrize('mark', [' (copy)', ' (another copy)', ' (3rd copy)', ' (copy 2)',
+                                  ' - Copy', ' - Copy (2)', ' copy', ' copy 2'])
+def test_a_copy_beside_its_file_is_taken_once_or_named(tmp_path, mark):
+    def names():
+        return list(pick(list_source(tmp_path).entries, r'([^/]+\.jpg)$', lambda match: match[1]))
+
+    unpack(tmp_path, {'a/b.jpg': b'one', f'a/b{mark}.jpg': b'one', f'a/c{mark}.jpg': b'two',
+                      'copy.jpg': b'', 'd (1).jpg': b'', 'd.jpg': b'other'})
+    assert sorted(names()) == sorted(['b.jpg', f'c{mark}.jpg', 'copy.jpg', 'd (1).jpg', 'd.jpg'])
+    unpack(tmp_path, {f'a/b{mark}.jpg': b'two'})
+    with pytest.raises(UserError) as failure:
+        names()
+    assert str(failure.value) == (f'a/b{mark}.jpg has the name of a copy of a/b.jpg, but differs '
+                                  'from it: remove the wrong one of the two.')
+
+
 def test_separators_of_windows_are_separators(tmp_path):
     info = zipfile.ZipInfo('x')
     info.filename = 'Images\\beach\\beach00.tif'  # past the cleaning of the constructor

@@ -139,6 +139,18 @@ def test_a_missing_archive_is_named_before_anything_is_written(
     assert not root.exists()
 
 
+def test_hidden_folders_thumbnails_and_copies_are_no_images(source, root, monkeypatch):
+    monkeypatch.setattr(loveda, 'PUBLISHED', dict(train=2, val=2, test=1))
+    archives = official.loveda(16)
+    train = archives['Train.zip']
+    name = 'Train/Urban/images_png/0.png'
+    train |= {f'{folder}/{name}': official.picture(16, 'PNG', 7) for folder in (
+        '.Trash-1000', '__MACOSX', '@eaDir', 'x/.ipynb_checkpoints')}
+    train |= {'Train/Urban/images_png/0 (copy).png': train[name],
+              'Train/Urban/images_png/._0.png': b''}
+    assert prepared(loveda.LoveDA(size=16, tile=8), source, root, archives, partial=False).ok
+
+
 def test_bad_sources_are_one_sentence_and_nothing_is_written(source, root, run, tmp_path):
     source.mkdir()
     assert 'holds nothing of AID.zip (folders Airport' in run('aid', source, root)[1]

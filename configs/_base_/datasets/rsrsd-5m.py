@@ -1,7 +1,9 @@
-# RSRSD-5m: 4,686,059 tiles of 512 x 512 px at 0.3-10 m. `source` is the one line to change for
-# other images: a folder of any depth, a text list, tar shards, an LMDB, or a list of these with
-# weights. A folder is listed in the index file at the first start; later ones map that list in a
-# second (delete it after adding images). Packed images have their own index.
+# RSRSD-5m: 4,686,059 tiles of 512 x 512 px at 0.3-10 m, checked by
+#     python tools/data/prepare.py rsrsd-5m SRC data/rsrsd-5m
+# `source` is the one line to change for other images: a folder of any depth, a text list, tar
+# shards, an LMDB, or a list of these with weights. The index file lists the images of a folder. If
+# prepare.py has not written it, the first start does; later ones map it in a second (delete it
+# after adding images). Packed images have their own index.
 train_dataloader = dict(
     batch_size=16,  # per device
     num_workers=8,

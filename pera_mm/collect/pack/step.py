@@ -19,9 +19,8 @@ import mmap
 import os
 import re
 import shutil
-import tarfile
 from collections.abc import Callable, Iterator
-from io import BytesIO
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +32,8 @@ from pera_mm.collect.common.settings import is_whole
 from pera_mm.collect.common.tables import TILE, log, progress_bar, read_table, write_table
 from pera_mm.datasets.packed import position_key
 from pera_mm.datasets.reading import SUFFIXES
-from pera_mm.datasets.shard_index import BLOCK, INDEX, PLACE, SHARD, scan_shard, write_index
+from pera_mm.datasets.shard_index import BLOCK
+from pera_mm.datasets.shard_writer import Member, Part, write_shards
 from pera_mm.errors import UserError
 from pera_mm.files import check_signature, sign_folder, write_whole
 
@@ -184,42 +184,24 @@ def _parts(folder: Path, kept: pd.DataFrame, size: int,
 
 
 def _pack_shards(packed: Path, parts: Iterator[list[KeptTile]]) -> list[str]:
-    """Write the missing tars, then the index; return the images' names in ``packed``."""
-    names, shards, places = [], [], []
-    for number, part in enumerate(parts):
-        shard = packed / f'{number:06}.tar'
-        found, damage = scan_shard(shard, number) if shard.exists() else (np.empty(0, PLACE), '')
-        if damage or len(found) < len(part):  # a power failure may cut a shard that was there
-            found = _write_shard(shard, number, part)
-        places.append(found)
-        shards.append((shard.name.encode(), shard.stat().st_size))
-        names += [f'{shard.name}/{tile.name}' for tile in part]
-    write_index(packed / INDEX, np.array(shards, SHARD), places)
+    """Write the missing tars and the index; return the images' names in ``packed``."""
+    names: list[str] = []
+
+    def shards() -> Iterator[Part]:
+        for number, tiles in enumerate(parts):
+            placed = [f'{number:06}.tar/{tile.name}' for tile in tiles]
+            yield Part(len(tiles), partial(_members, tiles, placed))
+            names.extend(placed)
+
+    write_shards(packed, shards())
     return names
 
 
-def _write_shard(shard: Path, number: int, tiles: list[KeptTile]) -> np.ndarray:
-    """Write a tar, whole or not at all; return the places of its images, PLACE."""
-    places = []
-    part = shard.with_name(f'.{shard.name}.part')
-    with open(part, 'wb') as file:
-        with tarfile.open(fileobj=file, mode='w', format=tarfile.USTAR_FORMAT) as tar:
-            for tile in tiles:
-                data = tile.read()
-                row = tile.row | dict(file=f'{shard.name}/{tile.name}')
-                places.append((tar.offset + BLOCK, number, len(data)))
-                _add_member(tar, tile.name, data)
-                _add_member(tar, f'{tile.row["id"]}.json', json.dumps(typed(row)).encode())
-        file.flush()
-        os.fsync(file.fileno())  # a power failure must not cost a whole shard
-    os.replace(part, shard)
-    return np.array(places, PLACE)
-
-
-def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)  # without owner and time: the same bytes everywhere
-    member.size = len(data)
-    tar.addfile(member, BytesIO(data))
+def _members(tiles: list[KeptTile], names: list[str]) -> Iterator[tuple[Member, Member]]:
+    """Yield every image and, with its row of the manifest, its JSON."""
+    for tile, name in zip(tiles, names):
+        row = json.dumps(typed(tile.row | dict(file=name)))
+        yield (tile.name, tile.read()), (f'{tile.row["id"]}.json', row.encode())
 
 
 def typed(row: dict[str, str]) -> dict[str, Any]:

@@ -20,7 +20,8 @@ SIGNATURE = '.subset.json'  # which subset the copies in its folder are
 COPIES_PER_FOLDER = 1000
 
 
-def subset(source: str, out: Path, count: int, seed: int) -> dict[str, Any]:
+def subset(source: str, out: Path, count: int, seed: int,
+           index_file: str | None = None) -> dict[str, Any]:
     """Write a text list of ``count`` random images, as Table 8's 100,000 of TOV-RS and RSRSD-5m.
 
     The same images in the same order, seed and count give the same list, on every machine. With
@@ -33,6 +34,7 @@ def subset(source: str, out: Path, count: int, seed: int) -> dict[str, Any]:
         out: The path of the list; paths below its folder are written relative to it.
         count: The number of images to draw, each at most once.
         seed: The seed of the draw.
+        index_file: The list of the images in a folder, as for UnlabeledImages.
 
     Returns:
         The list, the source, the numbers of their images, and the seed.
@@ -41,7 +43,7 @@ def subset(source: str, out: Path, count: int, seed: int) -> dict[str, Any]:
         UserError: if ``count`` is not a number of images in the source, the folder for copies holds
             something else, or a packed image cannot be read.
     """
-    images = open_source(source)
+    images = open_source(source, index_file=index_file)
     if not is_whole(count) or not 1 <= count <= len(images):
         raise UserError(f'count is {count!r}, but must lie between 1 and {len(images)}, the number '
                         f'of images in {source}.')
