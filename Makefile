@@ -21,12 +21,13 @@ $(shell [ -f $(READY) ] || exit; \
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow lint doctor lock clean check-environment
+.PHONY: help env demo test test-slow test-gpu lint doctor lock clean check-environment
 
 help:
 	@echo 'make demo       draw scenes, pre-train a small PerA on them, report (minutes, no GPU needed)'
 	@echo 'make test       the test suite on two cores; ARGS="-k mask -x" goes to pytest, ARGS="-n 0" is one process'
 	@echo 'make test-slow  the slow tests only'
+	@echo 'make test-gpu   training on a GPU against the CPU, and its cost; writes a report to send (docs/gpu.md)'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make doctor     what is installed here and what can run'
 	@echo 'make env        only the environment'
@@ -49,6 +50,9 @@ test: $(ENVIRONMENT)
 
 test-slow: $(ENVIRONMENT)
 	$(RUN) -m pytest -m slow $(ARGS)
+
+test-gpu: $(ENVIRONMENT)
+	$(RUN) -m pytest -m gpu tests/gpu tests/engine/test_optim_wrapper.py $(ARGS)
 
 lint: $(ENVIRONMENT)
 	$(RUN) -m ruff check .

@@ -1,8 +1,10 @@
 """PerA, ViT-G/16-1024, gradients and optimizer state sharded by DeepSpeed (ZeRO stage 2).
 
-Needs `pip install deepspeed==0.17.6` (0.19 does not work with MMEngine 0.10.7). Written after
-MMEngine's DeepSpeedStrategy; NOT proved by a run: DeepSpeed could not build its operators on our
-machines. pera_vitg_rsrsd_fsdp.py does the same and is tested.
+Needs `pip install deepspeed==0.17.6` (0.19 does not work with MMEngine 0.10.7) and a C++ compiler,
+with which DeepSpeed builds its operators at the first run. This strategy is proved on two CPU
+processes by tests/engine/test_deepspeed.py: training, a kill and an exact resume in bfloat16
+autocast, and equality with DDP in float32. It has not been run on a GPU. A checkpoint is a folder,
+which only this strategy resumes; pera_vitg_rsrsd_fsdp.py does the same with one file.
 
 Stage 3 would give only shards to the moving average of the teacher, and DeepSpeed's own bf16 mode
 would round the teacher's small updates away; hence stage 2 and autocast.

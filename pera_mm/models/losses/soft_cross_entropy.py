@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 ROWS_AT_ONCE = 32  # bounds the temporary memory: 16 MiB per tensor for 131,072 prototypes
 
 
+@torch.compiler.disable  # its gradient, made in the forward pass, is lost in a compiled graph
 def soft_cross_entropy(logits: Tensor, targets: Callable[[slice], Tensor],
                        temperature: float) -> Tensor:
     """Compute ``-sum_r sum_k targets[r, k] * log softmax(logits[r] / temperature)[k]``, in float32.

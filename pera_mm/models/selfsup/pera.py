@@ -82,7 +82,8 @@ class PerA(SelfDistillation):
         answer = self._answer(self.student, groups, crops)
         if self.predictor is None:
             return answer
-        return answer._replace(pixels=self.predictor(groups[0][:, -hidden:]))
+        # Not _replace: torch.compile does not know it.
+        return Answer(answer.scores, answer.features, self.predictor(groups[0][:, -hidden:]))
 
     def _mask_tokens(self, views: CropViews) -> Tensor:
         """Return mask token + position for every patch of part l: ``[n * B, k, D]``.
