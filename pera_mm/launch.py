@@ -15,19 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from torch import nn
 
-from pera_mm.errors import UserError
+from pera_mm.config_files import errors_of_files
+from pera_mm.errors import UserError, about_open_files
 from pera_mm.files import Claim, check_writable
+from pera_mm.options import add_cfg_options
 from pera_mm.stopping import end_with_launcher, is_first_rank
 
 SHARED_MEMORY = '/dev/shm'
 # The messages of torch when a worker finds no room there.
 NO_SHARED_MEMORY = re.compile(
     r'killed by signal: Bus error|</torch_\d|unable to \w+( \w+)? shared memory')
+OPEN_FILES = re.compile('Too many open files|items of ancdata')  # of workers' queues
 LOST_RANK = re.compile(r'gloo.*(closed|reset) by peer|gloo.*(Broken pipe|Read error|Write error)|'
                        r'remote process exited', re.DOTALL)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
@@ -43,24 +46,14 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         '--work-dir', metavar='DIR',
         help='where logs and checkpoints go (default: work_dir of the config, else '
              'work_dirs/<name of the config>)')
-    parser.add_argument(
-        '--cfg-options', metavar='KEY=VALUE', nargs='+', type=key_and_value, action=DictAction,
-        default={},
-        help='change keys of the config, like optim_wrapper.optimizer.lr=1e-4; '
-             'write +key=value for a key that the config does not have yet')
+    add_cfg_options(parser, 'change keys of the config, like optim_wrapper.optimizer.lr=1e-4; '
+                            'write +key=value for a key that the config does not have yet')
     parser.add_argument(
         '--launcher', choices=['none', 'pytorch', 'slurm'], default='none',
         help='how the processes were started; dist_train.sh and slurm_train.sh set it')
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0,
                         help=argparse.SUPPRESS)  # passed by torch.distributed.launch (mim)
     return parser
-
-
-def key_and_value(text: str) -> str:
-    """Check one item of ``--cfg-options``; argparse prints what is wrong with it."""
-    if '=' not in text:
-        raise argparse.ArgumentTypeError(f'expected KEY=VALUE, got {text!r}')
-    return text
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -88,12 +81,14 @@ def read_config(path: str) -> Config:
     """Read the config in a file.
 
     Raises:
-        ValueError: if the file does not exist, or it needs a package that is not installed.
+        ValueError: if the file does not exist, needs a package that is not installed, or cannot be
+            read, with the line.
     """
     if not Path(path).is_file():
         raise UserError(f'No config at {path}{_similar_config(path)}.')
     try:
-        return Config.fromfile(path)
+        with errors_of_files(path):
+            return Config.fromfile(path)
     except ImportError as error:
         cause: BaseException = error
         while cause.__context__ is not None:
@@ -314,6 +309,9 @@ def _sentence_of(error: Exception) -> str | None:
             'multiprocessing' in where  # a queue, whose semaphores lie there
             and getattr(error, 'errno', None) == errno.ENOSPC):
         return _about_shared_memory()
+    if getattr(error, 'errno', None) in (errno.EMFILE, errno.ENFILE) or OPEN_FILES.search(
+            str(error)):
+        return about_open_files()
     if LOST_RANK.search(str(error)):
         return ('another rank has ended or was killed, so this one cannot continue; remove the '
                 'cause and continue with --resume.')

@@ -90,6 +90,12 @@ def test_a_package_that_a_config_needs_is_named(config_file):
         load_config(make_parser('').parse_args([str(config_file)]))
 
 
+def test_options_are_texts_as_typed(config_file):
+    config_file.write_text("source = ''\n")
+    args = make_parser('').parse_args([str(config_file), '--cfg-options', 'source=/my tiles, 2'])
+    assert load_config(args).source == '/my tiles, 2'
+
+
 def test_option_without_value_is_a_usage_error(config_file, capsys):
     with pytest.raises(SystemExit):
         make_parser('').parse_args([str(config_file), '--cfg-options', 'lr'])

@@ -10,13 +10,13 @@ import argparse
 import warnings
 from pathlib import Path
 
-from mmengine.config import DictAction
 from rich.console import Console
 
 import pera_mm  # noqa: F401  before any toolbox: it supplies the operators of mmcv.ops
 from pera_mm.errors import UserError
 from pera_mm.export_model import OPSET, export_model
-from pera_mm.launch import errors_in_one_sentence, key_and_value, merge_options, read_config
+from pera_mm.launch import errors_in_one_sentence, merge_options, read_config
+from pera_mm.options import add_cfg_options
 from pera_mm.stopping import stopped_in_one_line
 
 
@@ -36,8 +36,7 @@ def parse_args() -> argparse.Namespace:
                         help='keep the GridSample of deformable attention, which TensorRT 10 '
                              'computes wrongly (default: gathers instead)')
     parser.add_argument('--force', action='store_true', help='replace OUT')
-    parser.add_argument('--cfg-options', metavar='KEY=VALUE', nargs='+', type=key_and_value,
-                        action=DictAction, default={}, help='change keys of the config')
+    add_cfg_options(parser)
     return parser.parse_args()
 
 

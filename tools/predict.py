@@ -12,10 +12,9 @@ import argparse
 import sys
 import warnings
 
-from mmengine.config import DictAction
-
 import pera_mm  # before any toolbox: it supplies the operators of mmcv.ops
-from pera_mm.launch import errors_in_one_sentence, key_and_value
+from pera_mm.launch import errors_in_one_sentence
+from pera_mm.options import add_cfg_options
 from pera_mm.stopping import is_first_rank, stopped_in_one_line
 
 
@@ -64,8 +63,7 @@ def parse_args() -> argparse.Namespace:
                              'times as many on a GPU)')
     parser.add_argument('--resume', action='store_true',
                         help='keep the strips and maps that an earlier run finished')
-    parser.add_argument('--cfg-options', metavar='KEY=VALUE', nargs='+', type=key_and_value,
-                        action=DictAction, default={}, help='change keys of the config')
+    add_cfg_options(parser)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none',
                         help='how the processes were started; dist_predict.sh sets it')
     return parser.parse_args()

@@ -24,7 +24,6 @@ WAIT = 4
 REFUSED = 'refused'  # with a documented error, in one sentence
 HELD = 'held'  # loaded as data with the right values; a run that continued as it should
 RIGHT = (REFUSED, HELD)
-KNOWN = 'known, issue 16'  # wrong, and an open issue
 RAN_CODE, CRASHED, HUNG, MEMORY = 'ran code', 'crashed', 'hung', 'took too much memory'
 WROTE_OUTSIDE, WRONG_VALUES = 'wrote outside', 'wrong values'
 
@@ -35,7 +34,7 @@ class Result(NamedTuple):
     kind: str  # the row of the table
     name: str  # of the case, within its kind
     outcome: str  # one of RIGHT, or what went wrong
-    detail: str = ''  # the sentence of the refusal, or what is known of the fault
+    detail: str = ''  # the sentence of the refusal
 
 
 class Limits(NamedTuple):

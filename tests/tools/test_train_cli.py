@@ -123,6 +123,39 @@ def test_refusal_is_one_line(folder, run_tool):
         'optim_wrapper.optimizer.lr? To add a new key, write +optim_wrapper.optimiser.lr=...')
 
 
+@pytest.mark.parametrize(('option', 'sentence'), [
+    ('+model.wdth=2', 'ToyRegression has no argument wdth; did you mean width?'),
+    ('model.type=ToyRegresion', 'there is no model ToyRegresion; did you mean ToyRegression?'),
+    ('train_dataloader.batch_size=eight',
+     "train_dataloader.batch_size is 'eight': give a whole number of at least 1."),
+    ('+modle.width=1', 'the config has modle, which nothing reads; did you mean model? A variable '
+                       'of your own needs another name.'),
+])
+def test_a_mistake_in_the_config_is_one_line(folder, run_tool, option, sentence):
+    for name, *checkpoint in (['train.py'], ['test.py', 'toy.py']):
+        with pytest.raises(SystemExit) as stop:
+            run_tool(name, 'toy_config.py', *checkpoint, '--cfg-options', option)
+        assert stop.value.code == f'Error: {sentence}'
+
+
+def test_what_can_be_mended_is_said_in_the_log(folder, run_tool):
+    (folder / 'mended.py').write_text(CONFIG, encoding='utf-8-sig')
+    run_tool('train.py', 'mended.py', '--work-dir', 'my run, 2', '--cfg-options',
+             '+train_dataloader.persistent_workers=True', '+default_hooks.probe=None')
+    said = log('my run, 2')
+    assert 'WARNING - train_dataloader.persistent_workers is switched off' in said
+    assert Path('my run, 2/epoch_2.pth').exists()
+
+
+def test_bare_weights_are_not_resumed(folder, run_tool):
+    torch.save(dict(weight=torch.ones(1)), 'bare.pth')
+    with pytest.raises(SystemExit) as stop:
+        run_tool('train.py', 'toy_config.py', '--resume', 'bare.pth', '--cfg-options',
+                 "+default_hooks.weights={'type': 'pera_mm.StrictLoadHook'}")
+    assert stop.value.code.startswith('Error: bare.pth has weights but no epoch and iteration, no '
+                                      'optimizer, no message_hub, so no run can be resumed')
+
+
 def run_script(folder, program, *arguments, **options):
     """Run a script of tools/ as a user does."""
     return run(*arguments, program=program, cwd=folder, **variables(folder), **options)

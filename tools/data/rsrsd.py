@@ -24,19 +24,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Column, Table
 
 from pera_mm.errors import UserError
 from pera_mm.files import WORK_FOLDER_MARKER, Claim, write_whole
-from pera_mm.launch import (
-    errors_in_one_sentence,
-    key_and_value,
-    merge_options,
-    read_config,
-)
+from pera_mm.launch import errors_in_one_sentence, merge_options, read_config
+from pera_mm.options import add_cfg_options
 from pera_mm.stopping import sigterm_as_interrupt
 
 try:
@@ -70,8 +66,7 @@ def parse_args() -> argparse.Namespace:
         command.add_argument('config', metavar='CONFIG', type=Path)
         command.add_argument('--work-dir', metavar='DIR', type=Path,
                              help='default: work_dirs/collect/<name of the config>')
-        command.add_argument('--cfg-options', metavar='KEY=VALUE', nargs='+', type=key_and_value,
-                             action=DictAction, default={})
+        add_cfg_options(command)
         if name == 'fetch':
             command.add_argument('--accept-terms', metavar='SOURCE', default='',
                                  help='the name of the source whose terms you have read and accept')
@@ -111,7 +106,7 @@ def summary_line(step: Callable) -> str:
 
 def run_step(args: argparse.Namespace) -> None:
     """Run one step with its settings from the config; print and keep its summary."""
-    cfg = config_of(args.config)
+    cfg = read_config(str(args.config))
     merge_options(cfg, args.cfg_options)
     folder = args.work_dir or Path('work_dirs/collect') / args.config.stem
     settings = settings_of(cfg, args.command, args.config)
@@ -123,20 +118,6 @@ def run_step(args: argparse.Namespace) -> None:
         write_whole(folder / f'{args.command}.json', json.dumps(summary, indent=1).encode())
         log.info('%s: done', args.command)
     show(summary)
-
-
-def config_of(path: Path) -> Config:
-    """Read the config in a file; any error in it becomes a UserError."""
-    try:
-        return read_config(str(path))
-    except ValueError as error:
-        if str(path) in str(error):
-            raise
-        problem: Exception = error
-    except Exception as error:  # a config is the user's program, and may raise anything
-        problem = error
-    what = ' '.join(f'{type(problem).__name__}: {problem}'.split())
-    raise UserError(f'{path} cannot be read as a config: {what}')
 
 
 def settings_of(cfg: Config, command: str, path: Path) -> dict[str, Any]:
