@@ -22,7 +22,7 @@ import torch
 from rich.progress import MofNCompleteColumn, Progress
 
 import pera_mm
-from pera_mm.datasets.labelled import first_few
+from pera_mm.datasets.matching import first_few
 from pera_mm.datasets.scene_grids import PATIENCE, URL
 from pera_mm.embedding.extract import MAP_SUFFIXES, TOKENS, Extractor, Summary
 from pera_mm.embedding.pictures import Scenes, open_pictures

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from mmengine.logging import print_log
 
+from pera_mm.datasets.litter import is_litter
 from pera_mm.datasets.packed import LMDB_FILE, LmdbImages, TarShards
 from pera_mm.datasets.reading import SUFFIXES, read_file
 from pera_mm.datasets.shard_index import find_shards
+from pera_mm.datasets.text_lists import UTF_16, meanings
 from pera_mm.errors import UserError
 from pera_mm.files import WORK_FOLDER_MARKER
 
@@ -22,12 +24,13 @@ PROBED_BYTES = 4096  # at the beginning of a text list, where a binary file has 
 PROBED_PATHS = 8
 
 
-def find_images(folder: bytes) -> Iterator[bytes]:
-    """Find the images below ``folder``, by their suffix.
+def find_images(folder: bytes, suffixes: tuple[bytes, ...] = SUFFIXES) -> Iterator[bytes]:
+    """Find the images below ``folder``, by their suffix in any case.
 
     Links are followed. A folder that several links lead to is read once, so loops end.
-    Hidden files and folders (macOS writes ``._`` files) are left out. Broken links are listed, so
-    that their reader counts them.
+    Hidden files and folders are left out, and what else
+    :func:`~pera_mm.datasets.litter.is_litter` names. Broken links are listed, so that their reader
+    counts them.
 
     Yields:
         Paths relative to ``folder``, in bytewise order.
@@ -35,10 +38,11 @@ def find_images(folder: bytes) -> Iterator[bytes]:
     Raises:
         ValueError: if a name contains a line break, which a list cannot hold.
     """
-    return _walk(folder, b'', set())
+    return _walk(folder, b'', suffixes, set())
 
 
-def _walk(folder: bytes, below: bytes, seen: set[tuple[int, int]]) -> Iterator[bytes]:
+def _walk(folder: bytes, below: bytes, suffixes: tuple[bytes, ...],
+          seen: set[tuple[int, int]]) -> Iterator[bytes]:
     status = os.stat(os.path.join(folder, below))
     if (status.st_dev, status.st_ino) in seen:
         return
@@ -46,24 +50,24 @@ def _walk(folder: bytes, below: bytes, seen: set[tuple[int, int]]) -> Iterator[b
     names = []
     with os.scandir(os.path.join(folder, below)) as entries:
         for entry in entries:
-            if entry.name.startswith(b'.'):
+            if is_litter(entry.name):
                 continue
             if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
                 names.append(entry.name + b'/')  # with the slash, names sort as whole paths do
-            elif _is_image(entry):
+            elif _is_image(entry, suffixes):
                 names.append(entry.name)
     for name in sorted(names):
         if b'\n' in name:
             raise UserError(f'the name {os.fsdecode(os.path.join(folder, below + name))!r} '
                             'contains a line break: rename it.')
         if name.endswith(b'/'):
-            yield from _walk(folder, below + name, seen)
+            yield from _walk(folder, below + name, suffixes, seen)
         else:
             yield below + name
 
 
-def _is_image(entry: os.DirEntry) -> bool:
-    if not entry.name.lower().endswith(SUFFIXES):
+def _is_image(entry: os.DirEntry, suffixes: tuple[bytes, ...]) -> bool:
+    if not entry.name.lower().endswith(suffixes):
         return False
     if entry.is_symlink():  # os.path says False where DirEntry raises: a link to itself
         return os.path.isfile(entry.path) or not os.path.exists(entry.path)
@@ -161,6 +165,9 @@ class ImageList:
         is_empty = file.stat().st_size == 0  # an empty file cannot be mapped
         self.text = np.asarray(np.zeros(0, np.uint8) if is_empty else np.memmap(file, mode='r'))
         if not self.text[:PROBED_BYTES].all():
+            if self.text[:2].tobytes() in UTF_16:
+                raise UserError(f'{str(file)!r} is a list in UTF-16, as some programs of Windows '
+                                'write it: save it as UTF-8 (iconv -f UTF-16 -t UTF-8 OLD > NEW).')
             raise UserError(f'{str(file)!r} is not a text list: it has zero bytes: give a folder '
                             'of images, a list of paths, uncompressed .tar shards or the folder '
                             'of an LMDB.')
@@ -175,6 +182,13 @@ class ImageList:
         """Raise a ValueError if none of eight listed files exists: the root must be wrong."""
         probes = [self[int(i)] for i in np.linspace(0, len(self) - 1, PROBED_PATHS)]
         if not any(os.path.lexists(path) for path in probes):
+            line = probes[0][len(os.path.join(self.root, b'')):]
+            for meant in map(os.fsencode, meanings(os.fsdecode(line))):
+                if os.path.isfile(os.path.join(self.root, meant)):
+                    raise UserError(f'the list {str(self.file)!r} has the line '
+                                    f'{os.fsdecode(line)!r}, which is not a file, while '
+                                    f'{os.fsdecode(meant)!r} is: write one path per line, with '
+                                    'slashes, and no quotes, labels or blanks around it.')
             raise UserError(f'the list {str(self.file)!r} names {os.fsdecode(probes[0])!r}. '
                             'Neither this file nor seven others of the list exist: set data_root '
                             'to the folder its lines are relative to, or delete the list if it is '

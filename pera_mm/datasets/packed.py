@@ -25,7 +25,7 @@ from pera_mm.datasets.shard_index import (
     read_index,
     size_in,
 )
-from pera_mm.errors import RunError, UserError
+from pera_mm.errors import RunError, UserError, check_open_files
 
 OPEN_SHARDS = 256  # file handles per process; a buffer of 10,000 images spans 12 shards of 1,000
 LMDB_FILE = 'data.mdb'
@@ -83,6 +83,7 @@ class TarShards:
 
         Raises:
             UnreadableImage: if the shard is missing, cut short, or not the one indexed.
+            RunError: if the process may open no more files.
         """
         offset, shard, size = self.places[index].item()
         if size > MAX_FILE_BYTES:
@@ -91,6 +92,7 @@ class TarShards:
             file = self.open(self._path(shard))  # held: as above
             data = os.pread(file.fileno(), BLOCK + size, offset - BLOCK)
         except OSError as error:
+            check_open_files(error)
             raise UnreadableImage(reason_of(error)) from error
         if len(data) < BLOCK + size:
             raise UnreadableImage(f'the shard ends before byte {offset + size}')

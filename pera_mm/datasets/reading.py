@@ -3,13 +3,15 @@
 * JPEG, PNG, BMP, WebP, GIF (Pillow): gray is repeated, palette and CMYK are converted by Pillow.
   ``bands`` has no effect on them.
 * TIFF, JPEG 2000 and 16-bit PNG (GDAL): ``bands`` are taken in the order given, 1-based. The
-  default is the first three, or the first one repeated where the file has fewer than three.
-  Palette, CMYK and YCbCr files become RGB.
+  default is the bands tagged red, green and blue, else the first three, or the first one repeated
+  where the file has fewer than three (:mod:`pera_mm.datasets.raster_bands`). Palette, CMYK and
+  YCbCr files become RGB.
 * 8-bit pixels stay as they are. All other types are mapped linearly to 0..255 and clipped:
   ``scale='auto'`` stretches every band of every image from its 2nd to its 98th percentile over
   the valid pixels (the default of QGIS); ``scale=(low, high)`` is the same for all images.
 * Pixels without a value are black: alpha is composited on black, and nodata, masked and NaN pixels
-  become 0.
+  become 0. Named bands stay free of alpha. A band tagged alpha that holds other values than
+  opacity, as near infrared does with GDAL's defaults, is a band like the others.
 * The EXIF orientation is ignored, as in the reference.
 * Files are read whole, up to Pillow's limit of ``2 * PIL.Image.MAX_IMAGE_PIXELS`` (179 million
   pixels, its protection against decompression bombs) and up to 4 GiB of memory for decoding,
@@ -25,6 +27,7 @@ PNG 6.9 ms, JPEG 2000 68 ms; a 16-bit TIFF 5.3 ms.
 """
 
 import io
+import math
 import os
 import re
 import stat
@@ -43,7 +46,8 @@ from pera_mm.datasets.completeness import (
     check_whole,
     jpeg_2000_overhead,
 )
-from pera_mm.errors import UserError
+from pera_mm.datasets.raster_bands import choose_bands, has_mask, opacity_of
+from pera_mm.errors import UserError, check_open_files
 
 Scale = Literal['auto'] | tuple[float, float]
 
@@ -77,12 +81,24 @@ def check_rule(bands: tuple[int, ...] | None, scale: Scale) -> None:
         ValueError: if ``bands`` is not one or three 1-based numbers, or ``scale`` is neither
             'auto' nor two rising numbers.
     """
-    if bands is not None and (len(bands) not in (1, 3) or min(bands) < 1):
-        raise UserError(f'bands must be one (gray) or three 1-based band numbers, e.g. (3, 2, 1), '
-                        f'got {bands}.')
-    if scale != 'auto' and (isinstance(scale, str) or len(scale) != 2 or scale[0] >= scale[1]):
+    if bands is not None and not _are_bands(bands):
+        raise UserError('bands must be one (gray) or three 1-based band numbers, e.g. (3, 2, 1) or '
+                        f'(4, ), got {bands!r}.')
+    if not (isinstance(scale, str) and scale == 'auto') and not _is_range(scale):
         raise UserError("scale must be 'auto' or (low, high) with low < high in the unit of the "
-                        f'pixels, e.g. (0, 3000), got {scale}.')
+                        f'pixels, e.g. (0, 3000), got {scale!r}.')
+
+
+def _are_bands(bands: Any) -> bool:
+    return isinstance(bands, tuple) and len(bands) in (1, 3) and all(
+        isinstance(band, int | np.integer) and band >= 1 and not isinstance(band, bool)
+        for band in bands)
+
+
+def _is_range(scale: Any) -> bool:
+    return isinstance(scale, tuple) and len(scale) == 2 and all(
+        isinstance(value, int | float | np.number) and math.isfinite(value)
+        for value in scale) and scale[0] < scale[1]
 
 
 def rule_of(bands: Sequence[int] | None, scale: 'Scale | Sequence[float]',
@@ -92,8 +108,7 @@ def rule_of(bands: Sequence[int] | None, scale: 'Scale | Sequence[float]',
     Raises:
         ValueError: as :func:`check_rule`.
     """
-    chosen = None if bands is None else tuple(bands)
-    rule = scale if isinstance(scale, str) else tuple(scale)
+    chosen, rule = (tuple(value) if isinstance(value, list) else value for value in (bands, scale))
     check_rule(chosen, rule)  # type: ignore[arg-type]  # that is checked here
     return chosen, rule  # type: ignore[return-value]
 
@@ -104,8 +119,8 @@ def read_image(path: str | bytes, bands: tuple[int, ...] | None = None,
 
     Args:
         path: The file.
-        bands: One or three 1-based band numbers for TIFF and JPEG 2000; None: the first three,
-            or the first.
+        bands: One or three 1-based band numbers for TIFF and JPEG 2000; None: those of the module's
+            rule.
         scale: 'auto' or (low, high) for pixels that are not 8-bit.
 
     Returns:
@@ -115,7 +130,7 @@ def read_image(path: str | bytes, bands: tuple[int, ...] | None = None,
         UnreadableImage: if the file is missing, empty, truncated, broken, too large or not an
             image, lacks a band, or has no valid pixel.
     """
-    return decode_safely(read_file(path), bands, scale)
+    return decode_safely(read_file(path), bands, scale, os.fsdecode(path))
 
 
 def read_file(path: str | bytes) -> bytes:
@@ -124,7 +139,7 @@ def read_file(path: str | bytes) -> bytes:
     Raises:
         UnreadableImage: if it is missing, not a regular file, or larger than 1 GiB.
     """
-    with _as_unreadable(), open(path, 'rb', opener=_open_at_once) as file:
+    with as_unreadable(), open(path, 'rb', opener=_open_at_once) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):  # a device need not end
             raise ValueError('not a regular file')
@@ -137,21 +152,26 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for a writer
 
 
-def decode_safely(data: bytes, bands: tuple[int, ...] | None = None,
-                  scale: Scale = 'auto') -> np.ndarray:
-    """Decode the bytes of a file as :func:`read_image` does, with the same errors."""
-    with _as_unreadable():
-        return decode_image(data, bands, scale)
+def decode_safely(data: bytes, bands: tuple[int, ...] | None = None, scale: Scale = 'auto',
+                  place: str = 'an image') -> np.ndarray:
+    """Decode the bytes of a file as :func:`read_image` does, with the same errors.
+
+    ``place`` is its name in a warning.
+    """
+    with as_unreadable():
+        return decode_image(data, bands, scale, place=place)
 
 
 @contextmanager
-def _as_unreadable() -> Iterator[None]:
+def as_unreadable() -> Iterator[None]:
+    """Turn a decoder's errors into UnreadableImage, but not those that are not the file's fault."""
     try:
         yield
     except (MemoryError, ImportError):  # not the image's fault
         raise
     except Exception as error:  # decoders raise anything on broken bytes
         cause = error.__cause__ or error  # GDAL hides its reason in the cause
+        check_open_files(cause)
         raise UnreadableImage(reason_of(cause)) from error
 
 
@@ -164,7 +184,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def decode_image(data: bytes, bands: tuple[int, ...] | None = None, scale: Scale | None = 'auto',
-                 max_memory: int = MAX_MEMORY_BYTES) -> np.ndarray:
+                 max_memory: int = MAX_MEMORY_BYTES, place: str = 'an image') -> np.ndarray:
     """Decode the bytes of a file as :func:`read_image` does; the decoder's errors pass.
 
     Args:
@@ -172,6 +192,7 @@ def decode_image(data: bytes, bands: tuple[int, ...] | None = None, scale: Scale
         bands: As of :func:`read_image`.
         scale: As of :func:`read_image`; None: the pixels must be 8-bit.
         max_memory: The most bytes that decoding a TIFF, a JPEG 2000 or a 16-bit PNG may take.
+        place: Its name in a warning.
 
     Raises:
         NoScale: with ``scale=None``, if the pixels are not 8-bit.
@@ -180,7 +201,7 @@ def decode_image(data: bytes, bands: tuple[int, ...] | None = None, scale: Scale
     if not data:
         raise ValueError('the file is empty')
     if _is_raster(data):
-        return _decode_raster(data, bands, scale, max_memory)
+        return _decode_raster(data, bands, scale, max_memory, place)
     return _decode_picture(data)
 
 
@@ -190,7 +211,7 @@ def size_of(data: bytes, max_memory: int = MAX_MEMORY_BYTES) -> tuple[int, int]:
     The decoder's errors pass; ``max_memory`` is as of :func:`decode_image`.
     """
     if _is_raster(data):
-        with _opened(data, max_memory) as raster:
+        with opened(data, max_memory) as raster:
             return raster.width, raster.height
     with Image.open(io.BytesIO(data), formats=PICTURES) as image:
         return image.size
@@ -216,8 +237,12 @@ def _decode_picture(data: bytes) -> np.ndarray:
 
 
 @contextmanager
-def _opened(data: bytes, max_memory: int) -> Iterator[Any]:
-    """Open a raster from memory, after a check of the memory that GDAL needs to open it."""
+def opened(data: bytes, max_memory: int = MAX_MEMORY_BYTES) -> Iterator[Any]:
+    """Open a raster from memory, after a check of the memory that GDAL needs to open it.
+
+    Raises:
+        ValueError: if it needs more than ``max_memory`` bytes.
+    """
     # Imported late: a worker that meets only JPEG needs no GDAL. From memory: GDAL would list
     # the whole folder of every file for side-cars.
     from rasterio.errors import NotGeoreferencedWarning
@@ -263,25 +288,37 @@ def _memory_for(raster: Any, bands: int) -> int:
     return blocks * block_bytes(raster, bands) + raster.height * raster.width * per_pixel
 
 
+def check_size(raster: Any, bands: int, max_memory: int = MAX_MEMORY_BYTES) -> None:
+    """Check that a raster can be read whole.
+
+    Raises:
+        ValueError: if it has too many pixels, or reading so many bands needs more than
+            ``max_memory`` bytes.
+    """
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and raster.width * raster.height > 2 * limit:
+        raise ValueError(f'{raster.width} x {raster.height} pixels are too many to read '
+                         'whole; cut the file into tiles')
+    _check_memory(_memory_for(raster, bands), max_memory)
+
+
 def _decode_raster(data: bytes, bands: tuple[int, ...] | None, scale: Scale | None,
-                   max_memory: int) -> np.ndarray:
-    from rasterio.enums import ColorInterp, MaskFlags
+                   max_memory: int, place: str) -> np.ndarray:
+    from rasterio.enums import ColorInterp
 
     check_whole(data)
-    with _opened(data, max_memory) as raster:
-        limit = Image.MAX_IMAGE_PIXELS
-        if limit is not None and raster.width * raster.height > 2 * limit:
-            raise ValueError(f'{raster.width} x {raster.height} pixels are too many to read '
-                             'whole; cut the file into tiles')
-        _check_memory(_memory_for(raster, len(bands or (1, 2, 3)[:raster.count])), max_memory)
+    with opened(data, max_memory) as raster:
+        check_size(raster, len(bands or (1, 2, 3)[:raster.count]), max_memory)
         is_palette = raster.colorinterp[0] == ColorInterp.palette
+        opacity = None
         if bands is None or is_palette:
-            bands = (1, 2, 3) if raster.count >= 3 else (1,)
+            opacity = opacity_of(raster, place)
+            bands = choose_bands(raster, opacity)
         if max(bands) > raster.count:
             raise ValueError(f'band {max(bands)} is requested, and the file has {raster.count}')
         pixels = raster.read(bands)  # [bands, H, W]
         alpha = None
-        if any(MaskFlags.all_valid not in raster.mask_flag_enums[band - 1] for band in bands):
+        if has_mask(raster, bands, opacity is not None):
             alpha = raster.read_masks(bands).max(axis=0)  # 0 invalid, 255 valid; or alpha
         if is_palette:
             colors = raster.colormap(1)

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
+from pera_mm.datasets.raster_bands import choose_bands, has_mask, opacity_of
 from pera_mm.datasets.reading import PERCENTILES, Scale, reason_of, to_uint8
 from pera_mm.errors import FileError, UserError
 
@@ -23,8 +24,8 @@ class Reading(NamedTuple):
     """The pixels that a model takes from each date of a scene.
 
     Attributes:
-        bands: 1-based; one band is repeated ``channels`` times. None: the first ``channels``, or
-            the first one of a file that has fewer.
+        bands: 1-based; one band is repeated ``channels`` times. None: those of
+            :mod:`pera_mm.datasets.raster_bands`.
         channels: of the model's input, for one date.
         scale: as in :mod:`pera_mm.datasets.reading`, or (low, high) of each band; None: the values
             stay as they are, as float32.
@@ -54,13 +55,13 @@ class Date:
     def __init__(self, file: Any, reading: Reading, place: str) -> None:
         self.file, self.reading, self.place = file, reading, place
         self.colors = _color_table(file, reading)
-        self.bands = (1,) if self.colors is not None else reading.bands or _first_bands(
-            file, reading.channels)
-        _check_bands(file, self.bands, place)
-        flags = [file.mask_flag_enums[band - 1] for band in self.bands]
-        takes_alpha = any(file.colorinterp[band - 1] == ColorInterp.alpha for band in self.bands)
-        self.has_mask = not takes_alpha and any(
-            MaskFlags.all_valid not in each for each in flags)
+        opacity = opacity_of(file, place)
+        self.bands = (1,) if self.colors is not None else reading.bands or choose_bands(
+            file, opacity, reading.channels)
+        _check_bands(file, self.bands, opacity, place)
+        is_warped = isinstance(file, WarpedVRT)  # beyond its source every band is 0, alpha too
+        self.has_mask = has_mask(file, self.bands,
+                                 is_warped or opacity not in (None, *self.bands))
         self.is_float = np.dtype(file.dtypes[self.bands[0] - 1]).kind == 'f'
         self.rectangles = _source_rectangles(file, self.bands) if self.has_mask else None
 
@@ -149,16 +150,10 @@ class Date:
         return values, valid
 
 
-def _first_bands(file: Any, channels: int) -> tuple[int, ...]:
-    """Return the first bands of a file that are not alpha; if there are too few, the first one."""
-    has = sum(color != ColorInterp.alpha for color in file.colorinterp)
-    return tuple(range(1, channels + 1)) if has >= channels else (1,)
-
-
-def _check_bands(file: Any, bands: tuple[int, ...], place: str) -> None:
+def _check_bands(file: Any, bands: tuple[int, ...], opacity: int | None, place: str) -> None:
     """Raise a UserError if the file lacks one of the bands."""
-    first = bands == tuple(range(1, len(bands) + 1))  # alpha counts only where it is named
-    has = sum(not (first and color == ColorInterp.alpha) for color in file.colorinterp)
+    first = bands == tuple(range(1, len(bands) + 1))  # opacity counts only where it is named
+    has = file.count - (first and opacity is not None)
     if has < max(bands):
         numbers = ', '.join(map(str, bands))
         raise UserError(f'{place} has {has} band{"s" if has > 1 else ""}, and the model takes the '

@@ -138,13 +138,14 @@ class UnlabeledImages(Dataset):
         first = int(self.ends[number]) - len(images)
         skipped: list[tuple[str, str]] = []
         while len(skipped) < MAX_REDRAWS:
+            path = images.name(index - first)
             try:
-                pixels = decode_safely(images.read(index - first), *self.rules[number])
+                pixels = decode_safely(images.read(index - first), *self.rules[number], path)
             except UnreadableImage as error:
-                skipped.append((images.name(index - first), str(error)))
+                skipped.append((path, str(error)))
                 index = first + int(rng.integers(len(images)))
                 continue
-            return dict(img=pixels, img_path=images.name(index - first), sample_idx=index, rng=rng,
+            return dict(img=pixels, img_path=path, sample_idx=index, rng=rng,
                         skipped=skipped)
         path, reason = skipped[-1]
         raise RunError(f'{MAX_REDRAWS} images drawn one after another could not be read, the '

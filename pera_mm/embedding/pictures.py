@@ -90,7 +90,7 @@ class Pictures:
             UnreadableImage: if it cannot be read.
         """
         data, path = self.source.read(index), self.name(index)
-        image = decode_safely(data, self.bands, self.scale)
+        image = decode_safely(data, self.bands, self.scale, path)
         height, width = image.shape[:2]
         keep = np.ones((self.size // self.patch_size, ) * 2, bool)
         return Picture(squared(image, self.size), index, path, (0, 0, width, height),

@@ -53,7 +53,7 @@ class Options:
             names of the scenes.
         aoi: only inside the polygons of this file.
         gsd: meters per pixel to which scenes are resampled.
-        bands: 1-based bands of the scenes; default: the first ones.
+        bands: 1-based bands of the scenes; default: those tagged red, green, blue, else the first.
         scale: the values of other than 8-bit pixels that become 0 and 255.
         blend, overlap: as in :class:`~pera_mm.mapping.windows.Windows`.
         tta: as in :class:`~pera_mm.mapping.predictor.Predictor`.

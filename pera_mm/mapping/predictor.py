@@ -22,6 +22,7 @@ from pera_mm.weights.loading import load_checkpoint
 from pera_mm.weights.names import weights_of
 
 PAIRS = ('LoadPair', 'MultiImgLoadImageFromFile', 'LoadMultipleRSImageFromFile')
+BY_OUR_RULE = ('LoadRGB', 'LoadPair')  # they choose the bands, as scenes do
 RAW = ('LoadSingleRSImageFromFile', 'LoadMultipleRSImageFromFile')  # bands as they are
 DEFAULT_WINDOW = 512  # pixels
 FLIPS = [(0, False), (0, True), (2, False), (2, True)]  # quarter turns, then a mirror
@@ -63,7 +64,8 @@ class TrainedModel:
         self.dates = 2 if name in PAIRS else 1
         bands, scale = rule_of(loader.get('bands'), loader.get('scale', 'auto'))
         self.reading = Reading(
-            bands=bands or tuple(range(1, self._channels() + 1)), channels=self._channels(),
+            bands=bands if name in BY_OUR_RULE else bands or tuple(range(1, self._channels() + 1)),
+            channels=self._channels(),
             scale=None if name in RAW else scale,
             is_bgr=name.endswith('LoadImageFromFile') and name not in RAW
             and self._channels() == 3,

@@ -46,7 +46,8 @@ def read_xml(path: Path, size: int) -> Annotation:
     found = Annotation()
     try:
         texts = read_texts(path)
-        width, height = ('?' if text is None else text for text in texts.size)
+        width, height = ('?' if text is None else text.removesuffix('.0')
+                         for text in texts.size)
         if not width == height == str(size):
             found.faults.append(f'says {width} x {height} pixels')
         for thing in texts.objects:

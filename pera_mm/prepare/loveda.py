@@ -81,7 +81,7 @@ class LoveDA(Recipe):
 
 def _read_labels(data: bytes) -> NDArray[np.uint8]:
     try:
-        labels, mode = read_mask(data)
+        labels, mode, *_ = read_mask(data)
     except UnreadableImage as error:
         raise BadFile(f'cannot be read ({error})') from error
     if mode not in MODES:

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pera_mm.datasets.masks import UNLABELLED
 from pera_mm.errors import UserError, needs_extra
 from pera_mm.prepare.dated_scene import DatedScene, Tile
 
-UNLABELLED = 255  # in a mask
 CHANGED_NAME = 'changed'  # the class of all polygons without a field
 STEPS = 64  # a straight edge across the scene is reprojected at this many places
 

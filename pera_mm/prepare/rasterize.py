@@ -27,16 +27,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pera_mm.datasets.masks import CHANGED, UNLABELLED
 from pera_mm.errors import UserError
 from pera_mm.files import sign_folder, write_whole
 from pera_mm.prepare.class_raster import ClassRaster, is_raster
 from pera_mm.prepare.dated_scene import DatedScene, Tile, check_bands, common_scale
 from pera_mm.prepare.jobs import Progress, quiet
-from pera_mm.prepare.polygons import CHANGED_NAME, UNLABELLED, Polygons, read_polygons
+from pera_mm.prepare.polygons import CHANGED_NAME, Polygons, read_polygons
 from pera_mm.prepare.spatial_split import GAP, TRAIN, VAL, spatial_split
 from pera_mm.prepare.tiles import png
 
-CHANGED = 255  # in a mask of two values
 UNCHANGED_NAME = 'unchanged'
 BINARY = [UNCHANGED_NAME, CHANGED_NAME]
 MAX_CLASSES = UNLABELLED  # ids 0 to 254

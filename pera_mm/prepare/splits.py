@@ -12,15 +12,15 @@ from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
-from pera_mm.errors import UserError
+from pera_mm.errors import UserError, printable
 from pera_mm.files import write_whole
 
 PACKAGE = Path(__file__).parents[1]
 
 
 def class_of(name: str) -> str:
-    """Return the class of an image: ``Airport/airport_1.jpg`` → ``Airport``."""
-    return name.rpartition('/')[0]
+    """Return the class of an image: ``Airport/2020/airport_1.jpg`` → ``Airport``."""
+    return name.partition('/')[0]
 
 
 def stratified(names: Iterable[str], share: float, seed: int) -> list[str]:
@@ -42,7 +42,8 @@ def stratified(names: Iterable[str], share: float, seed: int) -> list[str]:
     train: list[str] = []
     for label, members in sorted(classes.items()):
         if len(members) < 2:
-            raise UserError(f'class {label} has a single image, which cannot both train and test.')
+            raise UserError(f'class {printable(label)} has a single image, which cannot both train '
+                            'and test.')
         # The decimal share as given: 0.15 of 10 is exactly 1.5 and rounds to 2.
         number = math.floor(Fraction(str(share)) * len(members) + Fraction(1, 2))
         number = min(max(number, 1), len(members) - 1)
@@ -52,7 +53,12 @@ def stratified(names: Iterable[str], share: float, seed: int) -> list[str]:
 
 
 def _draw(name: str, seed: int) -> bytes:
-    return hashlib.sha256(f'{seed}/{name}'.encode()).digest()
+    return hashlib.sha256(_bytes(f'{seed}/{name}')).digest()
+
+
+def _bytes(text: str) -> bytes:
+    """Encode names of files, which need not be UTF-8, on every machine alike."""
+    return text.encode('utf-8', 'surrogateescape')
 
 
 def read_list(split: str) -> list[str]:
@@ -73,7 +79,7 @@ def list_path(split: str, package: Path = PACKAGE) -> Path:
 
 def write_splits(stem: Path, names: Iterable[str], train: Iterable[str],
                  classes: Iterable[str]) -> None:
-    """Write ``<stem>_train.txt`` and ``<stem>_test.txt`` for MMPretrain's CustomDataset.
+    """Write ``<stem>_train.txt`` and ``<stem>_test.txt`` for LabelledImages, and for MMPretrain.
 
     A line is ``path label``; labels number the classes alphabetically (by code point) from 0.
 
@@ -87,4 +93,4 @@ def write_splits(stem: Path, names: Iterable[str], train: Iterable[str],
     for split, is_train in (('train', True), ('test', False)):
         lines = [f'{name} {labels[class_of(name)]}\n' for name in names
                  if (name in train) == is_train]
-        write_whole(stem.with_name(f'{stem.name}_{split}.txt'), ''.join(lines).encode())
+        write_whole(stem.with_name(f'{stem.name}_{split}.txt'), _bytes(''.join(lines)))

@@ -104,6 +104,15 @@ def test_a_raster_on_the_tiles_own_pixels_comes_back_unchanged(tmp_path):
     np.testing.assert_array_equal(image, pixels[:, 64:192, 64:192].transpose(1, 2, 0))
 
 
+def test_bands_tagged_blue_green_and_red_are_put_in_order(utm):
+    straight, _ = raster_source(utm).render(9.0, 48.0, 10.0, 100)
+    with rasterio.open(utm, 'r+') as raster:
+        raster.colorinterp = [rasterio.enums.ColorInterp[color]
+                              for color in ('blue', 'green', 'red')]
+    turned, _ = raster_source(utm).render(9.0, 48.0, 10.0, 100)
+    np.testing.assert_array_equal(turned, straight[..., ::-1])
+
+
 def test_the_first_valid_pixel_wins_in_any_projections(tmp_path, utm):
     # The first raster: geographic, its western half without data; below it the gradient.
     pixels = np.full((3, 100, 100), 77, np.uint8)

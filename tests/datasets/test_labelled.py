@@ -1,16 +1,19 @@
-"""Class folders and split lists; files that cannot be read."""
+"""Class folders and split lists; files that are missing or cannot be read; names of classes."""
 
+import os
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
-from mmengine.dataset import pseudo_collate
+from mmengine.config import Config, ConfigDict
+from mmengine.dataset import ConcatDataset, pseudo_collate
 from PIL import Image
 from rasterio.transform import Affine
 from torch.utils.data import DataLoader
 
+from pera_mm.datasets.labelled import classes_of, with_classes
 from pera_mm.registry import DATASETS, TRANSFORMS
 
 PIPELINE = [
@@ -118,3 +121,162 @@ def test_a_twin_without_its_scenes_names_the_tool_that_draws_them(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r'no data/scenes/.*/nowhere.txt: draw .*make_scenes\.py'):
         build(Path('data/scenes/classification'), ann_file='nowhere.txt')
+
+
+# -- class folders -------------------------------------------------------------------------------
+
+
+def listed(dataset) -> list[tuple[str, int]]:
+    """Paths below the data's folder, and labels."""
+    samples = map(dataset.get_data_info, range(len(dataset)))
+    return [(os.path.relpath(sample['img_path'], dataset.img_prefix), sample['gt_label'])
+            for sample in samples]
+
+
+def test_hidden_folders_and_empty_ones_do_not_shift_the_labels(folder, log):
+    expected = listed(build(folder))
+    assert expected == [(f'{name}/{i}.png', label)
+                        for label, name in enumerate(('field', 'town')) for i in range(4)]
+    for name in ('.ipynb_checkpoints', '@eaDir', '__MACOSX', 'lost+found'):
+        (folder / name).mkdir()
+        (folder / name / '0.png').write_bytes((folder / 'town/0.png').read_bytes())
+    assert listed(build(folder)) == expected and log == []
+    (folder / 'airport').mkdir()
+    assert listed(build(folder)) == expected
+    assert log == [f'Folders without an image are not classes: airport in {folder}/.']
+
+
+def test_every_readable_type_in_any_case_is_an_image(folder):
+    for number, suffix in enumerate(('.PNG', '.tiff', '.TIF', '.webp', '.gif', '.bmp', '.JPeG')):
+        Image.new('RGB', (4, 4)).save(folder / f'field/x{number}{suffix}')
+    (folder / 'field/deep').mkdir()
+    Image.new('RGB', (4, 4)).save(folder / 'field/deep/0.png')
+    (folder / 'field/._0.png').touch()
+    (folder / 'field/Thumbs.db').touch()
+    dataset = build(folder, test_mode=True)
+    assert dataset.get_gt_labels().tolist() == [0] * 12 + [1] * 4
+    assert [sample['data_samples'].gt_label.item() for sample in dataset] == [0] * 12 + [1] * 4
+
+
+def test_a_split_without_a_class_keeps_the_labels_of_named_classes(folder, log):
+    (folder / 'val').mkdir()
+    (folder / 'town').rename(folder / 'val/town')
+    val = build(folder / 'val', metainfo=dict(classes=('field', 'town')))
+    assert listed(val) == [(f'town/{i}.png', 1) for i in range(4)]
+    assert log == [f'{folder}/val/ has no image of field.']
+    assert classes_of(val) == ('field', 'town')
+    assert classes_of(build(folder / 'val')) == ('town', )  # not those of training: DataCheckHook
+
+
+def test_the_order_of_named_classes_gives_the_labels(folder):
+    assert listed(build(folder, classes=['town', 'field']))[::4] == [
+        ('field/0.png', 1), ('town/0.png', 0)]
+
+
+def test_a_folder_that_is_not_a_class_is_named(folder):
+    with pytest.raises(ValueError, match=r'town in \S+ are not among the classes \(field, lake\): '
+                                         'name the classes .* as their folders are named'):
+        build(folder, metainfo=dict(classes=('field', 'lake')))
+    with pytest.raises(ValueError, match='field/ has no folder with images: give a folder that has '
+                                         'one for each class, or a list in ann_file'):
+        build(folder / 'field')
+
+
+def test_classes_of_lists_and_of_joined_data_sets(folder):
+    dataset = build(folder, ann_file='split.txt')
+    assert classes_of(dataset) is None
+    assert classes_of(ConcatDataset([build(folder), build(folder)])) == ('field', 'town')
+
+
+# -- lists ---------------------------------------------------------------------------------------
+
+
+def test_a_list_may_have_names_of_classes_in_any_encoding(folder):
+    (folder / 'names.txt').write_text('town\\1.png,town\r\n\r\n"field/2.png",field', 'utf-16')
+    dataset = build(folder, ann_file='names.txt', metainfo=dict(classes=('field', 'town')))
+    assert listed(dataset) == [('town/1.png', 1), ('field/2.png', 0)]
+    with pytest.raises(ValueError, match="names.txt: line 1 has the label 'town', which is not"):
+        build(folder, ann_file='names.txt')
+
+
+@pytest.mark.parametrize('broken', [False, True])
+def test_a_missing_image_is_an_error_in_a_test_and_left_out_in_training(folder, log, broken):
+    (folder / 'town/1.png').unlink()
+    if broken:
+        (folder / 'town/1.png').symlink_to('nowhere')
+    for options, where, total in ((dict(ann_file='split.txt'), f'{folder}/split.txt', 2),
+                                  *([(dict(), f'{folder}/', 8)] if broken else [])):
+        fault = f'1 of {total} images of {where} are missing: {folder}/town/1.png; '
+        with pytest.raises(ValueError) as error:
+            build(folder, test_mode=True, **options)
+        assert str(error.value) == (
+            f'{fault}a score would not be comparable: repair these files, or set data_root to the '
+            'folder that holds them.')
+        log.clear()
+        assert len(build(folder, **options)) == total - 1
+        assert log == [f'{fault}the others are used.']
+
+
+def test_a_list_of_missing_images_is_an_error_in_training_too(folder):
+    (folder / 'town').rename(folder / 'city')
+    (folder / 'list.txt').write_text('town/0.png 0\ntown/1.png 0\n')
+    with pytest.raises(ValueError, match='^2 of 2 images of .*list.txt are missing: .*; no image '
+                                         'is left: repair these files, or set data_root'):
+        build(folder, ann_file='list.txt')
+    (folder / 'list.txt').write_bytes(b'gr\xfcn/0.png 0\n')
+    with pytest.raises(ValueError, match=r'gr\\xfcn/0.png; .*not UTF-8, so save it as UTF-8, or'):
+        build(folder, ann_file='list.txt')
+
+
+def test_an_image_listed_twice_is_an_error_in_a_test_and_said_in_training(folder, log):
+    (folder / 'list.txt').write_text('town/0.png 1\ntown/0.png 1\nfield/0.png 0\n')
+    said = f'1 of 2 samples are listed more than once: {folder}/town/0.png; '
+    with pytest.raises(ValueError, match=f'^{said}a score would not be .*: list each once'):
+        build(folder, ann_file='list.txt', test_mode=True)
+    assert len(build(folder, ann_file='list.txt')) == 3
+    assert log == [f'{said}they are seen as often.']
+
+
+def test_names_that_are_not_utf_8_are_read(folder):
+    odd = os.fsencode(folder / 'town') + b'/\xe9.png'
+    os.rename(folder / 'town/0.png', odd)
+    (folder / 'list.txt').write_bytes(b'town/\xe9.png 1\n')
+    for dataset in (build(folder, ann_file='list.txt'), build(folder)):
+        assert odd in [os.fsencode(sample['data_samples'].img_path) for sample in dataset]
+
+
+# -- names of classes ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('classes', 'fault'), [
+    ('road', r"classes='road' is one text, not a list of names: name the classes .*, and a single "
+             r"one with a comma, \('road', \)"),
+    ((), r'classes=\(\) is empty'), ([], r'classes=\[\] is empty'), ('', "='' is one text"),
+    (('a', 'b', 'a'), "holds 'a' twice"), (('a', 3), 'holds 3, which is not a name'),
+    (('a', ' '), "holds ' ', which is not a name"), (('a', None), 'holds None, which'),
+    (dict(a=0), 'is a dict, not a list of names'), (ConfigDict(a=0), 'is a ConfigDict, not'),
+    ({'a'}, 'is a set, not a list'), (2, 'classes=2 is a int, not a list')])
+def test_what_is_not_a_list_of_classes_is_named(folder, classes, fault):
+    with pytest.raises(ValueError, match=fault):
+        with_classes(dict(classes=classes))
+    for options in (dict(metainfo=dict(classes=classes)), dict(classes=classes)):
+        with pytest.raises(ValueError, match=fault):
+            build(folder, **options)
+
+
+def test_classes_may_be_needed_or_not():
+    for metainfo in (None, {}, dict(classes=None)):
+        assert with_classes(metainfo, needed=False) == {}
+        with pytest.raises(ValueError, match='the data set has no classes: name the classes'):
+            with_classes(metainfo)
+    with pytest.raises(ValueError, match="metainfo='a,b' is not a dict: name the classes"):
+        with_classes('a,b')
+
+
+def test_classes_of_a_config_and_of_a_text_file(tmp_path):
+    cfg = Config(dict(metainfo=dict(classes=['a', 'b'], palette=[[1, 2, 3], [4, 5, 6]])))
+    assert with_classes(cfg.metainfo) == dict(
+        classes=('a', 'b'), palette=[[1, 2, 3], [4, 5, 6]])
+    (tmp_path / 'names.txt').write_text('old field \n\ntown\r\n', 'utf-8-sig')
+    assert with_classes(dict(classes=str(tmp_path / 'names.txt'))) == dict(
+        classes=('old field', 'town'))

@@ -19,9 +19,11 @@ from pera_mm.datasets.reading import (
     decode_image,
     read_image,
     reason_of,
+    rule_of,
     size_of,
     to_uint8,
 )
+from pera_mm.errors import UserError
 
 SHARED = Path(__file__).parents[3] / 'shared' / 'data'
 warnings.filterwarnings('ignore', category=rasterio.errors.NotGeoreferencedWarning)
@@ -258,10 +260,26 @@ def test_what_is_unreadable_and_why(tmp_path, monkeypatch):
 @pytest.mark.parametrize('bands, scale, words', [
     ((0, 1, 2), 'auto', '1-based'), ((1, 2), 'auto', 'one .gray. or three'),
     (None, 'minmax', "scale must be 'auto' or"), (None, (5, 5), 'low < high'),
+    (4, 'auto', r'e.g. \(3, 2, 1\) or \(4, \), got 4\.$'), ('rgb', 'auto', "got 'rgb'"),
+    (('1', '2', '3'), 'auto', r"got \('1', '2', '3'\)"), ((1.5, 2, 3), 'auto', 'got .1.5, 2, 3'),
+    ((1., 2., 3.), 'auto', 'got .1.0'), ((True, 2, 3), 'auto', 'got .True'),
+    ((), 'auto', r'got \(\)'),
+    ({1: 2}, 'auto', 'got {1: 2}'), (None, 3000, 'got 3000'), (None, None, 'got None'),
+    (None, ('a', 'b'), r"got \('a', 'b'\)"), (None, (0, float('nan')), 'got .0, nan'),
+    (None, (0, float('inf')), 'got .0, inf'), (None, (0, ), r'got \(0,\)'),
+    (None, ((0, 1), (0, 2)), r'got \(\(0, 1\)'),
 ])
 def test_wrong_rules(bands, scale, words):
-    with pytest.raises(ValueError, match=words):
-        check_rule(bands, scale)
+    for check in (check_rule, rule_of):
+        with pytest.raises(UserError, match=words):
+            check(bands, scale)
+
+
+def test_lists_of_a_config_are_a_rule():
+    assert rule_of([3, 2, 1], [0, 3000.5]) == ((3, 2, 1), (0, 3000.5))
+    assert rule_of(None, 'auto') == (None, 'auto')
+    rule = rule_of((np.int64(4), ), (np.float32(-1), np.int16(2)))
+    assert rule == ((4, ), (-1, 2))
 
 
 # -- hostile files -------------------------------------------------------------------------------
@@ -345,6 +363,8 @@ def test_a_block_that_is_larger_than_its_image_counts(tmp_path):
 def test_reading_takes_no_more_than_estimated(tmp_path, read_in_child, options, dtype):
     side, bands = 1536, 4 if 'alpha' in options else 3
     pixels = np.random.default_rng(0).integers(0, 256, (bands, side, side)).astype(dtype)
+    if bands == 4:
+        pixels[3] = np.where(pixels[3] > 9, 255, 0)
     (tmp_path / 'whole.tif').write_bytes(tiff(pixels, photometric='RGB', **options))
     said, grown = read_in_child(tmp_path / 'whole.tif')
     assert said == [f'({side}, {side}, 3)']

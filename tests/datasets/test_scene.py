@@ -297,7 +297,8 @@ def test_polygons_beside_the_scene_are_an_error(tmp_path):
 
 def test_the_package_that_polygons_need_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'pyogrio', None)
-    with pytest.raises(UserError, match=r'^reading polygons .* needs the package pyogrio: pip '):
+    with pytest.raises(UserError, match=r'^reading polygons .* needs the package pyogrio, which is '
+                       'not installed: pip install '):
         Scene(write(tmp_path / 'a.tif', noise(3, 20, 20)), RGB, aoi=tmp_path / 'a.geojson')
 
 
@@ -402,7 +403,9 @@ def test_a_missing_band_is_named(tmp_path, bands, message):
 
 
 def test_alpha_is_not_a_band(tmp_path):
-    place = write(tmp_path / 'a.tif', noise(3, 16, 16))
+    pixels = noise(3, 16, 16)
+    pixels[2] = 255
+    place = write(tmp_path / 'a.tif', pixels)
     with rasterio.open(place, 'r+') as file:
         file.colorinterp = [ColorInterp.red, ColorInterp.green, ColorInterp.alpha]
     with pytest.raises(UserError, match='has 2 bands'):

@@ -109,6 +109,35 @@ def test_list(folder, tmp_path):
         dataset[2]
 
 
+@pytest.mark.parametrize('line', [
+    '"sub dir/03.png"', "'sub dir/03.png'", 'sub dir\\03.png', 'sub dir/03.png  ',
+    ' sub dir/03.png', 'sub dir/03.png 17', 'sub dir/03.png\t17', 'sub dir/03.png,forest,17',
+    '"sub dir\\03.png" 2\r'])
+def test_a_list_with_more_than_paths_says_what_a_line_should_be(tmp_path, line):
+    make(tmp_path / 'sub dir' / '03.png', 3)
+    (tmp_path / 'list.txt').write_bytes(line.encode() + b'\n')
+    with pytest.raises(ValueError, match="while 'sub dir/03.png' is: write one path per line, with "
+                                         'slashes, and no quotes, labels or blanks'):
+        UnlabeledImages(str(tmp_path / 'list.txt'), [])
+    (tmp_path / 'list.txt').write_text('sub dir/03.png\n')
+    assert len(UnlabeledImages(str(tmp_path / 'list.txt'), [])) == 1
+
+
+@pytest.mark.parametrize('encoding', ['utf-16', 'utf-16-be'])
+def test_a_list_in_utf_16_is_named(tmp_path, encoding):
+    text = ('\ufeff' if encoding != 'utf-16' else '') + '03.png\n'
+    (tmp_path / 'list.txt').write_bytes(text.encode(encoding))
+    with pytest.raises(ValueError, match='is a list in UTF-16.*save it as UTF-8'):
+        UnlabeledImages(str(tmp_path / 'list.txt'), [])
+
+
+def test_what_programs_leave_is_no_image(tmp_path):
+    for name in ('@eaDir/a.png/SYNOPHOTO_THUMB_M.png', '__MACOSX/a.png', '.ipynb_checkpoints/a.png',
+                 '#recycle/a.png', '$RECYCLE.BIN/a.png', '._a.png', 'a.png', 'b@eaDir/a.png'):
+        make(tmp_path / name, 1)
+    assert list(find_images(os.fsencode(tmp_path))) == [b'a.png', b'b@eaDir/a.png']
+
+
 def test_list_in_the_working_directory(folder, monkeypatch):
     (folder / 'list.txt').write_text('02.png\n')
     monkeypatch.chdir(folder)

@@ -45,7 +45,7 @@ def write(path: Path, pixels: np.ndarray, **options) -> str:
 def test_a_detector_gives_the_boxes_of_its_own_test(detector):
     config, checkpoint = detector
     model = load_model(Config.fromfile(config), checkpoint)
-    assert isinstance(model, Detector) and model.window == SIDE and model.reading.is_bgr
+    assert isinstance(model, Detector) and model.window == SIDE and not model.reading.is_bgr
     [boxes] = model(noise(SIDE, SIDE)[None])
     assert boxes.shape[1] == 6 and len(boxes)
     assert boxes[:, :4].min() >= 0 and boxes[:, :4].max() <= SIDE

@@ -49,7 +49,7 @@ def test_what_the_config_says(models):
     assert (predictor.window, predictor.dates) == (SIDE, 1)
     reading = predictor.reading
     assert (reading.bands, reading.channels, reading.scale, reading.is_bgr) == (
-        (1, 2, 3), 3, 'auto', False)
+        None, 3, 'auto', False)  # no bands are named: by the tags of the scene
     assert predictor.classes == SCENE_CLASSES and len(predictor.palette) == 7
     assert len({tuple(color) for color in predictor.palette}) == 7
 
@@ -76,7 +76,7 @@ def test_bands_and_scale_are_those_of_the_configs_loader(models):
 def test_change_takes_two_dates(models):
     predictor = Predictor(*models['change'])
     assert (predictor.window, predictor.dates) == (SIDE, 2)
-    assert (predictor.reading.channels, predictor.reading.bands) == (3, (1, 2, 3))
+    assert (predictor.reading.channels, predictor.reading.bands) == (3, None)
     assert predictor.classes == ['unchanged', 'changed']
     assert predictor(windows(6)).shape == (2, 2, SIDE, SIDE)
 

@@ -1,3 +1,4 @@
+import os
 import runpy
 import sys
 from collections import Counter
@@ -89,6 +90,38 @@ def test_a_folder_gives_both_lists_for_mmpretrain(tmp_path, run, capsys):
                             metainfo=dict(classes=['field', 'forest']), pipeline=[])
     assert [(Path(dataset[i]['img_path']).is_file(), dataset[i]['gt_label'])
             for i in range(6)] == [(True, 0)] * 3 + [(True, 1)] * 3
+
+
+def test_classes_are_folders_with_images_of_any_type_and_names_of_any_bytes(tmp_path, run):
+    from pera_mm.registry import DATASETS
+    odd = os.fsdecode(b'bad\xe9.png')
+    names = ['a/1.PNG', 'a/2.webp', 'a/deep/1.tiff', 'a/with blank.gif', f'b/{odd}', 'b/1.bmp']
+    for name in [*names, '.ipynb_checkpoints/1.png', '@eaDir/1.png', 'a/@eaDir/1.png', 'a/._1.png']:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (8, 8)).save(tmp_path / name)
+    for _ in range(2):  # the folder of the splits is not a class
+        run(tmp_path, tmp_path / 'splits/half', '--share', 0.5)
+    found = []
+    for part in ('train', 'test'):
+        data = DATASETS.build(dict(
+            type='pera_mm.LabelledImages', data_root=str(tmp_path), test_mode=True,
+            ann_file=f'splits/half_{part}.txt', pipeline=[]))
+        found += [(os.path.relpath(data[i]['img_path'], tmp_path), data[i]['gt_label'])
+                  for i in range(len(data))]
+    assert len(data) == 3
+    assert sorted(found) == [(name, 'ab'.index(name[0])) for name in sorted(names)]
+    data = DATASETS.build(dict(type='pera_mm.LabelledImages', data_root=str(tmp_path), pipeline=[]))
+    assert sorted(found) == sorted((os.path.relpath(data[i]['img_path'], tmp_path),
+                                    data[i]['gt_label']) for i in range(len(data)))
+
+
+def test_a_broken_link_is_named(tmp_path, run):
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'a/1.png').symlink_to('nowhere')
+    with pytest.raises(SystemExit, match='1 of 1 images in .* are broken links: a/1.png; repair'):
+        run(tmp_path, tmp_path / 'x', '--share', 0.5)
+    with pytest.raises(SystemExit, match='nowhere has no folders with images'):
+        run(tmp_path / 'nowhere', tmp_path / 'x', '--share', 0.5)
 
 
 def test_the_command_explains_itself(tmp_path, run):

@@ -6,7 +6,7 @@ The committed lists, which prepare.py uses:
     python tools/data/make_splits.py ucm configs/_base_/datasets/splits/ucm_tr50.txt --share 0.5
     python tools/data/make_splits.py ucm configs/_base_/datasets/splits/ucm_tr80.txt --share 0.8
 
-For any folder of class folders, as lists for MMPretrain (tr20_train.txt, tr20_test.txt):
+For any folder of class folders, as lists for LabelledImages (tr20_train.txt, tr20_test.txt):
     python tools/data/make_splits.py data/rsscn7 data/rsscn7/splits/tr20 --share 0.2
 """
 
@@ -14,13 +14,12 @@ import argparse
 import inspect
 from pathlib import Path
 
+from pera_mm.datasets.matching import class_folders, first_few
 from pera_mm.errors import UserError
 from pera_mm.files import write_whole
 from pera_mm.launch import errors_in_one_sentence
 from pera_mm.prepare import splits
 from pera_mm.prepare.classification import published_names
-
-IMAGES = {'.jpg', '.jpeg', '.png', '.tif', '.tiff', '.bmp'}
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,11 +37,15 @@ def parse_args() -> argparse.Namespace:
 
 def folder_names(folder: Path) -> list[str]:
     """List ``class/file`` of every image in a folder of class folders, sorted."""
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.glob('*/*')
-                   if path.suffix.lower() in IMAGES and not path.name.startswith('.'))
+    classes = class_folders(str(folder)) if folder.is_dir() else {}
+    names = sorted(name for images in classes.values() for name in images)
     if not names:
         raise UserError(f'{folder} has no folders with images: give a folder of class folders, '
                         'aid or ucm.')
+    broken = [name for name in names if not (folder / name).exists()]
+    if broken:
+        raise UserError(f'{len(broken)} of {len(names)} images in {folder} are broken links: '
+                        f'{first_few(broken)}; repair or remove them.')
     return names
 
 

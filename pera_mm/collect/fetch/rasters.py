@@ -16,6 +16,7 @@ from pera_mm.collect.common.gdal import find_rasters, opened
 from pera_mm.collect.fetch.dates import one_line
 from pera_mm.collect.fetch.mercator import EARTH_RADIUS, HALF_WORLD, to_meters
 from pera_mm.collect.fetch.sources import POLAR, NotAvailable, check_texts
+from pera_mm.datasets.raster_bands import choose_bands
 from pera_mm.datasets.reading import Scale, block_bytes, rule_of, to_uint8
 from pera_mm.errors import UserError
 
@@ -41,7 +42,8 @@ class RasterSource:
         paths: Files, glob patterns, or what GDAL opens (``/vsicurl/https://...``, an address).
             Earlier paths take precedence; the files of a pattern are ordered by name.
         terms, attribution: As in :class:`~pera_mm.collect.fetch.tiles.TileSource`.
-        bands: One or three 1-based numbers; None: the first three, or the first.
+        bands: One or three 1-based numbers; None: those tagged red, green and blue, else the first
+            three, or the first.
         scale: How pixels are converted to 8 bits, as in :mod:`pera_mm.datasets.reading`: 'auto'
             stretches every image by itself, (low, high) stretches all alike.
         date: The date of the imagery, for the tables.
@@ -169,8 +171,9 @@ class RasterSource:
     def _warp(self, known: MosaicRaster,
               place: dict[str, Any]) -> tuple[NDArray, NDArray[np.bool_]]:
         with opened(known.path) as raster:
-            bands = self.bands or ((1, 2, 3) if raster.count >= 3 else (1,))
             has_alpha = ColorInterp.alpha in raster.colorinterp
+            opacity = raster.colorinterp.index(ColorInterp.alpha) + 1 if has_alpha else None
+            bands = self.bands or choose_bands(raster, opacity)
             if known.turn:
                 at = raster.transform
                 place = place | dict(
