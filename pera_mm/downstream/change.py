@@ -6,26 +6,28 @@ the second's, so every geometric transform of the toolbox moves both dates alike
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmcv.transforms import BaseTransform
-from mmengine.fileio import list_from_file
 from mmseg.models.segmentors.encoder_decoder import EncoderDecoder
 from torch import Tensor
 
-from pera_mm.datasets.labelled import how_to_prepare
-from pera_mm.datasets.masks import read_mask
+from pera_mm.datasets.labelled import find_samples, with_classes
+from pera_mm.datasets.masks import read_changes
+from pera_mm.datasets.matching import Role
 from pera_mm.datasets.reading import Scale, UnreadableImage, read_image, rule_of
-from pera_mm.downstream.segmentation import LoadMask, SegmentationDataset, check_equal_sizes
+from pera_mm.downstream.segmentation import (
+    MASK_TYPES,
+    LoadMask,
+    SegmentationDataset,
+    check_equal_sizes,
+)
 from pera_mm.errors import UserError
 from pera_mm.registry import DATASETS, MODELS, TRANSFORMS
 
 TWO_CLASSES = dict(classes=('unchanged', 'changed'), palette=[[225, 225, 225], [200, 30, 30]])
-FILE_ROLES = dict(img_path='first date', img_path2='second date', seg_map_path='mask')
-UNCHANGED, CHANGED = 0, 255
-MAX_SHOWN = 3  # missing files that an error names
+PAIR = ('img_path', 'img_path2', 'seg_map_path')
 
 
 @MODELS.register_module()
@@ -60,58 +62,50 @@ class SiameseEncoderDecoder(EncoderDecoder):
 class ChangePairs(SegmentationDataset):
     """A data set in LEVIR-CD's layout: ``A`` (before), ``B`` (after) and ``label``, same names.
 
-    Unreadable files are treated as in the parent: replaced in training, an error in a test.
+    Missing and unreadable files are treated as in the parent: left out or replaced in training, an
+    error in a test. Pairs are sorted by name.
 
     Args:
         data_prefix: the folders, as ``dict(img_path='train/A', img_path2='train/B',
             seg_map_path='train/label')``.
         metainfo: ``dict(classes=('unchanged', ...))``, for kinds of change: masks hold the ids of
-            the classes, and 255 where not labelled. None: masks hold 0 (unchanged) and 255
-            (changed).
-        kwargs: as for ``mmseg.BaseSegDataset``: ``data_root``, ``pipeline``, the suffixes of
-            images and masks (``.png``), and ``ann_file``, a list of names without suffix if not
-            all pairs are wanted.
+            the classes, and 255 where not labelled. Without classes masks hold 0 (unchanged) and
+            255 (changed).
+        kwargs: as for the parent, without ``threshold`` and ``reduce_zero_label``.
 
     Raises:
-        ValueError: if a folder is missing, there is no pair, or a pair lacks a file.
+        ValueError: as the parent.
     """
 
     def __init__(self, data_prefix: dict[str, str], metainfo: dict | None = None,
                  **kwargs: Any) -> None:
-        self.has_kinds = metainfo is not None
-        super().__init__(metainfo=metainfo or TWO_CLASSES, data_prefix=data_prefix, **kwargs)
+        if kwargs.get('threshold') is not None or kwargs.get('reduce_zero_label'):
+            raise UserError('ChangePairs has no threshold and no reduce_zero_label: its masks hold '
+                            '0 and 255, or with metainfo.classes the ids of the classes; leave '
+                            'them out.')
+        if missing := ', '.join(key for key in PAIR if key not in data_prefix):
+            raise UserError(f'data_prefix of ChangePairs lacks {missing}: name three folders, '
+                            "dict(img_path='train/A', img_path2='train/B', "
+                            "seg_map_path='train/label').")
+        given = with_classes(metainfo, needed=False)
+        self.has_kinds = 'classes' in given
+        super().__init__(metainfo=given if self.has_kinds else TWO_CLASSES | given,
+                         data_prefix=data_prefix, **kwargs)
 
     def load_data_list(self) -> list[dict]:
-        """Find the pairs and check that each has its three files."""
-        suffixes = dict(img_path=self.img_suffix, img_path2=self.img_suffix,
-                        seg_map_path=self.seg_map_suffix)
-        found = {key: _names(Path(self.data_prefix[key]), suffixes[key]) for key in FILE_ROLES}
-        names = set(list_from_file(self.ann_file)) if self.ann_file else set.union(*found.values())
-        if not names:
-            raise UserError(f'No images *{self.img_suffix} in {self.data_prefix["img_path"]}: '
-                            'correct data_root, data_prefix and img_suffix of the dataset.')
-        for key, present in found.items():
-            missing = sorted(names - present)
-            if missing:
-                shown = ', '.join(name + suffixes[key] for name in missing[:MAX_SHOWN])
-                more = ', ...' if len(missing) > MAX_SHOWN else ''
-                raise UserError(
-                    f'{len(missing)} of {len(names)} pairs have no {FILE_ROLES[key]} in '
-                    f'{self.data_prefix[key]}: {shown}{more}; '
-                    'both dates and the mask of a pair need one name.')
+        """Find the pairs, which have three files each.
+
+        Raises:
+            ValueError: as the parent.
+        """
+        date1, date2, masks = (self.data_prefix[key] for key in PAIR)
+        roles = dict(img_path=Role('first date', date1, self.img_suffix),
+                     img_path2=Role('second date', date2, self.img_suffix),
+                     seg_map_path=Role('mask', masks, self.seg_map_suffix, MASK_TYPES))
         classes = dict(num_classes=self.num_classes, threshold=None) if self.has_kinds else {}
-        return [
-            {key: str(Path(self.data_prefix[key], name + suffixes[key])) for key in FILE_ROLES}
-            | dict(seg_fields=[], reduce_zero_label=False, label_map=None, **classes)
-            for name in sorted(names)]
-
-
-def _names(folder: Path, suffix: str) -> set[str]:
-    if not folder.is_dir():
-        raise UserError(f'There is no folder {folder}: {how_to_prepare(str(folder))}, or correct '
-                        'data_root and data_prefix of the dataset.')
-    return {path.name.removesuffix(suffix) for path in folder.iterdir()
-            if path.name.endswith(suffix) and not path.name.startswith('.')}
+        return [sample.files | dict(
+            seg_fields=[], reduce_zero_label=False, label_map=None, **classes)
+            for sample in sorted(find_samples(self, roles), key=lambda sample: sample.name)]
 
 
 @TRANSFORMS.register_module()
@@ -120,10 +114,10 @@ class LoadPair(BaseTransform):
 
     It needs ``img_path``, ``img_path2``, ``seg_map_path`` and ``seg_fields``. It adds ``img``,
     uint8 ``[H, W, 6]``, RGB of the first date, then of the second; ``gt_seg_map``, uint8
-    ``[H, W]``, 0 unchanged and 1 changed; and the shapes. The mask's file holds exactly 0
-    (unchanged) and 255 (changed), LEVIR-CD's values. A 1 is refused, since some toolboxes take it
-    for 'changed' and others for 'unchanged'. The mask of a sample with ``num_classes`` holds class
-    ids, which :class:`~pera_mm.downstream.segmentation.LoadMask` reads.
+    ``[H, W]``, 0 unchanged, 1 changed, and 255 where the file declares nodata; and the shapes. The
+    mask's file holds exactly 0 (unchanged) and 255 (changed), LEVIR-CD's values. A 1 is refused,
+    since some toolboxes take it for 'changed' and others for 'unchanged'. The mask of a sample with
+    ``num_classes`` holds class ids, which :class:`~pera_mm.downstream.segmentation.LoadMask` reads.
 
     For a file that cannot be read, (path, reason) is appended to ``skipped``, and the result is
     None.
@@ -150,18 +144,18 @@ class LoadPair(BaseTransform):
             return read_image(path, *self.rule)
 
         for key, read in (('img_path', read_date), ('img_path2', read_date),
-                          ('seg_map_path', _read_gray))[:2 if has_kinds else 3]:
+                          ('seg_map_path', read_changes))[:2 if has_kinds else 3]:
             try:
                 parts.append(read(results[key]))
             except UnreadableImage as error:
                 results['skipped'].append((results[key], str(error)))
                 return None
-        check_equal_sizes({results[key]: part.shape[1::-1] for key, part in zip(FILE_ROLES, parts)})
+        check_equal_sizes({results[key]: part.shape[1::-1] for key, part in zip(PAIR, parts)})
         results['img'] = np.concatenate(parts[:2], axis=2)
         results['img_shape'] = results['ori_shape'] = parts[0].shape[:2]
         if has_kinds:
             return LoadMask().transform(results)
-        results['gt_seg_map'] = check_mask(parts[2], results['seg_map_path']) // CHANGED
+        results['gt_seg_map'] = parts[2]
         results['seg_fields'].append('gt_seg_map')
         return results
 
@@ -192,22 +186,3 @@ class SwapDates(BaseTransform):
         if 'num_classes' not in results and np.random.rand() < self.prob:
             results['img'] = np.roll(results['img'], 3, axis=2)
         return results
-
-
-def _read_gray(path: str) -> np.ndarray:
-    """Read the mask in 8-bit gray ``[H, W]``; the values of a 1-bit file become 0 and 255."""
-    return read_mask(path, 'L').values
-
-
-def check_mask(mask: np.ndarray, path: str) -> np.ndarray:
-    """Return the mask if it holds 0 and 255 only.
-
-    Raises:
-        ValueError: if it holds other values, which the error names.
-    """
-    if ((mask != UNCHANGED) & (mask != CHANGED)).any():
-        values = ', '.join(str(value) for value in np.unique(mask) if value not in
-                           (UNCHANGED, CHANGED))
-        raise UserError(f'the mask {path} has pixels of value {values}; only {UNCHANGED} '
-                        f'(unchanged) and {CHANGED} (changed) are allowed: convert the masks.')
-    return mask

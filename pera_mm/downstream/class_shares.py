@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pera_mm.downstream.metrics import UNLABELLED
+from pera_mm.datasets.masks import UNLABELLED
+from pera_mm.errors import UserError
 
 RARE = 0.05  # a class with a smaller share is rare
 # The place of the loss in our configs, and a loss with weights. The mean weight of a label is 1, so
@@ -30,6 +31,7 @@ class ClassCounts(NamedTuple):
             enlarged to the whole data set.
         seen: The number of files whose labels were counted.
         total: The number of files.
+        is_named: Whether the data set names its classes; otherwise they are as many as its labels.
     """
 
     unit: str
@@ -37,6 +39,7 @@ class ClassCounts(NamedTuple):
     counts: NDArray[np.float64]
     seen: int
     total: int
+    is_named: bool = True
 
 
 class LabelCounter:
@@ -58,40 +61,79 @@ class LabelCounter:
         self._masks = 0
 
     def add_sample(self, sample: dict) -> None:
-        """Count the label of an image, or of each of its boxes."""
+        """Count the label of an image, or of each of its boxes.
+
+        Raises:
+            ValueError: if a label is not a class.
+        """
+        labels = [box['bbox_label'] for box in sample.get('instances', ())
+                  if not box['ignore_flag']]
         if 'gt_label' in sample:
             self._unit = 'images'
-            self._labels += np.atleast_1d(sample['gt_label']).tolist()
-        self._labels += [box['bbox_label'] for box in sample.get('instances', ())
-                         if not box['ignore_flag']]
+            labels = np.atleast_1d(sample['gt_label']).tolist()
+        for label in labels:
+            if label < 0 or self.names and label >= len(self.names):
+                raise UserError(f'{sample["img_path"]} has the label {label}, which is not a '
+                                f'class: {self._allowed()}.')
+        self._labels += labels
 
-    def add_mask(self, mask: NDArray[np.uint8]) -> None:
-        """Count the pixels of a mask ``[H, W]``: class ids, 255 where not labelled."""
-        self._values += np.bincount(mask.reshape(-1), minlength=len(self._values))
+    def add_mask(self, mask: NDArray[np.uint8], path: str) -> None:
+        """Count the pixels of a mask ``[H, W]``: class ids, 255 where not labelled.
+
+        Raises:
+            ValueError: if a value is not a class.
+        """
+        self.add_values(np.bincount(mask.reshape(-1), minlength=len(self._values)), path)
+
+    def add_values(self, values: NDArray[np.int64], path: str) -> None:
+        """Count the pixels ``[256]`` of each value of a mask.
+
+        Raises:
+            ValueError: as :meth:`add_mask`.
+        """
+        unknown = np.flatnonzero(values[:UNLABELLED]) if self.names else np.empty(0, int)
+        unknown = unknown[unknown >= len(self.names)]
+        if unknown.size:
+            raise UserError(f'{path} has the label {unknown[0]}, which is not a class: '
+                            f'{self._allowed()}, and {UNLABELLED} where not labelled.')
+        self._values += values
         self._masks += 1
+
+    def _allowed(self) -> str:
+        last = f' to {len(self.names) - 1}, as metainfo.classes names them' if self.names else ''
+        return f'labels count from 0{last}'
 
     def result(self) -> ClassCounts | None:
         """Return the counts; None if there are no labels."""
         if self._masks:
             values = self._values * (self.total / self._masks)
-            counts = np.append(values[:len(self.names)], values[UNLABELLED])
-            return ClassCounts('pixels', self.names, counts, self._masks, self.total)
+            names = self.names or _numbered(np.flatnonzero(values[:UNLABELLED]))
+            counts = np.append(values[:len(names)], values[UNLABELLED])
+            return ClassCounts('pixels', names, counts, self._masks, self.total, bool(self.names))
         if not self._labels:
             return None
-        number = max(len(self.names), max(self._labels) + 1)
-        names = self.names + tuple(f'class {i}' for i in range(len(self.names), number))
-        counts = np.bincount(self._labels, minlength=number + 1).astype(float)
-        return ClassCounts(self._unit, names, counts, self.total, self.total)
+        names = self.names or _numbered(self._labels)
+        counts = np.bincount(self._labels, minlength=len(names) + 1).astype(float)
+        return ClassCounts(self._unit, names, counts, self.total, self.total, bool(self.names))
+
+
+def _numbered(labels: Sequence[int] | NDArray) -> tuple[str, ...]:
+    return tuple(f'class {index}' for index in range(max(labels, default=-1) + 1))
 
 
 def join(parts: Sequence[ClassCounts | None]) -> ClassCounts | None:
     """Add the counts of the parts of a data set; None if there are none or the classes differ."""
     found = [part for part in parts if part is not None]
-    if len({(part.unit, part.names) for part in found}) != 1:
+    if len({(part.unit, part.is_named and part.names) for part in found}) != 1:
         return None
+    names = max((part.names for part in found), key=len)
+    counts = np.zeros(len(names) + 1)
+    for part in found:
+        counts[:len(part.names)] += part.counts[:-1]
+        counts[-1] += part.counts[-1]
     return found[0]._replace(
-        counts=np.sum([part.counts for part in found], axis=0),
-        seen=sum(part.seen for part in found), total=sum(part.total for part in found))
+        names=names, counts=counts, seen=sum(part.seen for part in found),
+        total=sum(part.total for part in found))
 
 
 def shares_line(counts: ClassCounts, split: str) -> str:
@@ -101,14 +143,23 @@ def shares_line(counts: ClassCounts, split: str) -> str:
         counts: The labels of the split.
         split: Its name.
     """
-    shares = ', '.join(f'{name} {_percent(share)}'
-                       for name, share in zip(counts.names, _shares(counts)))
+    shares = ', '.join(f'{name} {share}' for name, share in percentages(counts).items())
     files = 'masks' if counts.unit == 'pixels' else 'images'
     number = 'all' if counts.seen == counts.total else f'{counts.seen} of'
-    unlabelled = counts.counts[-1] / counts.counts.sum()
-    rest = f'; {_percent(unlabelled)} of all pixels are not labelled' if unlabelled else ''
+    unlabelled = not_labelled(counts)
+    rest = f'; {unlabelled} of all pixels are not labelled' if unlabelled else ''
     return (f'Classes of the {split} set by their share of the {counts.unit}, from {number} '
             f'{counts.total} {files}: {shares}{rest}.')
+
+
+def percentages(counts: ClassCounts) -> dict[str, str]:
+    """Return the share of each class in what is labelled, as texts like '3.1 %'."""
+    return dict(zip(counts.names, map(_percent, _shares(counts))))
+
+
+def not_labelled(counts: ClassCounts) -> str | None:
+    """Return the share of what is not labelled in all, such as '50 %'; None if there is none."""
+    return _percent(counts.counts[-1] / counts.counts.sum()) if counts.counts[-1] else None
 
 
 def weights_advice(counts: ClassCounts) -> str | None:

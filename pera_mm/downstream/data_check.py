@@ -1,22 +1,21 @@
 """A check of all files before the first step, so that a wrong file costs seconds, not hours.
 
 It also counts the labels of each class (:mod:`pera_mm.downstream.class_shares`).
+``tools/data/check.py`` (:mod:`pera_mm.downstream.data_report`) makes the same checks without a
+model.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from numpy.typing import NDArray
-from PIL import Image
 
-from pera_mm.datasets.masks import MASKS
-from pera_mm.datasets.reading import reason_of
+from pera_mm.downstream.class_check import class_faults, heads_of, lacks_second
 from pera_mm.downstream.class_shares import (
     ClassCounts,
     LabelCounter,
@@ -24,12 +23,27 @@ from pera_mm.downstream.class_shares import (
     shares_line,
     weights_advice,
 )
+from pera_mm.downstream.sample_check import (
+    check_sizes,
+    datasets_in,
+    fault_of_unreadable,
+    load,
+    read_heads,
+    window_of,
+)
 from pera_mm.engine.hooks.teacher import inner_model
 from pera_mm.errors import UserError
 from pera_mm.registry import HOOKS
 
-PATH_KEYS = ('img_path', 'img_path2', 'seg_map_path')
 PROGRESS_INTERVAL = 5  # seconds between two lines of progress in the log
+
+
+class _Part(NamedTuple):
+    """A data set that was looked at: its counter, and the samples that were loaded."""
+
+    dataset: Any
+    counter: LabelCounter
+    loaded: set[int]
 
 
 @HOOKS.register_module()
@@ -41,6 +55,9 @@ class DataCheckHook(Hook):
     (``crop_size`` of the pipeline, of the sliding window in validation). Then evenly spaced
     samples are loaded through the pipeline, up to the mask (classification, detection: the image),
     so that its loader can refuse unknown labels.
+
+    The classes of the head, of the train set and of the validation set must be the same, and masks
+    must show two of them: if those loaded do not, the others are loaded until one does.
 
     The log shows the share of each class among the pixels of these masks, among all images
     (classification) or among all boxes (detection). If a class has less than 5 % of the pixels or
@@ -55,7 +72,7 @@ class DataCheckHook(Hook):
 
     Raises:
         ValueError: on all ranks, with the name of the file, if a file does not fit, a file of the
-            validation set is unreadable, or all files of the train set are.
+            validation set is unreadable, all files of the train set are, or the classes do not fit.
     """
 
     def __init__(self, num_loaded: int = 200) -> None:
@@ -81,133 +98,72 @@ class DataCheckHook(Hook):
             raise UserError(verdict[0]) from None
 
     def _check_all(self, runner: Runner) -> None:
-        self._check_split(runner, runner.train_dataloader, 'train', None)
+        model = inner_model(runner)
+        splits = dict(train=self._check_split(runner, runner.train_dataloader, 'train', None))
         if runner.val_loop is not None:
-            test_cfg = getattr(inner_model(runner), 'test_cfg', None) or {}
-            window = test_cfg.get('crop_size') if test_cfg.get('mode') == 'slide' else None
-            self._check_split(runner, runner.val_dataloader, 'val', window)
+            test_cfg = getattr(model, 'test_cfg', None) or {}
+            splits['val'] = self._check_split(runner, runner.val_dataloader, 'val', test_cfg)
+        for fault in class_faults(splits, heads_of(model)):
+            raise UserError(fault)
 
     def _check_split(self, runner: Runner, loader: Any, name: str,
-                     window: Sequence[int] | None) -> None:
-        counts = join([self._check(runner, dataset, name, window)
-                       for dataset in _datasets_in(loader.dataset)])
+                     test_cfg: dict | None) -> ClassCounts | None:
+        parts = [self._check(runner, dataset, name, window_of(dataset, test_cfg))
+                 for dataset in datasets_in(loader.dataset)]
+        counts = join([part.counter.result() for part in parts])
+        if counts is not None and lacks_second(counts):
+            counts = _look_further(runner, parts, name)
         if counts is None:
-            return
+            return None
         runner.logger.info(shares_line(counts, name))
         is_weighted = any(getattr(module, 'class_weight', None) is not None
                           for module in inner_model(runner).modules())
         if name == 'train' and not is_weighted and (advice := weights_advice(counts)):
             runner.logger.info(advice)
+        return counts
 
     def _check(self, runner: Runner, dataset: Any, name: str,
-               window: Sequence[int] | None) -> ClassCounts | None:
+               window: Sequence[int] | None) -> _Part:
         transforms = dataset.pipeline.transforms
-        window = window or next(
-            (step.crop_size for step in transforms if hasattr(step, 'crop_size')), None)
         note = partial(_progress, runner.logger, f'of the {name} set checked')
         unreadable: dict[str, str] = {}
         counter = LabelCounter(dataset)
         for index in note(range(len(dataset))):
             sample = dataset.get_data_info(index)
-            unreadable.update(check_sizes(sample, window if 'seg_map_path' in sample else None))
+            heads, broken = read_heads(sample)
+            check_sizes(heads, window if sample.get('seg_map_path') else None)
+            unreadable.update(broken)
             counter.add_sample(sample)
         number = min(self.num_loaded, len(dataset))
-        for index in note(np.linspace(0, len(dataset) - 1, number, dtype=int).tolist()):
-            mask, skipped = _load_sample(dataset.get_data_info(index), transforms)
-            unreadable.update(skipped)
-            if mask is not None:
-                counter.add_mask(mask)
-        self._report_unreadable(runner, unreadable, name, len(dataset))
-        return counter.result()
-
-    @staticmethod
-    def _report_unreadable(runner: Runner, unreadable: dict[str, str], name: str,
-                           samples: int) -> None:
-        if not unreadable:
-            return
-        path, reason = next(iter(unreadable.items()))
-        found = f'{len(unreadable)} files of the {name} set cannot be read, such as {path} ' \
-                f'({reason})'
-        if name != 'train':
-            raise UserError(f'{found}; a score without them would not be comparable: repair '
-                            'them.')
-        if len(unreadable) >= samples:
-            raise UserError(f'{found}: there is nothing to train on.')
-        runner.logger.warning(f'{found}; other samples take their places.')
+        chosen = np.linspace(0, len(dataset) - 1, number, dtype=int).tolist()
+        for index in note(chosen):
+            sample = dataset.get_data_info(index)
+            loaded = load(sample, transforms)
+            unreadable.update(loaded.unreadable)
+            if loaded.mask is not None:
+                counter.add_mask(loaded.mask, sample['seg_map_path'])
+        if (fault := fault_of_unreadable(unreadable, name, len(dataset))) is not None:
+            if fault.is_fatal:
+                raise UserError(fault.text)
+            runner.logger.warning(fault.text)
+        return _Part(dataset, counter, set(chosen))
 
 
-def _datasets_in(dataset: Any) -> list[Any]:
-    """List the data sets in a ConcatDataset or in a RepeatDataset, or the data set itself."""
-    return getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', dataset)]
-
-
-def check_sizes(sample: dict, window: Sequence[int] | None) -> dict[str, str]:
-    """Compare the sizes in the headers of a sample's files.
-
-    Args:
-        sample: with the paths, under the keys of PATH_KEYS that it has.
-        window: height and width of the window that is cut out of it; None: no window.
-
-    Returns:
-        path to reason, for every file that is not a readable image.
-
-    Raises:
-        ValueError: on a missing file, different sizes, or an image smaller than the window.
-    """
-    sizes, unreadable = {}, {}
-    for path in (sample[key] for key in PATH_KEYS if sample.get(key)):
-        try:
-            sizes[path] = _image_size(path)
-        except FileNotFoundError:
-            raise UserError(f'{path} is missing, which belongs to {sample["img_path"]}: every '
-                            'sample needs all its files under one name.') from None
-        except Exception as error:  # decoders raise anything on broken bytes
-            unreadable[path] = f'{type(error).__name__}: {error}'
-    if len(sizes) > 1:
-        from pera_mm.downstream.segmentation import check_equal_sizes  # needs mmseg
-
-        check_equal_sizes(sizes)
-    for path, (width, height) in sizes.items():
-        if window is not None and (height < window[0] or width < window[1]):
-            raise UserError(f'{path} is {width} x {height} pixels, smaller than the window of '
-                            f'{window[1]} x {window[0]} that is cut out of it: take larger '
-                            'images or a smaller crop_size.')
-    return unreadable
-
-
-def _image_size(path: str) -> tuple[int, int]:
-    """Read width and height from the header alone."""
-    with open(path, 'rb') as file:
-        try:
-            with Image.open(file, formats=MASKS) as image:
-                return image.size
-        except OSError:
-            # For formats that Pillow does not read, such as deep TIFFs.
-            from rasterio import open as open_raster
-
-            with open_raster(path) as raster:
-                return raster.width, raster.height
-
-
-def _load_sample(sample: dict, transforms: Iterable[Any]) -> tuple[NDArray | None, dict[str, str]]:
-    """Run the pipeline up to the mask, or without masks up to the image.
-
-    Returns:
-        the mask, uint8 ``[H, W]``, where there is one; path and reason of an unreadable file.
-    """
-    skipped: list[tuple[str, str]] = []
-    results: dict | None = sample | dict(skipped=skipped)
-    last = 'gt_seg_map' if 'seg_map_path' in sample else 'img'
-    for transform in transforms:
-        try:
-            results = transform(results)
-        except Exception as error:  # MMDetection's loader passes on what its decoder raises
-            if last != 'img' or isinstance(error, (UserError, MemoryError, ImportError)):
-                raise
-            return None, {sample['img_path']: reason_of(error)}
-        if results is None or last in results:
-            break
-    return (results or {}).get('gt_seg_map'), dict(skipped)
+def _look_further(runner: Runner, parts: Sequence[_Part], name: str) -> ClassCounts | None:
+    """Load other masks until a second class is seen."""
+    for part in parts:
+        for index in _progress(runner.logger, f'of the {name} set searched for a second class',
+                               range(len(part.dataset))):
+            if index in part.loaded:
+                continue
+            sample = part.dataset.get_data_info(index)
+            loaded = load(sample, part.dataset.pipeline.transforms)
+            if loaded.mask is not None:
+                part.counter.add_mask(loaded.mask, sample['seg_map_path'])
+            counts = join([each.counter.result() for each in parts])
+            if counts is not None and not lacks_second(counts):
+                return counts
+    return join([part.counter.result() for part in parts])
 
 
 def _progress(logger: Any, what: str, indexes: Sequence[int]) -> Iterator[int]:

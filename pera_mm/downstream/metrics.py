@@ -13,10 +13,10 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 from numpy.typing import NDArray
 
+from pera_mm.datasets.masks import UNLABELLED  # such a pixel is never counted
 from pera_mm.errors import UserError
 from pera_mm.registry import METRICS
 
-UNLABELLED = 255  # a ground-truth pixel of this value is never counted
 MIN_COLUMN_WIDTH = 15  # characters, of the table in the log
 
 

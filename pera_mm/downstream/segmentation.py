@@ -17,60 +17,76 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from pera_mm.datasets.labelled import RedrawUnreadable, how_to_prepare
-from pera_mm.datasets.masks import read_mask
+from pera_mm.datasets.labelled import RedrawUnreadable, find_samples, with_classes
+from pera_mm.datasets.masks import UNLABELLED, read_above, read_class_ids
+from pera_mm.datasets.matching import READABLE, Role
 from pera_mm.datasets.reading import UnreadableImage
-from pera_mm.downstream.metrics import UNLABELLED
 from pera_mm.errors import UserError
 from pera_mm.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 
-MASK_MODES = ('1', 'L', 'P', 'I', 'I;16')  # Pillow's, of one whole number per pixel
+MASK_TYPES = (*READABLE, '.pgm', '.ppm', '.pbm')
 
 
 @DATASETS.register_module()
 class SegmentationDataset(RedrawUnreadable, BaseSegDataset):
     """A folder of images and a folder of masks with the same names.
 
-    It works as ``mmseg.BaseSegDataset``, with any ``classes`` in ``metainfo``. In training, another
-    sample replaces an unreadable one; its ``skipped`` names the file, which
-    ``pera_mm.SkippedImagesHook`` reports. In a test an unreadable file is an error.
+    Names are compared without suffix, so ``x.tif`` has the mask ``x.png``. Any type that is read
+    counts, in any case, at any depth; hidden files do not. In training, a sample that lacks a file
+    is left out, and another one replaces an unreadable one; its ``skipped`` names the file, which
+    ``pera_mm.SkippedImagesHook`` reports. In a test both are an error.
 
     Args:
         metainfo: ``dict(classes=(...))``; their order gives the ids.
-        threshold: masks hold gray values, and pixels above this value are of the second class;
-            None: masks hold class ids.
-        img_suffix: ending of the images' names.
+        threshold: masks hold gray values, and pixels above this value, 0 to 254, are of the second
+            class; None: masks hold class ids.
+        img_suffix: end of the images' names behind the common name, such as ``'_RGB.tif'`` or
+            ``'_RGB'``; None: a suffix of an image.
+        seg_map_suffix: the same of the masks.
         kwargs: as for ``mmseg.BaseSegDataset``: ``data_root``, ``data_prefix`` (``img_path`` and
-            ``seg_map_path``), ``reduce_zero_label`` (0 is not counted, classes begin at 1) ...
+            ``seg_map_path``), ``reduce_zero_label`` (0 is not counted, classes begin at 1),
+            ``ann_file`` (a list of names) ...
 
     Raises:
-        ValueError: if the folder is missing or has no image, or a threshold is set without exactly
-            two classes; in a test, if a file is unreadable.
+        ValueError: if the classes are not a list of names, a folder is missing, two files have one
+            name, there is no sample, or a threshold is not a gray value or is set without exactly
+            two classes; in a test, if a file is missing, unreadable or named twice.
     """
 
-    def __init__(self, metainfo: dict, threshold: int | None = None, img_suffix: str = '.png',
+    def __init__(self, metainfo: dict, threshold: float | None = None,
+                 img_suffix: str | None = None, seg_map_suffix: str | None = None,
                  **kwargs: Any) -> None:
+        metainfo = with_classes(metainfo)
         self.threshold = threshold
         self.num_classes = len(metainfo['classes'])
-        if threshold is not None and (self.num_classes != 2 or kwargs.get('reduce_zero_label')):
-            raise UserError('A threshold makes two classes, ids 0 and 1: name two in '
-                            'metainfo.classes and set reduce_zero_label=False.')
-        super().__init__(metainfo=metainfo, img_suffix=img_suffix, **kwargs)
+        if threshold is not None:
+            _check_threshold(threshold)
+            if self.num_classes != 2 or kwargs.get('reduce_zero_label'):
+                raise UserError('A threshold makes two classes, ids 0 and 1: name two in '
+                                'metainfo.classes and set reduce_zero_label=False.')
+        super().__init__(metainfo=metainfo, img_suffix=img_suffix, seg_map_suffix=seg_map_suffix,
+                         **kwargs)
 
     def load_data_list(self) -> list[dict]:
         """List the samples; each has the number of classes and the threshold for its mask.
 
         Raises:
-            ValueError: if the folder is missing or has no image.
+            ValueError: as the class.
         """
-        folder = self.data_prefix['img_path']
-        samples = super().load_data_list() if os.path.isdir(folder) else []
-        if not samples:
-            raise UserError(f'No images *{self.img_suffix} in {folder}: {how_to_prepare(folder)}, '
-                            'or correct data_root, data_prefix and img_suffix of the dataset.')
-        for sample in samples:
-            sample.update(num_classes=self.num_classes, threshold=self.threshold)
-        return samples
+        roles = dict(img_path=Role('image', self.data_prefix['img_path'], self.img_suffix))
+        if (masks := self.data_prefix.get('seg_map_path')) is not None:
+            roles['seg_map_path'] = Role('mask', masks, self.seg_map_suffix, MASK_TYPES)
+        return [sample.files | dict(
+            label_map=self.label_map, reduce_zero_label=self.reduce_zero_label, seg_fields=[],
+            num_classes=self.num_classes, threshold=self.threshold)
+            for sample in find_samples(self, roles)]
+
+
+def _check_threshold(threshold: Any) -> None:
+    is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+    if not is_number or not 0 <= threshold < UNLABELLED:
+        raise UserError(f'threshold={threshold!r} is not a gray value: pixels above it are of the '
+                        'second class, so give a number from 0 to 254, such as 127.')
 
 
 @TRANSFORMS.register_module()
@@ -78,45 +94,34 @@ class LoadMask(BaseTransform):
     """Read ``seg_map_path`` as class ids, 255 where not labelled.
 
     It adds ``gt_seg_map`` uint8 [H, W]. With ``reduce_zero_label`` the file's 0 becomes 255 and its
-    1, 2 ... become 0, 1 ... For an unreadable file, (path, reason) is appended to ``skipped``, and
-    the result is None. Use it with :class:`SegmentationDataset`, which knows the classes.
+    1, 2 ... become 0, 1 ... With a ``threshold`` the mask is gray. :mod:`pera_mm.datasets.masks`
+    has the rules. For an unreadable file, (path, reason) is appended to ``skipped``, and the result
+    is None. Use it with :class:`SegmentationDataset`, which knows the classes.
 
     Raises:
-        ValueError: if the file is a color picture, has a value that is not a class, or another
-            size than the image.
+        ValueError: if the file is a color picture, has a value that is not a class, has only values
+            up to 1 below the threshold, or has another size than the image.
     """
 
     def transform(self, results: dict) -> dict | None:
         """Read the mask; None if the file is unreadable."""
         path, image = results['seg_map_path'], results['img_path']
         try:
-            values, mode = read_mask(path)
+            mask = self._read(results)
         except UnreadableImage as error:
             results['skipped'].append((path, str(error)))
             return None
-        if mode not in MASK_MODES:
-            raise UserError(f'{path} is a color picture (mode {mode}), not a mask of class ids: '
-                            'convert it, for Potsdam with tools/data/prepare.py.')
-        check_equal_sizes({image: results['ori_shape'][::-1], path: values.shape[::-1]})
-        results['gt_seg_map'] = self._to_classes(values, results)
+        check_equal_sizes({image: results['ori_shape'][::-1], path: mask.shape[::-1]})
+        results['gt_seg_map'] = mask
         results['seg_fields'].append('gt_seg_map')
         return results
 
     @staticmethod
-    def _to_classes(values: NDArray, sample: dict) -> NDArray[np.uint8]:
+    def _read(sample: dict) -> NDArray[np.uint8]:
+        path = sample['seg_map_path']
         if sample['threshold'] is not None:
-            return (values > sample['threshold']).astype(np.uint8)
-        path, first = sample['seg_map_path'], int(sample['reduce_zero_label'])
-        last = sample['num_classes'] - 1 + first
-        unknown = np.unique(values[(values > last) & (values != UNLABELLED)])
-        if unknown.size:
-            zero = '0 for not labelled, ' if first else ''
-            raise UserError(
-                f'{path} has the label {unknown[0]}; allowed are {zero}the classes {first} to '
-                f'{last}, and {UNLABELLED} for not labelled: correct the mask, or name its class '
-                'in metainfo.classes.')
-        mask = values.astype(np.uint8)
-        return np.where(mask == UNLABELLED, mask, mask - np.uint8(1)) if first else mask
+            return read_above(path, sample['threshold'])
+        return read_class_ids(path, sample['num_classes'], bool(sample['reduce_zero_label']))
 
 
 def check_equal_sizes(sizes: Mapping[str, Sequence[int]]) -> None:

@@ -37,7 +37,7 @@ DETECTION = {
     'model.rpn_head.in_channels': 16, 'model.rpn_head.feat_channels': 16,
     'model.roi_head.bbox_roi_extractor.out_channels': 16,
     'model.roi_head.bbox_head.in_channels': 16, 'model.roi_head.bbox_head.fc_out_channels': 32,
-    'train_dataloader.dataset.pipeline.3.scale': (64, 64),
+    'train_dataloader.dataset.pipeline.2.scale': (64, 64),
     'val_dataloader.dataset.pipeline.1.scale': (64, 64)}
 
 

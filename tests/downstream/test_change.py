@@ -20,7 +20,7 @@ from pera_mm.downstream.change import (
     SiameseEncoderDecoder,
     SwapDates,
 )
-from pera_mm.downstream.data_check import check_sizes
+from pera_mm.downstream.sample_check import check_sizes, read_heads
 from pera_mm.registry import MODELS
 from pera_mm.scenes.folders import write_scenes
 
@@ -54,6 +54,11 @@ def pairs(tmp_path) -> Path:
 
 def dataset(root: Path, **options) -> ChangePairs:
     return ChangePairs(data_root=str(root), data_prefix=PREFIX, **options)
+
+
+def names(pairs: ChangePairs) -> list[str]:
+    """The names of the first dates."""
+    return [Path(pairs.get_data_info(i)['img_path']).name for i in range(len(pairs))]
 
 
 def load(root: Path, index: int = 0) -> dict | None:
@@ -90,8 +95,7 @@ def tiny_model(config: str, size: int = 64) -> Config:
 
 def test_a_pair_is_three_files_of_one_name(pairs):
     found = dataset(pairs)
-    assert [Path(found.get_data_info(i)['img_path']).name for i in range(len(found))] == [
-        f'{i}.png' for i in range(6)]
+    assert names(found) == [f'{i}.png' for i in range(6)]
     sample = found.get_data_info(3)
     assert {key: sample[key] for key in PREFIX} == {
         key: str(pairs / folder / '3.png') for key, folder in PREFIX.items()}
@@ -101,20 +105,49 @@ def test_a_pair_is_three_files_of_one_name(pairs):
 
 def test_a_list_of_names_chooses_pairs(pairs):
     (pairs / 'some.txt').write_text('4\n1\n')
-    found = dataset(pairs, ann_file='some.txt')
-    assert [Path(found.get_data_info(i)['img_path']).stem for i in range(len(found))] == ['1', '4']
+    assert names(dataset(pairs, ann_file='some.txt')) == ['1.png', '4.png']
+    (pairs / 'other.txt').write_text('A/4.png\r\n\r\n"1.png" \r\n', 'utf-16')
+    assert names(dataset(pairs, ann_file='other.txt', test_mode=True)) == ['1.png', '4.png']
 
 
 @pytest.mark.parametrize('folder, what', [
     ('A', 'first date'), ('B', 'second date'), ('label', 'mask')])
-def test_missing_files_are_counted_and_named(pairs, folder, what):
+def test_missing_files_are_an_error_in_a_test_and_counted_and_named_in_training(
+        pairs, log, folder, what):
     for index in (1, 2, 3, 5):
         (pairs / folder / f'{index}.png').unlink()
+    fault = f'4 of 6 samples have no {what} in {pairs}/{folder}: 1, 2, 3, 5; '
     with pytest.raises(ValueError) as error:
-        dataset(pairs)
+        dataset(pairs, test_mode=True)
     assert str(error.value) == (
-        f'4 of 6 pairs have no {what} in {pairs}/{folder}: 1.png, 2.png, 3.png, ...; both dates '
-        'and the mask of a pair need one name.')
+        f'{fault}a score would not be comparable: repair these files or their names, which are the '
+        'same for all files of a sample.')
+    assert names(dataset(pairs)) == ['0.png', '4.png']
+    assert log == [f'{fault}the others are used.']
+    for index in (0, 4):
+        (pairs / folder / f'{index}.png').unlink()
+    said = 'No images in .*/A: prepare' if folder == 'A' else (
+        f'6 of 6 samples have no {what} .*; no sample is left: ')
+    with pytest.raises(ValueError, match=said):
+        dataset(pairs)
+
+
+def test_files_of_a_pair_may_have_any_readable_type(pairs):
+    for folder, index, suffix in (('A', 1, '.PNG'), ('B', 1, '.tif'), ('label', 2, '.bmp'),
+                                  ('A', 3, '.webp'), ('label', 4, '.TIFF')):
+        (pairs / folder / f'{index}.png').rename(pairs / folder / f'{index}{suffix}')
+    found = dataset(pairs, test_mode=True)
+    assert names(found) == ['0.png', '1.PNG', '2.png', '3.webp', '4.png', '5.png']
+    assert Path(found.get_data_info(1)['img_path2']).name == '1.tif'
+    assert Path(found.get_data_info(2)['seg_map_path']).name == '2.bmp'
+
+
+def test_pairs_are_sorted_by_their_names(pairs):
+    for folder in PREFIX.values():
+        for index, name in enumerate(('x', 'x-1', 'x_2', 'x10', 'x2')):
+            (pairs / folder / f'{index}.png').rename(pairs / folder / f'{name}.png')
+    assert names(dataset(pairs)) == [
+        f'{name}.png' for name in ('5', 'x', 'x-1', 'x10', 'x2', 'x_2')]
 
 
 def test_a_missing_folder_and_an_empty_one_are_named(pairs):
@@ -122,6 +155,25 @@ def test_a_missing_folder_and_an_empty_one_are_named(pairs):
         dataset(pairs / 'nowhere')
     with pytest.raises(ValueError, match=r'No images \*\.tif in .*/A'):
         dataset(pairs, img_suffix='.tif', seg_map_suffix='.tif')
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    (dict(threshold=0), 'ChangePairs has no threshold and no reduce_zero_label: its masks hold 0'),
+    (dict(reduce_zero_label=True), 'no reduce_zero_label'),
+    (dict(metainfo=dict(classes='road')), "classes='road' is one text, not a list of names"),
+    (dict(ann_file='nowhere.txt'), r'There is no \S+/nowhere.txt: prepare'),
+])
+def test_wrong_pairs_are_refused_when_built(pairs, options, message):
+    with pytest.raises(ValueError, match=message):
+        dataset(pairs, **options)
+    with pytest.raises(ValueError, match='data_prefix of ChangePairs lacks img_path2: name three'):
+        ChangePairs(data_prefix=dict(img_path='A', seg_map_path='label'), data_root=str(pairs))
+
+
+def test_without_classes_there_are_two(pairs):
+    for metainfo in (None, {}, dict(classes=None)):
+        found = dataset(pairs, metainfo=metainfo)
+        assert not found.has_kinds and found.metainfo['classes'] == ('unchanged', 'changed')
 
 
 def test_a_twin_without_its_scenes_names_the_tool_that_draws_them(tmp_path, monkeypatch):
@@ -182,7 +234,7 @@ def test_files_of_different_sizes_are_refused_here_and_before_training(pairs, fo
     with pytest.raises(ValueError, match=f'one size: .*{path} is 47 x 40.*pixels'):
         load(pairs)
     with pytest.raises(ValueError, match=f'one size: .*{path} is 47 x 40.*pixels'):
-        check_sizes(dataset(pairs).get_data_info(0), None)
+        check_sizes(read_heads(dataset(pairs).get_data_info(0))[0], None)
 
 
 @pytest.mark.parametrize('folder', ['A', 'B', 'label'])
@@ -334,7 +386,7 @@ def test_the_real_samples_load(shared_data):
         assert sample['inputs'].shape == (6, 256, 256)
         assert sample['inputs'][:3].ne(sample['inputs'][3:]).any()
         masks.append(sample['data_samples'].gt_sem_seg.data)
-        check_sizes(data.get_data_info(len(masks) - 1), (256, 256))
+        check_sizes(read_heads(data.get_data_info(len(masks) - 1))[0], (256, 256))
     assert torch.stack(masks).unique().tolist() == [0, 1]
 
 
@@ -359,9 +411,11 @@ def test_it_trains_validates_resumes_and_tests_through_mim(tmp_path):
     config, options = 'configs/scenes/levircd_bit_pera_scenes.py', scenes_options(tmp_path)
     work_dir = tmp_path / 'run'
     train = ['-m', 'mim', 'train', 'mmseg', config, '--work-dir', work_dir, '--cfg-options']
+    options.append('train_cfg.max_epochs=3')
     said = run(*train, *options).output
     assert 'change/F1' in said and (work_dir / 'epoch_2.pth').exists()
-    said = run(*train, *options, 'train_cfg.max_epochs=3', '--resume').output
+    (work_dir / 'last_checkpoint').write_text(str(work_dir / 'epoch_2.pth'))
+    said = run(*train, *options, '--resume').output
     assert epochs(said) == {3}
     said = run('tools/test.py', config, work_dir / 'epoch_3.pth', '--work-dir', tmp_path / 'test',
                '--cfg-options', *options).output

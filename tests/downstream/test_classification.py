@@ -28,11 +28,11 @@ def test_mim_trains_resumes_and_the_tool_tests(tmp_path):
                'model.backbone.init_cfg=None', 'train_cfg.val_interval=1',
                'default_hooks.checkpoint.interval=1', 'param_scheduler.0.end=1',
                'param_scheduler.1.begin=0']
-    first = run('-m', 'mim', 'train', 'mmpretrain', config, *options,
-                'train_cfg.max_epochs=1').output
+    options.append('train_cfg.max_epochs=2')
+    first = run('-m', 'mim', 'train', 'mmpretrain', config, *options).output
     assert 'could not be read and were replaced' in first and 'airport_0001.jpg' in first
-    resumed = run('-m', 'mim', 'train', 'mmpretrain', config, '--resume', *options,
-                  'train_cfg.max_epochs=2').output
+    (tmp_path / 'work/last_checkpoint').write_text(f'{tmp_path}/work/epoch_1.pth')
+    resumed = run('-m', 'mim', 'train', 'mmpretrain', config, '--resume', *options).output
     assert 'resumed epoch: 1' in resumed
     tested = run('tools/test.py', config, f'{tmp_path}/work/epoch_2.pth', '--work-dir',
                  f'{tmp_path}/test', '--cfg-options', *roots[2:],

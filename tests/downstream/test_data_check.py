@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from made_data import noise_classes, voc_xml
 from mmengine.dataset import ConcatDataset, RepeatDataset
@@ -17,8 +18,15 @@ from torch import nn
 import pera_mm  # noqa: F401
 from pera_mm.datasets.labelled import LabelledImages
 from pera_mm.downstream import data_check
-from pera_mm.downstream.class_shares import ClassCounts, class_weights, weights_advice
+from pera_mm.downstream.class_check import class_faults, heads_of
+from pera_mm.downstream.class_shares import (
+    ClassCounts,
+    LabelCounter,
+    class_weights,
+    weights_advice,
+)
 from pera_mm.downstream.data_check import DataCheckHook
+from pera_mm.downstream.sample_check import check_sizes, head_of, read_head, read_heads
 from pera_mm.downstream.segmentation import SegmentationDataset
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'engine'))
@@ -87,6 +95,7 @@ def test_an_unknown_label_is_named_with_what_is_allowed(root):
 
 
 def test_only_an_even_sample_is_loaded(root):
+    write(root / 'masks/0.png', np.repeat([1, 2], 12)[:, None] * np.ones((24, 32)))
     write(root / 'masks/1.png', np.full((24, 32), 7))
     check(root, num_loaded=3)  # 0, 2 and 4
     with pytest.raises(ValueError, match='masks/1.png has the label 7'):
@@ -103,7 +112,7 @@ def test_second_images_are_compared_too(root):
     second = write(root / 'other.png', np.zeros((20, 32, 3)))
     sample = dict(img_path=str(root / 'images/0.png'), img_path2=str(second))
     with pytest.raises(ValueError, match='other.png is 32 x 20 pixels'):
-        data_check.check_sizes(sample, None)
+        check_sizes(read_heads(sample)[0], None)
 
 
 @pytest.mark.parametrize(('crop_size', 'smaller'), [((24, 33), True), ((25, 32), True),
@@ -136,10 +145,26 @@ def test_data_sets_within_others_are_looked_at(root, wrap):
         DataCheckHook().before_train(runner)
 
 
-def test_a_missing_mask_is_named(root):
-    (root / 'masks/2.png').unlink()
-    with pytest.raises(ValueError, match=r'masks/2.png is missing, which belongs to .*2.png'):
-        check(root)
+@pytest.mark.filterwarnings('ignore::rasterio.errors.NotGeoreferencedWarning')
+def test_heads_of_deep_rasters_are_read_too_but_not_those_that_name_other_files(tmp_path):
+    path = tmp_path / 'deep.tif'
+    with rasterio.open(path, 'w', driver='GTiff', width=5, height=3, count=4,
+                       dtype='uint16') as file:
+        file.write(np.ones((4, 3, 5), np.uint16))
+    assert read_head(str(path)) == head_of(path.read_bytes()) == (5, 3, 'GTiff 4 x uint16')
+    vrt = tmp_path / 'link.tif'
+    vrt.write_text(f'<VRTDataset rasterXSize="5" rasterYSize="3"><VRTRasterBand band="1" '
+                   f'dataType="UInt16"><SimpleSource><SourceFilename>{path}</SourceFilename>'
+                   '</SimpleSource></VRTRasterBand></VRTDataset>')
+    with rasterio.open(vrt):  # GDAL would
+        pass
+    assert 'link.tif' in str(read_heads(dict(img_path=str(vrt)))[1])
+
+
+def test_a_missing_file_of_a_sample_is_named(root):
+    sample = dict(img_path=str(root / 'images/2.png'), seg_map_path=str(root / 'masks/9.png'))
+    with pytest.raises(ValueError, match=r'masks/9.png is missing, which belongs to .*2.png'):
+        read_heads(sample)
 
 
 @pytest.mark.parametrize('content', [b'', b'no image', None])
@@ -260,12 +285,12 @@ def test_the_mean_weight_of_a_label_is_one():
     assert 'a (0 %), b (0 %)' in weights_advice(empty)
 
 
-def check_others(data, val=None) -> None:
+def check_others(data, val=None, model=None) -> None:
     """Check a data set without masks."""
     runner = Runner.__new__(Runner)
     SimpleNamespace.__init__(
         runner, train_dataloader=SimpleNamespace(dataset=data), val_loop=val,
-        val_dataloader=SimpleNamespace(dataset=val), model=nn.Module(),
+        val_dataloader=SimpleNamespace(dataset=val), model=model or nn.Module(),
         logger=logging.getLogger('check'))
     DataCheckHook().before_train(runner)
 
@@ -336,6 +361,128 @@ def test_boxes_are_counted_without_the_difficult_ones(tmp_path, caplog):
     assert '1 files of the train set cannot be read' in caplog.text
 
 
+# -- the classes -----------------------------------------------------------------------------------
+
+
+class Head(nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
+
+@pytest.mark.parametrize(('number', 'fits'), [(1, False), (2, True), (6, False)])
+def test_a_head_of_another_number_of_classes_stops_the_run(root, number, fits):
+    runner = Runner(root, root)
+    runner.model.decode_head = Head(number)
+    if fits:
+        return DataCheckHook().before_train(runner)
+    with pytest.raises(ValueError, match=rf'model.decode_head has num_classes={number}, and the '
+                       r'data set has 2 \(field, road\): set it to 2'):
+        DataCheckHook().before_train(runner)
+
+
+def test_heads_are_found_in_the_models_of_all_toolboxes_and_in_configs():
+    cascade = nn.Module()
+    cascade.roi_head = nn.Module()
+    cascade.roi_head.bbox_head = nn.ModuleList([Head(20), Head(20)])
+    cascade.rpn_head = Head(1)  # of objectness
+    assert heads_of(cascade) == {'roi_head.bbox_head': 20}
+    cfg = dict(decode_head=dict(num_classes=6), auxiliary_head=[dict(num_classes=7)],
+               head=dict(type='MAEPretrainHead'))
+    assert heads_of(cfg) == dict(decode_head=6, auxiliary_head=7)
+
+
+def lists(root: Path, train: str, val: str) -> list[LabelledImages]:
+    """Make two sets of the images field/0.png ... with these labels."""
+    noise_classes(root, len(train) + len(val), 8, field=(0, 9))
+    names = iter(range(len(train) + len(val)))
+    for split, labels in (('train', train), ('val', val)):
+        (root / f'{split}.txt').write_text(
+            ''.join(f'field/{next(names)}.png {label}\n' for label in labels))
+    return [labelled(root, ann_file=f'{split}.txt') for split in ('train', 'val')]
+
+
+@pytest.mark.parametrize(('train', 'val', 'head', 'fault'), [
+    ('012', '012', 3, None),
+    ('012', '01', 3, None),  # the classes are those of both
+    ('01', '012', 3, None),
+    ('012', '012', 2, 'num_classes=2, and the labels of the data are 0 to 2: set it to 3'),
+    ('012', '012', 30, 'num_classes=30, and the labels of the data are 0 to 2: set it to 3'),
+    ('123', '123', 3, 'none of the images has the label 0, so labels seem to count from 1: write '
+                      'them from 0 to 2'),
+    ('123', '123', 4, 'none of the images has the label 0'),
+    ('000', '01', 2, '3 of 3 images of the train set were read and hold only the class class 0'),
+])
+def test_labels_without_names_are_compared_with_the_head(tmp_path, train, val, head, fault):
+    model = nn.Module()
+    model.head = Head(head)
+    if fault is None:
+        return check_others(*lists(tmp_path, train, val), model=model)
+    with pytest.raises(ValueError, match=fault):
+        check_others(*lists(tmp_path, train, val), model=model)
+
+
+def test_other_classes_in_validation_stop_the_run(tmp_path):
+    noise_classes(tmp_path / 'train', 2, 8, field=(0, 9), forest=(0, 9), river=(0, 9))
+    noise_classes(tmp_path / 'val', 2, 8, field=(0, 9), river=(0, 9))  # river: 1, not 2
+    train, val = labelled(tmp_path / 'train'), labelled(tmp_path / 'val')
+    with pytest.raises(ValueError, match='the classes of the train set are field, forest, river, '
+                       'those of the val set field, river, and a label is a place in this list'):
+        check_others(train, val)
+    names = dict(metainfo=dict(classes=('field', 'forest', 'river')))
+    check_others(train, labelled(tmp_path / 'val', **names))
+
+
+@pytest.mark.parametrize(('sample', 'found'), [
+    (dict(gt_label=-1), 'a.png has the label -1, which is not a class: labels count from 0 to 1'),
+    (dict(gt_label=2), 'a.png has the label 2, which'),
+    (dict(instances=[dict(bbox_label=2, ignore_flag=0)]), 'a.png has the label 2, which')])
+def test_a_label_that_is_not_a_class_is_named(sample, found):
+    class Named(list):
+        metainfo = dict(classes=('field', 'road'))
+
+    with pytest.raises(ValueError, match=found):
+        LabelCounter(Named()).add_sample(dict(sample, img_path='a.png'))
+    with pytest.raises(ValueError, match=r'm.png has the label 2, .* and 255 where not labelled'):
+        LabelCounter(Named()).add_mask(np.array([[0, 1, 2, 255]], np.uint8), 'm.png')
+
+
+@pytest.mark.parametrize('value', [1, 0])
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_masks_that_never_show_a_second_class_are_refused(root, tmp_path, value, split):
+    other = tmp_path / 'other'
+    write_pairs(other, 4)
+    for index in range(4):
+        write(other / f'masks/{index}.png', np.full((24, 32), value))
+    found = 'only the class field' if value else 'no label'  # 0 is not labelled
+    with pytest.raises(ValueError, match=f'4 of 4 masks of the {split} set were read and hold '
+                       f'{found}, so nothing can be learned or scored'):
+        check(*((other, root) if split == 'train' else (root, other)), num_loaded=2)
+
+
+def test_a_rare_second_class_is_searched_for(root, caplog):
+    for index in range(5):
+        write(root / f'masks/{index}.png', np.full((24, 32), 2 if index == 3 else 1))
+    with caplog.at_level(logging.INFO):
+        check(root, num_loaded=2)  # 0 and 4, then 1, 2 and 3
+    assert caplog.messages[0].endswith('from all 5 masks: field 80 %, road 20 %.')
+
+
+def test_boxes_of_one_class_are_enough():
+    boxes = ClassCounts('boxes', ('ship', 'airplane'), np.array([4., 0, 0]), 3, 3)
+    assert not [*class_faults(dict(train=boxes), {})]
+
+
+def test_a_pair_as_open_cd_lists_it_is_checked(root):
+    sample = dict(img_path=[str(root / f'images/{index}.png') for index in '01'],
+                  seg_map_path=str(root / 'masks/0.png'))
+    heads, unreadable = read_heads(sample)
+    assert list(heads) == [*sample['img_path'], sample['seg_map_path']] and not unreadable
+    write(root / 'images/1.png', np.zeros((20, 32, 3)))
+    with pytest.raises(ValueError, match='images/1.png is 32 x 20'):
+        check_sizes(read_heads(sample)[0], None)
+
+
 # -- several ranks -------------------------------------------------------------------------------
 
 
@@ -353,8 +500,8 @@ def _note_the_verdict(root: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.dist
 def test_both_ranks_hear_the_verdict(root):
-    (root / 'masks/2.png').unlink()
+    write(root / 'masks/2.png', np.full((24, 32), 7))
     assert on_ranks(_note_the_verdict, root) == [0, 0]
     first, second = ((root / rank).read_text() for rank in '01')
     assert first == second
-    assert 'masks/2.png is missing' in first
+    assert 'masks/2.png has the label 7' in first

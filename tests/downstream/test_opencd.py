@@ -81,9 +81,11 @@ def test_it_trains_validates_resumes_and_tests(tmp_path, train, test):
     config, options = 'configs/scenes/levircd_bit_pera_opencd_scenes.py', scenes_options(tmp_path)
     work_dir = tmp_path / 'run'
     command = [sys.executable, train, config, '--work-dir', work_dir, '--cfg-options', *options]
+    command.append('train_cfg.max_epochs=3')
     said = run(*command)
     assert 'change/F1' in said and 'mFscore' in said and (work_dir / 'epoch_2.pth').exists()
-    said = run(*command, 'train_cfg.max_epochs=3', '--resume')
+    (work_dir / 'last_checkpoint').write_text(str(work_dir / 'epoch_2.pth'))
+    said = run(*command, '--resume')
     assert epochs(said) == {3}
     said = run(sys.executable, test, config, work_dir / 'epoch_3.pth', '--work-dir',
                tmp_path / 'test', '--cfg-options', *options)

@@ -25,6 +25,7 @@ from training_runs import on_ranks  # noqa: E402
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
 TINY_ARCH = dict(embed_dims=16, num_layers=4, num_heads=2, feedforward_channels=32)
+TWO, FOUR = ('a', 'b'), ('a', 'b', 'c', 'd')
 SMALL = {
     'model.backbone.vit.init_cfg': None,
     'model.backbone.vit.img_size': 64,
@@ -83,12 +84,12 @@ def test_zero_is_not_labelled_and_classes_begin_at_one(folder):
 
 
 def test_ids_stay_where_zero_is_a_class(folder):
-    assert dataset(folder, 'abcd')[0]['gt_seg_map'].tolist() == [[0, 1, 2, 3, 255]]
+    assert dataset(folder, FOUR)[0]['gt_seg_map'].tolist() == [[0, 1, 2, 3, 255]]
 
 
 def test_a_threshold_makes_two_classes(folder):
     write(folder / 'masks/x.png', np.array([[0, 126, 127, 128, 255]], np.uint8))
-    assert dataset(folder, 'ab', threshold=127)[0]['gt_seg_map'].tolist() == [[0, 0, 0, 1, 1]]
+    assert dataset(folder, TWO, threshold=127)[0]['gt_seg_map'].tolist() == [[0, 0, 0, 1, 1]]
 
 
 @pytest.mark.parametrize('mode', ['P', 'I', '1', 'I;16'])
@@ -102,13 +103,13 @@ def test_masks_of_other_modes_hold_the_same_ids(folder, mode):
     else:
         image = Image.fromarray(mask.astype(np.int32 if mode == 'I' else np.uint16))
     image.save(folder / 'masks/x.png', format='tiff' if mode == 'I' else None)
-    assert dataset(folder, 'ab')[0]['gt_seg_map'].tolist() == mask.tolist()
+    assert dataset(folder, TWO)[0]['gt_seg_map'].tolist() == mask.tolist()
 
 
 @pytest.mark.parametrize(('options', 'message'), [
-    (dict(classes='ab', reduce_zero_label=True),
+    (dict(classes=TWO, reduce_zero_label=True),
      r'masks/x.png has the label 3; allowed are 0 for not labelled, the classes 1 to 2, and 255'),
-    (dict(classes='abc'), r'masks/x.png has the label 3; allowed are the classes 0 to 2, and 255'),
+    (dict(), r'masks/x.png has the label 3; allowed are the classes 0 to 2, and 255'),
 ])
 def test_an_unknown_label_is_named(folder, options, message):
     with pytest.raises(ValueError, match=message):
@@ -138,13 +139,13 @@ def test_an_unreadable_file_is_replaced_in_training_and_an_error_in_a_test(folde
     for kind in ('images', 'masks'):
         (folder / kind / 'y.png').write_bytes((folder / kind / 'x.png').read_bytes())
     (folder / what / 'x.png').write_bytes(b'broken')
-    sample = dataset(folder, 'abcd', test_mode=False)[0]
+    sample = dataset(folder, FOUR, test_mode=False)[0]
     assert sample['img_path'].endswith('y.png')
     path, reason = sample['skipped'][0]
     assert path.endswith(f'{what}/x.png') and 'UnidentifiedImageError' in reason
     with pytest.raises(ValueError, match=rf'^1 of 2 test samples cannot be read: .*{what}/x.png .*'
                                          r': repair these files'):
-        dataset(folder, 'abcd')[0]
+        dataset(folder, FOUR)[0]
 
 
 def test_nothing_readable_ends(folder):
@@ -156,7 +157,7 @@ def test_nothing_readable_ends(folder):
 @pytest.mark.parametrize(('options', 'message'), [
     (dict(img_suffix='.tif'), r'No images \*.tif in .*images: prepare the data'),
     (dict(threshold=127), 'A threshold makes two classes'),
-    (dict(classes='ab', threshold=127, reduce_zero_label=True), 'set reduce_zero_label=False'),
+    (dict(classes=TWO, threshold=127, reduce_zero_label=True), 'set reduce_zero_label=False'),
 ])
 def test_a_wrong_dataset_is_refused_when_built(folder, options, message):
     with pytest.raises(ValueError, match=message):
@@ -165,7 +166,7 @@ def test_a_wrong_dataset_is_refused_when_built(folder, options, message):
 
 def test_a_twin_without_its_scenes_names_the_tool_that_draws_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r'in data/scenes/seg/images: draw .*make_scenes\.py'):
+    with pytest.raises(ValueError, match=r'no folder data/scenes/seg/images: draw .*make_scenes'):
         dataset(Path('data/scenes/seg'))
 
 
