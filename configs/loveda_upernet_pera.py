@@ -8,6 +8,7 @@ validation split; segmentation/loveda_upernet_pera_submission.py predicts the te
 
 Target:   54.02 mIoU on the test server (paper, Table 5).
 Hardware: batch 8 in all: on N GPUs set train_dataloader.batch_size to 8 / N.
+Memory:   as Potsdam: about 15 GB (computed).
 Command:  mim train mmseg configs/loveda_upernet_pera.py
 """
 

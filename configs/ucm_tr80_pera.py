@@ -1,6 +1,7 @@
 """UC Merced, 80 % for training: as AID with another learning rate and weight decay.
 
 Target:   100.0 OA (paper, Table 3).
+Memory:   as AID: about 32 GB (computed).
 Command:  mim train mmpretrain configs/ucm_tr80_pera.py
 """
 

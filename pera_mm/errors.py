@@ -1,7 +1,9 @@
 """The errors that users read."""
 
+import errno
 import os
 import re
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +18,10 @@ class UserError(ValueError):
 
 class RunError(UserError, RuntimeError):
     """An error of a run that cannot continue because of its data or its settings."""
+
+
+class NotFiniteError(RunError, FloatingPointError):
+    """An error of a run whose loss, gradients or weights are inf or nan."""
 
 
 class FileError(UserError, OSError):
@@ -42,6 +48,24 @@ def needs_extra(extra: str, what: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         raise UserError(f'{what} needs the package {error.name}, which is not installed: '
                         f'pip install -e .[{extra}].') from None
+
+
+def about_open_files() -> str:
+    """Say in one sentence that this process has as many files open as it may, and what to do."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (f'a process has the {limit} files open that it may have: allow more (ulimit -n 4096 in '
+            'the shell that trains, or docker run --ulimit nofile=4096), or use fewer workers '
+            '(train_dataloader.num_workers).')
+
+
+def check_open_files(error: BaseException) -> None:
+    """Raise if a file could not be opened because of the number of open ones: not its fault.
+
+    Raises:
+        RunError: if so.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        raise RunError(about_open_files()) from error
 
 
 def printable(text: str | os.PathLike) -> str:

@@ -8,6 +8,7 @@ Exit code 0: pre-training with our configs can run. 1: something that it needs i
 import argparse
 import importlib
 import platform
+import resource
 import shutil
 import sys
 import warnings
@@ -76,6 +77,9 @@ NEEDED_BY = {
     'DeepSpeedStrategy': 'deepspeed',
 }
 SHARED_MEMORY = 2**30  # bytes; less is a container's default, not a choice
+# A worker keeps up to 256 tar shards open, the main process several files for each image that the
+# workers have ready: 1024, the default of most systems, is enough for the configs.
+OPEN_FILES = 1024
 DOWNSTREAM = {'mmseg', 'mmdet', 'opencd', 'deepspeed'}
 NOT_HERE = ' (not here)'  # behind a path in the table
 
@@ -164,6 +168,20 @@ def check_shared_memory(folder: Path = Path('/dev/shm')) -> Finding:
         f'{folder} has only {size / 2**20:.0f} MB, too little for data-loader workers with large '
         'batches: docker run --shm-size 16g, or --ipc=host; else train_dataloader.num_workers=0.')
     return Finding('shared memory', f'{size / 2**30:.1f} GB', problem)
+
+
+def check_open_files() -> Finding:
+    """Check how many files a process may open: shards, and images that workers pass on."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= OPEN_FILES:
+        return Finding('open files', 'no limit' if soft < 0 else str(soft))
+    allowed = hard == resource.RLIM_INFINITY or hard >= OPEN_FILES
+    remedy = (f'ulimit -n {OPEN_FILES} in the shell that trains' if allowed else
+              f'ask the administrator for {OPEN_FILES} (nofile in /etc/security/limits.conf)')
+    problem = (
+        f'A process may have only {soft} files open, too few for tar shards (256 in each '
+        f'data-loader worker) or many workers: {remedy}; docker run --ulimit nofile={OPEN_FILES}.')
+    return Finding('open files', str(soft), problem)
 
 
 def dicts_in(cfg: Any) -> Iterator[dict]:
@@ -319,7 +337,7 @@ def main() -> int:
         packages.append(check_operators())
     if 'torch' not in broken:
         packages.append(check_device())
-    packages.append(check_shared_memory())
+    packages += [check_shared_memory(), check_open_files()]
     configs = check_configs(broken)
     show(console, 'Environment', 'version', packages)
     show(console, 'Configs', 'data', configs)

@@ -2,6 +2,9 @@
 # named where its model is.
 default_hooks = dict(
     weights=dict(type='pera_mm.StrictLoadHook', may_differ=[]),
+    run_check=dict(type='pera_mm.RunCheckHook'),
+    finite=dict(type='pera_mm.FiniteHook'),
+    total_batch=dict(type='pera_mm.TotalBatchHook'),
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
@@ -27,7 +30,8 @@ visualizer = dict(
 # The paper names no layer-wise decay of the learning rate, so it is off: 1.0. Below 1, layer i of L
 # learns at lr * rate ** (L - i); 0.65 to 0.95 are usual for a ViT.
 optim_wrapper = dict(
-    type='OptimWrapper',
+    type='pera_mm.AutocastOptimWrapper',
+    dtype='bfloat16',  # of training on a GPU; a CPU trains in float32, and all test in float32
     accumulative_counts=1,
     constructor='pera_mm.LayerDecayConstructor',
     paramwise_cfg=dict(layer_decay_rate=1.0))

@@ -5,6 +5,8 @@ custom_imports = dict(imports=['pera_mm'], allow_failed_imports=False)
 
 default_hooks = dict(
     weights=dict(type='pera_mm.StrictLoadHook', may_differ=[]),
+    run_check=dict(type='pera_mm.RunCheckHook'),
+    finite=dict(type='pera_mm.FiniteHook'),
     runtime_info=dict(type='RuntimeInfoHook'),
     timer=dict(type='IterTimerHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),

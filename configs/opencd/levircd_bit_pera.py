@@ -10,6 +10,7 @@ Open-CD (1.1.0, github likyoo/open-cd) is not on the package index and needs ein
 
 Target:   F1 of the changed class 92.34 (Table 6)
 Hardware: as configs/levircd_bit_pera.py
+Memory:   as there: about 18 GB (computed)
 Command:  python tools/train.py configs/opencd/levircd_bit_pera.py
           or Open-CD's own tools/train.py with the same argument
 """

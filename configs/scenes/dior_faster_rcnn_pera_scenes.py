@@ -1,4 +1,4 @@
-"""The twin of dior_faster_rcnn_pera.py on drawn scenes: the demo's tiny ViT and narrow heads.
+"""The twin of detection/dior_faster_rcnn_pera_fpn.py on drawn scenes: a tiny ViT, narrow heads.
 
 It starts from the teacher that `make demo` leaves behind.
 
@@ -8,12 +8,13 @@ Command:  python tools/data/make_scenes.py data/scenes/detection detection 300 -
           mim train mmdet configs/scenes/dior_faster_rcnn_pera_scenes.py
 """
 
-_base_ = ['../dior_faster_rcnn_pera.py', '../_base_/scenes.py']
+_base_ = ['../detection/dior_faster_rcnn_pera_fpn.py', '../_base_/scenes.py']
 
 classes = ('airplane', 'baseballfield', 'groundtrackfield', 'ship', 'storagetank', 'tenniscourt',
            'vehicle')
 model = dict(
-    backbone=dict(vit=dict(dict(_base_.demo_vit, drop_path_rate=0.), img_size=160)),
+    backbone=dict(
+        vit=dict(dict(_base_.demo_vit, drop_path_rate=0.), img_size=160), with_cp=False),
     neck=dict(in_channels=[128] * 4, out_channels=64),
     rpn_head=dict(in_channels=64, feat_channels=64),
     roi_head=dict(
@@ -26,7 +27,7 @@ model = dict(
 
 scale = (160, 160)
 train_pipeline = _base_.train_pipeline
-train_pipeline[3].scale = scale
+train_pipeline[2].scale = scale
 test_pipeline = _base_.test_pipeline
 test_pipeline[1].scale = scale
 here = dict(data_root='data/scenes/detection', metainfo=dict(classes=classes))
@@ -36,6 +37,8 @@ val_dataloader = dict(
     batch_size=4, num_workers=1, dataset=dict(pipeline=test_pipeline, **here))
 test_dataloader = val_dataloader
 
+auto_scale_lr = dict(base_batch_size=2)
 train_cfg = dict(max_epochs=6, val_interval=6)
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
+param_scheduler = [_base_.warmup, _base_.cosine]
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=6))

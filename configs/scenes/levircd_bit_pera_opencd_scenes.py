@@ -8,7 +8,7 @@ Command:  python tools/train.py configs/scenes/levircd_bit_pera_opencd_scenes.py
 _base_ = ['../opencd/levircd_bit_pera.py', '../_base_/scenes.py']
 
 model = dict(
-    backbone=dict(vit=dict(**_base_.demo_vit, img_size=128)),
+    backbone=dict(vit=dict(**_base_.demo_vit, img_size=128), with_cp=False),
     neck=dict(in_channels=128),
     test_cfg=dict(_delete_=True, mode='whole'))
 

@@ -10,7 +10,7 @@ Command:  mim train mmseg configs/scenes/levircd_bit_pera_scenes.py
 _base_ = ['../levircd_bit_pera.py', '../_base_/scenes.py']
 
 model = dict(
-    backbone=dict(vit=dict(**_base_.demo_vit, img_size=128)),
+    backbone=dict(vit=dict(**_base_.demo_vit, img_size=128), with_cp=False),
     neck=dict(in_channels=128),
     test_cfg=dict(_delete_=True, mode='whole'))
 

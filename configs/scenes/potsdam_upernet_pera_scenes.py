@@ -8,7 +8,7 @@ Command:  mim train mmseg configs/scenes/potsdam_upernet_pera_scenes.py
 
 _base_ = ['../potsdam_upernet_pera.py', '../_base_/scenes.py']
 model = dict(
-    backbone=dict(vit=dict(**_base_.demo_vit, img_size=128)),
+    backbone=dict(vit=dict(**_base_.demo_vit, img_size=128), with_cp=False),
     decode_head=dict(in_channels=[128, 128, 128, 128], channels=64, output_channels=32,
                      num_classes=7),
     test_cfg=dict(crop_size=(128, 128), stride=(128, 128)))

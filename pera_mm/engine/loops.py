@@ -1,6 +1,6 @@
 """The training loop that continues in the middle of an epoch."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.runner import EpochBasedTrainLoop
@@ -22,33 +22,9 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
     :class:`~pera_mm.engine.hooks.checkpoint.AtomicCheckpointHook` ensures this.
 
     Raises:
-        ValueError: on an epoch without a single batch; on a scheduler that begins after the end
-            of the training; on resuming with another number of iterations per epoch (other data,
-            batch size or number of processes), or in mid-epoch with a sampler that has no
-            ``start``.
+        ValueError: on resuming with another number of iterations per epoch (other data, batch size
+            or number of processes), or in mid-epoch with a sampler that has no ``start``.
     """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if len(self.dataloader) == 0:  # else MMEngine's schedulers assert something about lengths
-            batches = self.dataloader.batch_sampler
-            raise UserError(
-                f'an epoch of {len(batches.sampler)} images per process has not one batch of '
-                f'{batches.batch_size}: lower train_dataloader.batch_size, use fewer processes, '
-                'or check that source holds all of your images.')
-        self._check_schedulers()
-
-    def _check_schedulers(self) -> None:
-        """Raise if ``max_epochs`` cuts a schedule off; MMEngine's own error names no setting."""
-        for cfg in _scheduler_configs(self.runner.param_schedulers):
-            unit, last = (('epoch', self.max_epochs) if cfg.get('by_epoch', True) else
-                          ('iteration', self.max_iters))
-            begin = cfg.get('begin', 0)
-            if begin >= cfg.get('end', last):
-                raise UserError(
-                    f'param_scheduler: {cfg["type"]} begins at {unit} {begin}, but ends at '
-                    f'{cfg.get("end", last)} (train_cfg.max_epochs is {self.max_epochs}): lower '
-                    'its begin and the end of the scheduler before it in param_scheduler.')
 
     def run(self) -> Any:
         """Train from ``(epoch, iter)``, which a resume has set, to the end."""
@@ -78,24 +54,28 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
 
     def _match_checkpoint(self) -> None:
         """Keep in the message hub, which is saved, what the order of the data depends on."""
-        hub, now = self.runner.message_hub, len(self.dataloader)
-        sampler = self.dataloader.batch_sampler.sampler
+        hub, sampler = self.runner.message_hub, self.dataloader.batch_sampler.sampler
         if self._iter:
-            saved = hub.get_info('iters_per_epoch', now)
-            if saved != now:
-                raise UserError(
-                    f'the checkpoint was made with {saved} iterations per epoch but this run has '
-                    f'{now}: resume with the same data and the same global batch (processes x '
-                    'batch size), or start a new run with load_from.')
+            check_epoch(hub.runtime_info, self)
             sampler.seed = hub.get_info('sampler_seed', getattr(sampler, 'seed', None))
-        hub.update_info('iters_per_epoch', now)
+        hub.update_info('iters_per_epoch', len(self.dataloader))
         hub.update_info('sampler_seed', getattr(sampler, 'seed', None))
 
 
-def _scheduler_configs(node: Any) -> Iterator[dict]:
-    """Yield the configs of schedulers: one, a list, or either for each optimizer by name."""
-    if isinstance(node, dict) and 'type' in node:
-        yield node
-    elif isinstance(node, (dict, list, tuple)):
-        for child in node.values() if isinstance(node, dict) else node:
-            yield from _scheduler_configs(child)
+def check_epoch(saved: Mapping[str, Any], loop: Any) -> None:
+    """Check that an epoch is as long as it was when a checkpoint was made.
+
+    Args:
+        saved: the information in the message hub of the checkpoint.
+        loop: any training loop.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    now = len(loop.dataloader)
+    before = saved.get('iters_per_epoch', now)
+    if before != now:
+        raise UserError(
+            f'the checkpoint was made with {before} iterations per epoch but this run has {now}: '
+            'resume with the same data and the same global batch (processes x batch size), or '
+            'start a new run with load_from.')

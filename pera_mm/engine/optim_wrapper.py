@@ -1,23 +1,56 @@
 """The optimizer's parameters and precision, and a gradient check before every step."""
 
+import logging
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from mmengine.device import get_device
+from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmpretrain.engine.optimizers import LearningRateDecayOptimWrapperConstructor
 from mmpretrain.models.backbones.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 
+from pera_mm.engine.finite import not_finite
 from pera_mm.errors import UserError
 from pera_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
+
+PRODUCT_SIDE = 256  # of the matrices whose product shows how fast a CPU is in bfloat16
+SLOW = 2  # times the time in float32, from which bfloat16 is worth a warning
+
+
+@cache
+def bfloat16_slowdown() -> float:
+    """Measure a matrix product on the CPU: its time in bfloat16 / its time in float32."""
+    return _product_seconds(torch.bfloat16) / _product_seconds(torch.float32)
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    """Return the shortest of three times, after a product to warm up."""
+    matrix = torch.ones(PRODUCT_SIDE, PRODUCT_SIDE, dtype=dtype)
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def slow_bfloat16() -> str | None:
+    """Say in one sentence that this CPU is slow in bfloat16; None if it is not."""
+    slowdown = bfloat16_slowdown()
+    if slowdown < SLOW:
+        return None
+    return (f'This CPU takes {slowdown:.0f} times as long for a matrix product in bfloat16 as in '
+            'float32: train in float32 (--amp off).')
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -94,10 +127,11 @@ class AutocastOptimWrapper(OptimWrapper):
     """A wrapper with bfloat16 autocast on an accelerator and float32 on a CPU, by one config.
 
     A CPU with AVX512-BF16 or AMX trains about 1.5 times as fast in bfloat16, but not to the same
-    numbers as another machine, so it does this only on request.
+    numbers as another machine, so it does this only on request; another CPU is warned that it is
+    slow. Validation and test are in float32, as with MMEngine's ``AmpOptimWrapper``.
 
     Before each optimizer step the L2 norm of all gradients (of all shards under FSDP) must be
-    finite; otherwise the run stops while the weights are still good. DDP averages the gradients and
+    finite; otherwise the run stops before the update. DDP averages the gradients and
     FSDP sums the norm over ranks, so all ranks stop in the same iteration.
 
     Args:
@@ -110,7 +144,7 @@ class AutocastOptimWrapper(OptimWrapper):
 
     Raises:
         ValueError: on another dtype or another kind of clipping.
-        FloatingPointError: from :meth:`step`, if the gradient norm is inf or nan.
+        NotFiniteError: from :meth:`step`, if the gradient norm is inf or nan.
     """
 
     def __init__(self, dtype: str | None = 'bfloat16', clip_grad: dict | None = None,
@@ -124,7 +158,10 @@ class AutocastOptimWrapper(OptimWrapper):
         super().__init__(clip_grad=clip_grad, **kwargs)
         self.dtype = torch.bfloat16 if dtype else None
         self.on_cpu = on_cpu
+        self._autocast = False  # whether the last forward pass computed in dtype
         self._shard_group: dist.ProcessGroup | None = None  # ranks that share one copy
+        if dtype and on_cpu and get_device() == 'cpu' and (warning := slow_bfloat16()):
+            print_log(warning, 'current', logging.WARNING)
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
@@ -133,8 +170,9 @@ class AutocastOptimWrapper(OptimWrapper):
                    and model.sharding_strategy != ShardingStrategy.NO_SHARD)
         self._shard_group = model.process_group if sharded else None
         device = get_device()
-        autocast = self.dtype is not None and (device != 'cpu' or self.on_cpu)
-        with super().optim_context(model), torch.autocast(device, self.dtype, enabled=autocast):
+        self._autocast = self.dtype is not None and (device != 'cpu' or self.on_cpu)
+        with super().optim_context(model), torch.autocast(
+                device, self.dtype, enabled=self._autocast):
             yield
 
     def step(self, **kwargs: Any) -> None:
@@ -145,11 +183,8 @@ class AutocastOptimWrapper(OptimWrapper):
         value = float(norm)
         self.message_hub.update_scalar('train/grad_norm', value)
         if not math.isfinite(value):
-            raise FloatingPointError(
-                f'the gradient norm is {value}, so training stops before this update and '
-                'the weights are still good; likely causes are a learning rate that is too high '
-                'or broken pixels in the batch: lower optimizer.lr or clip_grad.max_norm, then '
-                'continue from the last checkpoint with --resume.')
+            raise not_finite(f'the norm of the gradients is {value}', self.message_hub,
+                             self._autocast)
         if self.clip_grad_kwargs:
             nn.utils.clip_grads_with_norm_(parameters, self.clip_grad_kwargs['max_norm'], norm)
         self.optimizer.step(**kwargs)

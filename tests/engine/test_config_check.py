@@ -1,8 +1,12 @@
 """A configuration that cannot train is refused before the first step."""
 
 import pytest
+import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader
 from training_runs import draw_images, training_cfg
 
 from pera_mm.engine.hooks.config_check import other_total_batch
@@ -52,6 +56,31 @@ def test_the_total_batch_counts_devices_and_accumulation():
     assert '\n' not in line
     cfg.auto_scale_lr = None
     assert other_total_batch(cfg, 24, 8) is None
+
+
+class Constant(BaseModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, inputs: torch.Tensor, mode: str) -> dict:
+        return dict(loss=self.weight * inputs.float().mean())
+
+
+@pytest.mark.parametrize('intended, warned', [(4, False), (16, True)])
+def test_the_hook_alone_counts_the_images_of_a_batch_sampler(tmp_path, intended, warned):
+    """MMDetection's configs have one, so that the loader's own batch_size is None."""
+    data = [dict(inputs=torch.tensor(float(i))) for i in range(8)]
+    loader = DataLoader(data, batch_sampler=BatchSampler(range(8), 4, False))
+    assert loader.batch_size is None
+    optimizer = dict(optimizer=dict(type='SGD', lr=0.1))
+    Runner(Constant(), str(tmp_path), loader, experiment_name=tmp_path.name,
+           train_cfg=dict(by_epoch=True, max_epochs=1), optim_wrapper=optimizer,
+           custom_hooks=[dict(type='pera_mm.TotalBatchHook')],
+           cfg=dict(optim_wrapper=optimizer, auto_scale_lr=dict(
+               enable=False, base_batch_size=intended))).train()
+    log, = tmp_path.glob('*/*.log')
+    assert ('A step has 4 images (batch_size 4 x 1 devices' in log.read_text()) == warned
 
 
 def test_one_image_per_device_with_koleo(start):

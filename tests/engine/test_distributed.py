@@ -112,7 +112,8 @@ def test_a_bad_gradient_on_one_rank_stops_both(cfg, tmp_path):
     assert on_ranks(_note_the_stop, ranks, SpoilHook(), FloatingPointError, tmp_path) == [0, 0]
     for rank in (0, 1):
         note = (tmp_path / f'rank{rank}').read_text()
-        assert note.startswith('2 True the gradient norm is nan, so training stops')
+        assert note.startswith('2 True training stops in iteration 3, because the norm of the '
+                               'gradients is nan; ')
 
 
 def test_a_full_disk_on_one_rank_stops_both(tmp_path):

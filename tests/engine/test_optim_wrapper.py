@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from mmengine.logging import MMLogger
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.optim import CosineAnnealingParamScheduler, build_optim_wrapper
 from torch import nn
 
+from pera_mm.engine import optim_wrapper
 from pera_mm.engine.optim_wrapper import AutocastOptimWrapper
 from pera_mm.registry import MODELS, OPTIM_WRAPPERS
 
@@ -60,10 +61,11 @@ def test_small_gradients_are_left_alone():
 @pytest.mark.parametrize('bad', [float('nan'), float('inf')])
 def test_stops_before_a_non_finite_update(clip_grad, bad):
     model, wrapper = make(clip_grad)
+    wrapper.message_hub = MessageHub('of no run')
     before = [p.detach().clone() for p in model.parameters()]
-    with pytest.raises(FloatingPointError, match=r'^the gradient norm is (nan|inf), so training '
-                                                 r'stops before this update and the weights are '
-                                                 r'still good; .* with --resume\.$'):
+    with pytest.raises(FloatingPointError, match=(
+            r'^training stops, because the norm of the gradients is (nan|inf); there is no '
+            r'checkpoint yet: look for .* or a lower optim_wrapper\.clip_grad\.max_norm\.$')):
         wrapper.update_params(model(torch.full((4, 3), bad)).sum())
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before))
 
@@ -93,6 +95,29 @@ def test_computes_in_the_asked_dtype_on_a_gpu(dtype, expected):
     model, wrapper = make(dtype=dtype)
     with wrapper.optim_context(model.cuda()):
         assert model(torch.ones(1, 3, device='cuda')).dtype == expected
+
+
+@pytest.mark.parametrize(('slowdown', 'warned'), [(1.9, False), (213.4, True)])
+def test_a_cpu_that_is_slow_in_bfloat16_is_warned_once_at_start(
+        slowdown, warned, monkeypatch):
+    monkeypatch.setattr(optim_wrapper, 'bfloat16_slowdown', lambda: slowdown)
+    make()
+    said: list[str] = []
+    logger = MMLogger.get_instance(f'slowdown {slowdown}')
+    monkeypatch.setattr(logger, 'handle', lambda record: said.append(record.getMessage()))
+    make(on_cpu=True, dtype=None)
+    assert not said  # in float32
+    model, wrapper = make(on_cpu=True)
+    with wrapper.optim_context(model):
+        model(torch.ones(4, 3))
+    assert said == warned * [
+        'This CPU takes 213 times as long for a matrix product in bfloat16 as in float32: train in '
+        'float32 (--amp off).']
+
+
+def test_the_slowdown_is_measured_once_in_less_than_seconds():
+    first = optim_wrapper.bfloat16_slowdown()
+    assert 0.1 < first < 10_000 and optim_wrapper.bfloat16_slowdown() == first
 
 
 def test_bad_arguments_are_refused_with_the_way_out():

@@ -31,7 +31,10 @@ model = dict(
             drop_path_rate=0.2,
             init_cfg=dict(type='pera_mm.PretrainedBackbone',
                           checkpoint='checkpoints/pera_vitg.safetensors', network='teacher')),
+        # the authors' code (SathShen/PerASCD)
         vit_feature='stages',
+        deform_ratio=1.0,
+        shared_norm=True,
         norm_cfg=dict(type='BN'),
         with_cp=False),
     neck=dict(type='pera_mm.PairNeck', in_channels=1024, out_channels=256),

@@ -1,6 +1,8 @@
-# ViT-Adapter + Faster R-CNN as in section 4.2.4 of the paper. The authors used torchvision's Faster
-# R-CNN and changed some of its parameters. Those of the paper are marked; all others have
-# torchvision's values, with a note where MMDetection's usual ones differ.
+# ViT-Adapter + Faster R-CNN as in section 4.2.4 of the paper. The authors' first code puts
+# torchvision's Faster R-CNN on the adapter, without an FPN: the four maps, 1024 channels wide, go
+# straight into RPN and RoI head. Its changed anchors were never public. The values of the paper and
+# of that code are marked; all others are torchvision's, with a note where MMDetection's usual ones
+# differ.
 _base_ = '../normalization.py'
 
 default_scope = 'mmdet'
@@ -13,7 +15,7 @@ model = dict(
     data_preprocessor=dict(
         type='DetDataPreprocessor',
         **_base_.normalization.imagenet,
-        bgr_to_rgb=True,
+        bgr_to_rgb=False,  # pera_mm.LoadRGB reads RGB
         pad_size_divisor=32),
     backbone=dict(
         type='pera_mm.ViTAdapter',
@@ -26,16 +28,16 @@ model = dict(
             init_cfg=dict(
                 type='pera_mm.PretrainedBackbone', checkpoint='checkpoints/pera_vitg.safetensors',
                 network='teacher')),
-        vit_feature='last',
+        # the authors' code (SathShen/PerASCD)
+        vit_feature='stages',
+        deform_ratio=1.0,
+        shared_norm=True,
         norm_cfg=dict(type='BN'),
         with_cp=False),
-    # torchvision's detectors have an FPN of 256 channels. Its fifth map (a pooled copy for the
-    # largest anchors) is left out: see the anchors.
-    neck=dict(type='FPN', in_channels=[1024] * 4, out_channels=256, num_outs=4),
     rpn_head=dict(
         type='pera_mm.ExactRPNHead',
-        in_channels=256,
-        feat_channels=256,
+        in_channels=1024,
+        feat_channels=1024,
         # Paper: sizes 4 to 512, ratios (height / width) 0.2 to 5. Our reading: the eight powers of
         # two, two on each of the four maps; torchvision's three ratios and the two ends.
         anchor_generator=dict(
@@ -54,11 +56,11 @@ model = dict(
             type='pera_mm.ExactRoIExtractor',
             # MMDetection: as many samples as a bin is wide, and shifted by half a pixel.
             roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=2, aligned=False),
-            out_channels=256,
+            out_channels=1024,
             featmap_strides=[4, 8, 16, 32]),
         bbox_head=dict(
             type='Shared2FCBBoxHead',
-            in_channels=256,
+            in_channels=1024,
             fc_out_channels=1024,
             roi_feat_size=7,
             num_classes=20,

@@ -27,7 +27,10 @@ model = dict(
             drop_path_rate=0.1,
             init_cfg=dict(type='pera_mm.PretrainedBackbone',
                           checkpoint='checkpoints/pera_vitg.safetensors', network='teacher')),
+        # the authors' code (SathShen/PerASCD)
         vit_feature='stages',
+        deform_ratio=1.0,
+        shared_norm=True,
         norm_cfg=dict(type='BN'),
         with_cp=False),
     decode_head=dict(

@@ -15,6 +15,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import EpochBasedTrainLoop
 from mmengine.runner.checkpoint import find_latest_checkpoint
 
+from pera_mm.engine.finite import check_weights
 from pera_mm.engine.hooks.teacher import made_update
 from pera_mm.engine.loops import ResumableTrainLoop
 from pera_mm.errors import FileError, UserError
@@ -46,6 +47,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     Raises:
         OSError: on all ranks, if a checkpoint cannot be written; the last good one is named.
+        NotFiniteError: on all ranks, if the weights to be written are inf or nan.
         ValueError: if another run trains in the work folder, or it cannot be written to.
         SystemExit: after SIGINT or SIGTERM.
     """
@@ -181,6 +183,7 @@ class AtomicCheckpointHook(CheckpointHook):
     def _write(self, runner: Any, name: str, meta: dict, by_epoch: bool) -> None:
         folder = str(self.out_dir)
         path = Path(folder, name)
+        check_weights(runner)
         runner.message_hub.update_info('last_ckpt', str(path))
         self._on_all_ranks(runner, path, lambda: runner.save_checkpoint(
             folder, name + INCOMPLETE, save_optimizer=self.save_optimizer,

@@ -10,7 +10,20 @@ from pera_mm.registry import HOOKS
 
 
 @HOOKS.register_module()
-class ConfigCheckHook(Hook):
+class TotalBatchHook(Hook):
+    """Say in one warning that steps have another number of images than the config intends."""
+
+    def before_train(self, runner: Runner) -> None:
+        """Multiply and compare."""
+        # loader.batch_size is None under a batch sampler of the config's own.
+        batch_size = runner.train_dataloader.batch_sampler.batch_size
+        warning = other_total_batch(runner.cfg, batch_size, get_world_size())
+        if warning is not None:
+            runner.logger.warning(warning)
+
+
+@HOOKS.register_module()
+class ConfigCheckHook(TotalBatchHook):
     """Check before the run that batch size, crops and patches fit the model and its losses.
 
     A run whose steps have another number of images than the config intends trains, too; one
@@ -32,9 +45,7 @@ class ConfigCheckHook(Hook):
         for group in loader.dataset[0]['inputs'].values():
             height, width = group.pixels.shape[-3:-1]
             model.check_split(height, width, group.split)
-        warning = other_total_batch(runner.cfg, loader.batch_size, get_world_size())
-        if warning is not None:
-            runner.logger.warning(warning)
+        super().before_train(runner)
 
 
 def other_total_batch(cfg: Config, batch_size: int, devices: int) -> str | None:

@@ -1,17 +1,15 @@
-"""A watch over the run: signs of collapse, a stop of all ranks for a broken loss, a verdict."""
+"""A watch over the run: signs of collapse and a verdict."""
 
 import math
 from collections import Counter
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.dist import all_gather_object, all_reduce, is_main_process
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from torch import Tensor
 
 from pera_mm.engine.hooks.teacher import inner_model
-from pera_mm.engine.optim_wrapper import AutocastOptimWrapper
 from pera_mm.errors import UserError
 from pera_mm.evaluation.collapse import (
     alignment,
@@ -76,7 +74,7 @@ SIGNS = dict(
 
 @HOOKS.register_module()
 class HealthHook(Hook):
-    """Watch the teacher for collapse, stop when the loss is not finite, and judge the whole run.
+    """Watch the teacher for collapse, and judge the whole run.
 
     Every ``interval`` iterations the main process computes, from its own batch (global crops),
     the signs below and writes them as ``health/...`` to the visualizer and the message hub. It
@@ -100,11 +98,6 @@ class HealthHook(Hook):
     After the last iteration, :func:`~pera_mm.evaluation.verdict.judge_run` says in the log what was
     wrong with the run and what to change (docs/health.md).
 
-    All ranks check the loss together in every iteration (they exchange one number), unless an
-    ``AutocastOptimWrapper`` checks the gradients. With another optimizer wrapper, or with an fp16
-    scaler that skips broken steps forever, nothing else stops the run; and a rank that stops alone
-    leaves the others waiting.
-
     Args:
         interval: iterations between two checks.
         patience: consecutive bad checks before a warning.
@@ -112,11 +105,9 @@ class HealthHook(Hook):
 
     Raises:
         ValueError: for limits of an unknown sign, or an upper limit of one that has none.
-        FloatingPointError: on all ranks, if the loss of any is inf or nan.
     """
 
-    # Before TeacherHook: the center is still the one of this batch's loss, and a broken student
-    # never reaches the teacher.
+    # Before TeacherHook: the center is still the one of this batch's loss.
     priority = 'ABOVE_NORMAL'
 
     def __init__(self, interval: int = 50, patience: int = 3,
@@ -142,9 +133,7 @@ class HealthHook(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
                          outputs: Any = None) -> None:
-        """Stop if the loss is broken; check the signs if they are due."""
-        if not isinstance(runner.optim_wrapper, AutocastOptimWrapper):
-            _stop_unless_finite(outputs, runner.iter + 1)
+        """Check the signs if they are due."""
         if not self._is_due(runner):
             return
         model = inner_model(runner)
@@ -196,17 +185,3 @@ def _compute_signs(model: torch.nn.Module) -> dict[str, float]:
         alignment=alignment(seen['teacher_features']),
         uniformity=uniformity(seen['teacher_features']))
     return {name: value for name, value in signs.items() if not math.isnan(value)}
-
-
-def _stop_unless_finite(losses: dict[str, Tensor], iteration: int) -> None:
-    broken = (~torch.isfinite(losses['loss'].detach())).float()
-    all_reduce(broken, op='max')
-    if not broken:
-        return
-    mine = [name for name, value in losses.items() if not torch.isfinite(value)]
-    found = [f'rank {rank}: {", ".join(names)}'
-             for rank, names in enumerate(all_gather_object(mine)) if names]
-    raise FloatingPointError(
-        f'the loss of iteration {iteration} is not finite ({"; ".join(found)}), so training stops '
-        'on all ranks; likely causes are a learning rate that is too high or broken pixels in the '
-        'batch: lower optimizer.lr, then continue from the last checkpoint with --resume.')
