@@ -1,6 +1,7 @@
 """The small PerA that most tests share, and where the real sample data lies."""
 
 import gc
+import logging
 import multiprocessing
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from made_data import TINY_ARCH
+from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -107,6 +109,18 @@ def tiny_pipeline() -> list[dict]:
         dict(type='pera_mm.DisjointMask', patch_size=16, student=0.2, learnable=0.2, teacher=0.6),
         dict(type='pera_mm.PackCrops'),
     ]
+
+
+@pytest.fixture
+def log() -> Iterator[list[str]]:
+    """The warnings and errors that MMEngine's logger gets during the test."""
+    lines: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    yield lines
+    logger.removeHandler(handler)
 
 
 @pytest.fixture

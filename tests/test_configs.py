@@ -331,6 +331,7 @@ def test_options_that_docs_name_are_keys_of_each_downstream_config(path):
     ('loveda_upernet_pera', 8, 200, 5e-5, 1e-4, 0.1, 512),
     ('levircd_bit_pera', 8, 500, 1e-4, None, 0.2, 512),
     ('dior_faster_rcnn_pera', 16, 100, 1e-4, 1e-3, 0.3, 512),
+    ('detection/dior_faster_rcnn_pera_fpn', 16, 100, 1e-4, 1e-3, 0.3, 512),
 ])
 def test_downstream_settings_are_the_papers(name, batch, epochs, lr, decay, drop_path, size):
     """Section 4.2; the weight decay for LEVIR-CD is not given."""
@@ -374,3 +375,58 @@ def test_loveda_trains_the_papers_252200_steps_on_tiles_of_prepare():
     assert tiles // data.batch_size * cfg.train_cfg.max_epochs == 252_200
     for part in (cfg.val_dataloader, cfg.test_dataloader):
         assert part.dataset.data_prefix.img_path == 'img_dir/val'
+
+
+ADAPTED = ['potsdam_upernet_pera', 'loveda_upernet_pera', 'levircd_bit_pera',
+           'opencd/levircd_bit_pera', 'dior_faster_rcnn_pera']
+
+
+@pytest.mark.parametrize('name', ADAPTED)
+def test_the_papers_adapter_is_that_of_the_authors_code(name):
+    """pera_reference.md §7b; heads, points and the MLP's ratio are theirs by default."""
+    cfg = load(CONFIGS / f'{name}.py')
+    with torch.device('meta'):
+        adapter = MODELS.build(cfg.model.backbone)
+    assert (adapter.vit_feature, adapter.shared_norm) == ('stages', True)
+    assert adapter.groups == [(0, 9), (10, 19), (20, 29), (30, 39)]
+    attention, mlp = adapter.extractors[3][2].attention, adapter.extractors[3][2].ffn
+    assert (attention.num_heads, attention.num_points) == (16, 4)
+    assert attention.value_proj.weight.shape == (1024, 1024)  # deform_ratio 1.0
+    assert mlp.fc1.out_features == 256 and len(adapter.extractors[3]) == 3
+
+
+def test_dior_is_the_authors_detector_and_its_fpn_twin_differs_in_the_model_alone():
+    """pera_reference.md §7b: no FPN, both flips, colors, warm-up, eps, the clipped gradient."""
+    paper = load(CONFIGS / 'dior_faster_rcnn_pera.py')
+    fpn = load(CONFIGS / 'detection/dior_faster_rcnn_pera_fpn.py')
+    assert 'neck' not in paper.model and fpn.model.neck.out_channels == 256
+    assert paper.model.rpn_head.in_channels == paper.model.rpn_head.feat_channels == 1024
+    assert fpn.model.backbone.vit_feature == 'last' and not fpn.model.backbone.shared_norm
+    assert fpn.model.backbone.deform_ratio == 0.5
+    wrapper, (warmup, cosine) = paper.optim_wrapper, paper.param_scheduler
+    assert (wrapper.optimizer.eps, wrapper.clip_grad) == (2e-5, dict(max_norm=10))
+    assert (warmup.start_factor, warmup.end) == (1e-30, 20)
+    assert (cosine.begin, cosine.eta_min) == (20, 1e-6)
+    steps = paper.train_dataloader.dataset.pipeline
+    assert [(step.prob, step.direction) for step in steps if step.type == 'RandomFlip'] == [
+        (.5, 'horizontal'), (.5, 'vertical')]
+    jitter, = (step for step in steps if step.type.endswith('ColorJitter'))
+    assert (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) == (.4, .4, .2, .1)
+    test = paper.model.test_cfg
+    assert (test.rpn.nms.iou_threshold, test.rcnn.score_thr, test.rcnn.max_per_img) == (
+        .8, .01, 200)
+    for key in ('optim_wrapper', 'param_scheduler', 'train_cfg', 'train_dataloader',
+                'test_dataloader', 'test_evaluator', 'auto_scale_lr'):
+        assert fpn[key] == paper[key], key
+
+
+@pytest.mark.parametrize('path', [path for path in DOWNSTREAM if path.stem.startswith('dior')],
+                         ids=lambda path: path.stem)
+def test_a_step_of_each_detection_config_has_the_images_it_declares(path):
+    cfg = load(path)
+    intended = 2 if 'scenes' in path.stem else 16
+    assert cfg.auto_scale_lr == dict(enable=False, base_batch_size=intended)
+    assert other_total_batch(cfg, cfg.train_dataloader.batch_size, devices=1) is None
+    assert f'this config is meant for {intended}' in other_total_batch(
+        cfg, cfg.train_dataloader.batch_size, devices=4)
+    assert cfg.default_hooks.total_batch.type == 'pera_mm.TotalBatchHook'

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pera_mm.datasets.listing import find_images
+from pera_mm.datasets.matching import class_folders, list_images
 from pera_mm.datasets.reading import UnreadableImage, read_image
 from pera_mm.errors import UserError
 
@@ -34,7 +34,7 @@ class Split(NamedTuple):
 
 
 def read_labelled_folder(root: str) -> LabelledFolder:
-    """List ``root/<class>/**/<image>``; folders without images are not classes.
+    """List ``root/<class>/**/<image>``, as :func:`~pera_mm.datasets.matching.class_folders` does.
 
     Raises:
         ValueError: if ``root`` is missing or holds images of fewer than two classes.
@@ -42,21 +42,19 @@ def read_labelled_folder(root: str) -> LabelledFolder:
     if not os.path.isdir(root):
         raise UserError(f"the labelled folder '{root}' does not exist; it must hold one folder "
                         'of images per class.')
-    images = {entry.name: images_below(entry.path) for entry in os.scandir(root)
-              if entry.is_dir() and not entry.name.startswith('.')}
-    classes = sorted(name for name, paths in images.items() if paths)
+    images = class_folders(root)
+    classes = list(images)
     if len(classes) < 2:
         raise UserError(f"the labelled folder '{root}' must hold at least two folders with "
                         f'images, one per class; found {len(classes)}.')
-    paths = [path for name in classes for path in images[name]]
+    paths = [os.path.join(root, path) for name in classes for path in images[name]]
     labels = [label for label, name in enumerate(classes) for _ in images[name]]
     return LabelledFolder(paths, torch.tensor(labels), classes)
 
 
 def images_below(folder: str) -> list[str]:
     """List the paths of all images below a folder, sorted."""
-    root = os.fsencode(folder)
-    return [os.fsdecode(os.path.join(root, image)) for image in find_images(root)]
+    return [os.path.join(folder, path) for path in list_images(folder)]
 
 
 def read_evenly(folder: str, number: int, size: int) -> list[np.ndarray]:

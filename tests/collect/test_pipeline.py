@@ -93,6 +93,7 @@ def digest(folder: Path) -> dict[str, str]:
             for path in sorted(folder.rglob('*')) if path.is_file()}
 
 
+@pytest.mark.slow
 def test_from_land_cover_to_a_trained_model(tmp_path, monkeypatch, capsys, two_islands, served):
     work = tmp_path / 'work'
     options = small(tmp_path, two_islands, f'{served}/{{z}}/{{x}}/{{y}}.png')

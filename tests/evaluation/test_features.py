@@ -28,7 +28,8 @@ def model(tiny_cfg):
 def test_reads_class_folders_in_a_stable_order(tmp_path):
     (tmp_path / 'a_readme.txt').write_text('no class')
     (tmp_path / 'empty').mkdir()
-    draw(tmp_path / '.hidden' / 'x.png')
+    for name in ('.hidden', '@eaDir', '__MACOSX', 'lost+found'):
+        draw(tmp_path / name / 'x.png')
     wanted = [draw(tmp_path / 'b.v2' / '1.PNG'), draw(tmp_path / 'b.v2' / 'deep' / '0.jpg'),
               draw(tmp_path / 'forest' / '0.tif')]
     (tmp_path / 'forest' / 'notes.txt').write_text('no image')

@@ -81,9 +81,10 @@ def assert_on_gpu(outputs: Any, number: int) -> None:
 
 
 @pytest.mark.parametrize('method, terms, dtype', [
-    ('pera', 3, torch.bfloat16), ('pera', 3, torch.float16), ('pera', 3, None),
-    ('dino', 1, torch.bfloat16), ('dinov2', 3, torch.bfloat16), ('mae', 1, torch.bfloat16),
-    ('mocov3', 1, torch.bfloat16)])
+    ('pera', 3, torch.bfloat16), ('dino', 1, torch.bfloat16), ('dinov2', 3, torch.bfloat16),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in [
+        ('pera', 3, torch.float16), ('pera', 3, None), ('mae', 1, torch.bfloat16),
+        ('mocov3', 1, torch.bfloat16)])])
 def test_losses_of_the_pretrainings(method, terms, dtype):
     model, batch = pretraining(method)
     # MMEngine's moving average, in the loss of MoCo v3, reads its number of steps.

@@ -253,9 +253,81 @@ def vit_stream_with_levels(backbone: ViTAdapter, images: Tensor) -> list[Tensor]
     return backbone._interact(images, tokens, grid)[1]
 
 
-@pytest.mark.parametrize('feature', ['stages', 'last'])
-def test_every_parameter_of_the_adapter_gets_a_gradient(feature):
-    backbone = make(vit_feature=feature, vit=dict(drop_path_rate=0.1))
+# Options: what the sources differ in --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('ratio', 'width'), [(1., 32), (.5, 16), (.25, 8)])
+def test_deform_ratio_is_the_width_of_the_sampled_values(ratio, width):
+    attentions = [module for module in make(deform_ratio=ratio).modules()
+                  if isinstance(module, DeformableAttention)]
+    assert len(attentions) == 4 + 6
+    assert {module.value_proj.weight.shape for module in attentions} == {(width, 32)}
+    assert {module.output_proj.weight.shape for module in attentions} == {(32, width)}
+
+
+def test_the_shared_norm_is_one_module_and_no_other_is_left():
+    backbone = make(shared_norm=True)
+    norms = [module for module in backbone.modules() if isinstance(module, nn.LayerNorm)]
+    assert len(norms) == 2 * 4 + 1 and norms == [
+        module for module in backbone.vit.modules() if isinstance(module, nn.LayerNorm)]
+    calls = []
+    backbone.vit.ln1.register_forward_hook(lambda *_: calls.append(1))
+    backbone(torch.randn(1, 3, 64, 64))
+    assert len(calls) == 4 * 2 + 6 * 3  # injectors: queries, tokens; extractors: their MLP, too
+    twin = copy.deepcopy(backbone)
+    with torch.no_grad():
+        twin.vit.ln1.weight.zero_()
+        twin.vit.ln1.bias.zero_()
+    images = torch.randn(1, 3, 64, 64)
+    assert not torch.equal(twin(images)[3], backbone(images)[3])
+
+
+def test_the_shared_norm_equals_copies_of_it_and_no_norm_of_the_vits_maps():
+    shared, own = make(shared_norm=True), make()
+    left_out = own.load_state_dict(shared.state_dict(), strict=False)
+    assert not left_out.unexpected_keys
+    assert len(left_out.missing_keys) == 2 * (4 * 2 + 6 * 3)  # a weight and a bias each
+    for layer in (*own.injectors, *(x for group in own.extractors for x in group)):
+        for name in ('query_norm', 'token_norm', 'ffn_norm'):
+            if hasattr(layer, name):
+                getattr(layer, name).load_state_dict(shared.vit.ln1.state_dict())
+    own.vit.ln1 = nn.Identity()
+    images = torch.randn(2, 3, 64, 96)
+    for a, b in zip(shared(images), own(images)):
+        assert torch.equal(a, b)
+
+
+def test_a_state_dict_fits_one_kind_of_norm_only():
+    shared, own = make(shared_norm=True), make()
+    for a, b in ((shared, own), (own, shared)):
+        with pytest.raises(RuntimeError, match='injectors.0.query_norm.weight'):
+            a.load_state_dict(b.state_dict())
+
+
+def test_the_defaults_still_take_older_checkpoints():
+    """Names and shapes of the adapter, apart from its ViT, as they always were."""
+    tensors = {name: tuple(value.shape) for name, value in make().state_dict().items()
+               if not name.startswith('vit.')}
+    injector = {key: shape for key, shape in tensors.items() if key.startswith('injectors.0')}
+    assert injector == {f'injectors.0.{key}': shape for key, shape in {
+        'gamma': (32, ), 'query_norm.weight': (32, ), 'query_norm.bias': (32, ),
+        'token_norm.weight': (32, ), 'token_norm.bias': (32, ),
+        'attention.sampling_offsets.weight': (48, 32), 'attention.sampling_offsets.bias': (48, ),
+        'attention.attention_weights.weight': (24, 32), 'attention.attention_weights.bias': (24, ),
+        'attention.value_proj.weight': (16, 32), 'attention.value_proj.bias': (16, ),
+        'attention.output_proj.weight': (32, 16), 'attention.output_proj.bias': (32, )}.items()}
+    extractor = {key.removeprefix('extractors.3.2.').rpartition('.')[0] for key in tensors
+                 if key.startswith('extractors.3.2')}
+    assert extractor == {
+        'query_norm', 'token_norm', 'ffn_norm', 'ffn.fc1', 'ffn.depthwise', 'ffn.fc2',
+        *(f'attention.{name}' for name in ('sampling_offsets', 'attention_weights', 'value_proj',
+                                           'output_proj'))}
+
+
+@pytest.mark.parametrize('options', [
+    dict(), dict(vit_feature='last'), dict(shared_norm=True, deform_ratio=1.)])
+def test_every_parameter_of_the_adapter_gets_a_gradient(options):
+    backbone = make(**options, vit=dict(drop_path_rate=0.1))
     backbone.train()
     sum(x.square().sum() for x in backbone(torch.randn(4, 3, 64, 64))).backward()
     lacking = [name for name, p in backbone.named_parameters()
@@ -271,8 +343,10 @@ def test_every_parameter_of_the_pyramid_gets_a_gradient():
     assert not [n for n, p in backbone.named_parameters() if p.grad is None or not p.grad.any()]
 
 
-def test_recomputation_changes_no_gradient():
-    backbone = make(norm_cfg=dict(type='GN', num_groups=4), vit=dict(drop_path_rate=0.3))
+@pytest.mark.parametrize('shared', [False, True])
+def test_recomputation_changes_no_gradient(shared):
+    backbone = make(norm_cfg=dict(type='GN', num_groups=4), vit=dict(drop_path_rate=0.3),
+                    shared_norm=shared)
     twin = copy.deepcopy(backbone)
     twin.with_cp = True
     for layer in twin.vit.layers:
@@ -304,8 +378,9 @@ def test_bfloat16_samples_in_float32():
 
 
 @pytest.mark.slow
-def test_it_exports():
-    backbone = make()
+@pytest.mark.parametrize('shared', [False, True])
+def test_it_exports(shared):
+    backbone = make(shared_norm=shared)
     images = torch.randn(1, 3, 64, 96)
     program = torch.export.export(backbone, (images,))
     for a, b in zip(program.module()(images), backbone(images)):
@@ -341,6 +416,9 @@ def test_groups_with_holes_are_refused(indexes):
 @pytest.mark.parametrize(('kwargs', 'words'), [
     (dict(vit_feature='first'), "must be 'stages' .* or 'last'"),
     (dict(deform_heads=3), 'not divisible by 3 heads'),
+    (dict(deform_ratio=1.5), 'ratio 1.5 must be above 0 and at most 1; change deform_ratio'),
+    (dict(deform_ratio=0), 'ratio 0 must be above 0 and at most 1; change deform_ratio'),
+    (dict(deform_ratio=.01), '32 x value ratio 0.01 = 0 is not divisible by 2 heads'),
     (dict(vit=dict(type='mmpretrain.VisionTransformer')), 'must be a pera_mm.PerAViT'),
 ])
 def test_bad_settings_fail_with_a_sentence(kwargs, words):

@@ -34,6 +34,7 @@ def run_with(stubs: dict[str, str], folder: Path, code: int) -> Done:
     return run(DOCTOR, code=code, PYTHONPATH=str(folder), COLUMNS='200')
 
 
+@pytest.mark.slow
 def test_a_broken_mmengine_is_named_with_what_to_do(tmp_path: Path):
     result = run_with(dict(mmengine="raise ImportError('wheel for another Python')"), tmp_path,
                       code=1)
@@ -44,6 +45,7 @@ def test_a_broken_mmengine_is_named_with_what_to_do(tmp_path: Path):
     assert re.search(r'^BROKEN: No config can be loaded', result.stdout, re.M)
     assert 'Pre-training cannot run here yet' in result.stdout
     assert re.search(r'torch +│ ok +│ \d', result.stdout)
+    assert re.search(r'open files +│ (ok|no) +│ (\d+|no limit)', result.stdout)
     assert 'Traceback' not in result.stdout + result.stderr
 
 
@@ -101,6 +103,22 @@ def test_small_shared_memory_is_a_note(doctor: ModuleType, tmp_path: Path,
     found = doctor.check_shared_memory(tmp_path)
     assert found.problem.startswith(f'{tmp_path} has only {size / 2**20:.0f} MB, too little')
     assert not found.required
+
+
+def test_few_open_files_are_a_note(doctor: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    def check(soft: int, hard: int):
+        monkeypatch.setattr(doctor.resource, 'getrlimit', lambda kind: (soft, hard))
+        found = doctor.check_open_files()
+        assert not found.required and found.name == 'open files'
+        return found.detail, found.problem
+
+    assert check(1024, 1024) == ('1024', '') and check(-1, -1) == ('no limit', '')
+    said = ('A process may have only 256 files open, too few for tar shards (256 in each '
+            'data-loader worker) or many workers: {}; docker run --ulimit nofile=1024.')
+    here = said.format('ulimit -n 1024 in the shell that trains')
+    assert check(256, 4096) == check(256, -1) == ('256', here)
+    assert check(256, 512) == ('256', said.format(
+        'ask the administrator for 1024 (nofile in /etc/security/limits.conf)'))
 
 
 # -- configs --------------------------------------------------------------------------------

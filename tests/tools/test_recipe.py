@@ -94,6 +94,7 @@ def test_what_does_not_fit_is_a_sentence(changes, message):
         recipe.work_out(arguments(**dict(dict(images=1000), **changes)))
 
 
+@pytest.mark.slow
 def test_a_written_config_trains(tmp_path):
     noise_classes(tmp_path / 'images', 4, 64, bright=(128, 256), dark=(0, 128))
     cfg, _ = written(tmp_path, 8, model='demo', gpus=1, side=64, budget=('5', 'epochs'),

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[2] / 'tools/benchmarks'))
 import downstream  # noqa: E402
+import memory  # noqa: E402
 import resources  # noqa: E402
 import steps  # noqa: E402
 from steps import Variant  # noqa: E402
@@ -19,7 +22,8 @@ CONFIGS = Path(__file__).parents[2] / 'configs'
 SMALL = CONFIGS / 'small'
 FIELDS = {
     'config', 'dtype', 'compile', 'gflops', 'failed', 'seconds', 'step_seconds',
-    'images_per_second', 'epoch_minutes', 'peak_memory_gb', 'relative_speed', 'relative_memory'}
+    'images_per_second', 'epoch_minutes', 'peak_memory_gb', 'relative_speed', 'relative_memory',
+    'skipped'}
 
 
 def args(**changes) -> Namespace:
@@ -77,6 +81,7 @@ def test_a_step_moves_what_a_training_step_moves(config):
 
 @pytest.mark.slow
 def test_all_figures_of_two_precisions(here, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(resources, 'slow_bfloat16', lambda: None)  # on any CPU
     text, code = run(monkeypatch, capsys, SMALL / 'pera.py', SMALL / 'mae.py', '--dtype', 'fp32',
                      'bf16', '--steps', 2, '--repeats', 2, '--parts', '--json', tmp_path / 'r.json',
                      '--markdown', tmp_path / 'r.md')
@@ -127,11 +132,85 @@ def test_no_steps_count_only(here, monkeypatch, capsys):
     assert float(cells[7]) > float(cells[6]) > 0
 
 
+def test_bf16_is_skipped_with_the_reason_where_it_is_slow(here, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(resources, 'slow_bfloat16', lambda: 'this takes 200 times as long')
+    text, code = run(monkeypatch, capsys, SMALL / 'mae.py', '--dtype', 'bf16', 'fp32', '--steps', 1,
+                     '--repeats', 1)
+    half, single = ([cell.strip() for cell in line.split('|')] for line in text.splitlines()[4:])
+    assert code == 0 and half[1:6] == [
+        'mae', 'bf16', 'eager', 'skipped: this takes 200 times as long', '']
+    assert float(half[6]) == float(single[6]) and half[8:10] == ['', '']
+    assert float(single[9]) >= 0
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+
+def test_the_peak_of_two_layers_is_counted_by_hand():
+    """For 1000 rows of 10, 20 and 30 values, the gradient of ReLU makes the peak."""
+    weights, rows = 10 * 20 + 20 * 30, 1000
+    sum_and_gradient = 2
+    # inputs and what ReLU made are kept; the gradients after ReLU and before it
+    kept, passing, gradient = rows * (10 + 20), rows * (20 + 20), 20 * 30
+    expected = weights + kept + passing + gradient + sum_and_gradient + 2 * weights  # AdamW's
+    computed = memory.training_peak(
+        lambda: nn.Sequential(nn.Linear(10, 20, bias=False), nn.ReLU(),
+                              nn.Linear(20, 30, bias=False)),
+        lambda model: model(torch.empty(rows, 10)).sum(), bf16=False)
+    assert computed == pytest.approx(4 * expected / 1e9, rel=1e-12)
+
+
+def test_without_activations_the_update_makes_the_peak():
+    """Weights, gradients, two moments, and a copy of the second: 20 bytes per parameter."""
+    computed = memory.training_peak(lambda: nn.Linear(1000, 1000, bias=False),
+                                    lambda model: model(torch.empty(1, 1000)).sum(), bf16=False)
+    assert computed == pytest.approx(20 * 1e6 / 1e9, rel=1e-12)
+
+
+def test_frozen_weights_have_neither_gradient_nor_moments():
+    def build() -> nn.Module:
+        frozen = nn.Linear(1000, 1000, bias=False).requires_grad_(False)
+        return nn.Sequential(frozen, nn.Linear(1000, 100, bias=False))
+
+    computed = memory.training_peak(build, lambda model: model(torch.empty(1, 1000)).sum(),
+                                    bf16=False)
+    assert computed == pytest.approx((4 * 1e6 + 20 * 1e5) / 1e9, rel=1e-12)
+
+
+@pytest.mark.parametrize('bf16', [False, True])
+def test_the_peak_grows_with_each_layer_by_what_autograd_keeps_of_it(bf16):
+    """To the byte, at the start of the backward pass, when no gradient of a weight exists."""
+    tokens, width, batch = 65, 128, 64
+    rows = batch * tokens
+
+    def peaks(depth: int) -> dict[str, float]:
+        cfg = Config.fromfile(CONFIGS / 'classification/aid_tr20_pera_vitb.py')
+        init_default_scope(cfg.default_scope)
+        cfg.model.head.in_channels = width
+        cfg.model.backbone.update(
+            img_size=64, patch_size=8, drop_path_rate=0., arch=dict(
+                embed_dims=width, num_layers=depth, num_heads=2, feedforward_channels=4 * width))
+        return downstream.memory_gb(cfg, batch, bf16)
+
+    few, many = peaks(2), peaks(4)
+    growth = {key: round((many[key] - few[key]) / 2 * 1e9) for key in few}
+    matrices, vectors = 12 * width**2, 13 * width
+    held = 12 * (matrices + vectors)  # weights and two moments
+    size = 2 if bf16 else 4  # of what a matrix product reads
+    # two norms' outputs, queries to values, their mixture, the MLP's two widths; two sums
+    kept = (2 + 3 + 1 + 4 + 4) * size * rows * width + 2 * 4 * rows * width
+    copies = 2 * matrices if bf16 else 0  # of the weights
+    statistics = 2 * 2 * 4 * rows + 2 * 4 * rows  # of two norms, and of the attention of two heads
+    assert growth['plain'] == held + kept + copies + statistics
+    assert growth['checkpointed'] == held + 4 * rows * width  # the input alone
+
+
 # -- fine-tunings ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('config, dims, depth', [('classification/aid_tr20_pera_vitb', 768, 12),
-                                                 ('aid_tr20_pera', 1024, 40)])
+@pytest.mark.parametrize('config, dims, depth', [
+    ('classification/aid_tr20_pera_vitb', 768, 12),
+    pytest.param('aid_tr20_pera', 1024, 40, marks=pytest.mark.slow)])
 def test_counts_of_the_vit_are_those_of_the_formula(config, dims, depth):
     counted = steps.count(Variant(CONFIGS / f'{config}.py', 'fp32', False), args(image_size=512))
     parameters, gflops = counted['parameters_by_part'], counted['gflops_by_part']
@@ -157,7 +236,10 @@ def test_a_detector_is_counted_and_measured(here, monkeypatch, capsys, tmp_path)
     assert row['step_seconds']['min'] > 0
     assert row['peak_memory_gb'] > row['forward_memory_gb']  # a training step takes more
     line = [line.strip('| ').split(' | ') for line in text.splitlines()][-1]
-    assert len(line) == 8 and line[3] == '64 px' and float(line[6]) > 0 and float(line[7]) > 0
+    assert len(line) == 9 and line[3] == '64 px' and float(line[7]) > 0 and float(line[8]) > 0
+    plain, checkpointed = row['gflops']['memory_gb']['fp32'].values()
+    assert line[6] == f'{plain:.1f} / {checkpointed:.1f}'
+    assert plain > checkpointed > 16 * sum(by_part.values()) / 1e3
     assert torch.is_grad_enabled()
 
 

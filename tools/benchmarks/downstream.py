@@ -1,17 +1,22 @@
 """The part of resources.py for fine-tunings: labels in the batch, and costs by part.
 
-Parameters and the GFLOPs of one forward pass are counted on the meta device. The GFLOPs do not
-include the sampling of deformable attention and of RoIAlign.
+Parameters and the GFLOPs of one forward pass are counted on the meta device, and the memory of a
+training step on fake tensors. The GFLOPs do not include the sampling of deformable attention and of
+RoIAlign.
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from memory import training_peak
 from mmengine.config import Config
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from pera_mm.errors import UserError
@@ -40,6 +45,10 @@ def vit_config(cfg: Config) -> Any:
     return cfg.model.backbone.get('vit', cfg.model.backbone)
 
 
+def vit_of(model: nn.Module) -> nn.Module:
+    return getattr(model.backbone, 'vit', model.backbone)
+
+
 # -- counted ---------------------------------------------------------------------------------------
 
 
@@ -51,10 +60,11 @@ def count(cfg: Config) -> dict[str, Any]:
     image = torch.empty(1, COLORS, side, side, device='meta')
     images = torch.cat([image] * number, dim=1)
     backbone = model.backbone
-    vit = getattr(backbone, 'vit', backbone)
+    vit = vit_of(model)
+    proposals = model.test_cfg.rpn.max_per_img if hasattr(model, 'roi_head') else 0
     parameters = [millions(vit), millions(backbone), millions(model)]
     flops = [number * gflops(lambda: vit(image)), number * gflops(lambda: backbone(image)),
-             gflops(lambda: forward(model, images))]
+             gflops(lambda: forward(model, images, proposals))]
     return dict(forward=flops[-1], forward_backward=None, dates=number, side=side,
                 parameters_by_part=by_part(*parameters), gflops_by_part=by_part(*flops))
 
@@ -74,15 +84,43 @@ def gflops(run: Callable[[], Any]) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def forward(model: nn.Module, images: Tensor) -> None:
+def memory_gb(cfg: Config, batch_size: int, bf16: bool) -> dict[str, float]:
+    """Compute the peak memory of a training step, with and without activation checkpointing."""
+    side = vit_config(cfg).img_size
+
+    def peak(with_cp: bool) -> float:
+        changed = deepcopy(cfg.model)
+        changed.backbone.with_cp = with_cp
+        return training_peak(
+            lambda: MODELS.build(changed).train(),
+            lambda model: loss(model, torch.empty(batch_size, COLORS * dates(cfg), side, side)),
+            bf16)
+
+    return dict(plain=peak(with_cp=False), checkpointed=peak(with_cp=True))
+
+
+def loss(model: nn.Module, images: Tensor) -> Tensor:
+    """Compute a loss of all outputs; that of segmentation is of the enlarged map, as the real."""
+    if hasattr(model, 'roi_head'):
+        outputs = forward(model, images, len(images) * model.train_cfg.rcnn.sampler.num)
+    else:
+        outputs = forward(model, images, 0)
+        if outputs[0].ndim == 4:
+            logits = F.interpolate(outputs[0], images.shape[-2:], mode='bilinear')
+            labels = torch.zeros_like(logits[:, 0], dtype=torch.long)
+            return F.cross_entropy(logits, labels)
+    return sum(output.float().sum() for output in outputs)
+
+
+def forward(model: nn.Module, images: Tensor, proposals: int) -> list[Tensor]:
     """Run all that computes in a forward pass, without choices that depend on the pixels."""
     if not hasattr(model, 'roi_head'):
-        model(images, mode='tensor')
-        return
-    model.rpn_head(model.extract_feat(images))
-    extractor, proposals = model.roi_head.bbox_roi_extractor, model.test_cfg.rpn.max_per_img
-    size = extractor.roi_layers[0].output_size
-    model.roi_head.bbox_head(images.new_empty(proposals, extractor.out_channels, *size))
+        return tree_leaves(model(images, mode='tensor'))
+    found = model.rpn_head(model.extract_feat(images))
+    extractor = model.roi_head.bbox_roi_extractor
+    shape = (proposals, extractor.out_channels, *extractor.roi_layers[0].output_size)
+    regions = images.new_empty(shape).requires_grad_(torch.is_grad_enabled())
+    return tree_leaves((found, model.roi_head.bbox_head(regions)))
 
 
 # -- measured --------------------------------------------------------------------------------------

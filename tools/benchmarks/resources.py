@@ -2,10 +2,10 @@
 
     python tools/benchmarks/resources.py configs/pera/pera_vits_rsrsd.py --parts
     python tools/benchmarks/resources.py CONFIG CONFIG ... --dtype fp32 bf16 --batch-size 4
-    python tools/benchmarks/resources.py CONFIG ... --steps 0        # GFLOPs alone
+    python tools/benchmarks/resources.py CONFIG ... --steps 0        # what is computed, alone
 
-    python tools/benchmarks/resources.py --steps 0 configs/potsdam_upernet_pera.py \
-        configs/segmentation/potsdam_upernet_pera_vitb.py
+    python tools/benchmarks/resources.py --steps 0 --dtype bf16 --batch-size 8 \
+        configs/potsdam_upernet_pera.py configs/segmentation/potsdam_upernet_pera_vitb.py
 
 It times whole training steps on one random batch from the config's own pipeline: color views,
 forward passes, losses, backward, optimizer, teacher update; no data loading, no logging. Every
@@ -16,9 +16,15 @@ per multiply-add. Memory is what the run added to its process, with weights and 
 the most that torch allocated). Ratios are to the first line of the same dtype and compile. A
 measurement that fails is a line with the reason, and the exit code is 1.
 
+bf16 is skipped, with the reason, on a CPU that takes twice as long in it as in float32.
+
 A fine-tuning reads noise with labels, of --image-size. A second table has its parameters and the
 GFLOPs of one forward pass by ViT / adapter / head, without the sampling of deformable attention and
-RoIAlign, and the cost of a prediction of the batch.
+RoIAlign, and the cost of a prediction of the batch. It also has the computed memory of a training
+step of the batch, without and with activation checkpointing (model.backbone.with_cp): weights,
+gradients, AdamW's moments and all that lives between the two passes, as memory.py follows it on
+fake tensors. Not in it are RoIAlign and the losses of a detector, CUDA's context (about 0.5 GB),
+workspaces, what the allocator wastes, and DDP's copy of the gradients.
 """
 
 import argparse
@@ -33,12 +39,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import DictAction
 from rich.progress import Progress
 from steps import AMP, PARTS, Variant, count, measure
 
+from pera_mm.engine.optim_wrapper import slow_bfloat16
 from pera_mm.errors import RunError
 from pera_mm.launch import errors_in_one_sentence
+from pera_mm.options import add_cfg_options
 
 EPOCH = 100_000  # images
 
@@ -50,16 +57,16 @@ def parse_args() -> argparse.Namespace:
                         help='of pre-trainings or fine-tunings')
     parser.add_argument('--batch-size', type=int, default=4)
     parser.add_argument('--image-size', type=int, default=512, help='side of the images, px')
-    parser.add_argument('--steps', type=int, default=3, help='steps to time; 0: count GFLOPs only')
+    parser.add_argument('--steps', type=int, default=3, help='steps to time; 0: compute only')
     parser.add_argument('--repeats', type=int, default=3, help='turns of every config')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--dtype', nargs='+', choices=AMP, default=['fp32'],
-                        help='bf16 is autocast, on a CPU too')
+                        help='bf16 is autocast, on a CPU too where it is fast')
     parser.add_argument('--compile', action='store_true', help='measure also with torch.compile')
     parser.add_argument('--parts', action='store_true', help='the share of each part of a step')
     parser.add_argument('--json', type=Path, help='write all figures here')
     parser.add_argument('--markdown', type=Path, help='write the table here')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
+    add_cfg_options(parser)
     return parser.parse_args()
 
 
@@ -81,7 +88,10 @@ def with_plain_error(run: Callable, variant: Variant, args: argparse.Namespace) 
 
 def measure_all(variants: list[Variant], args: argparse.Namespace) -> list[dict]:
     """Measure a row per variant; the variants take turns."""
-    rows = {variant: dict(labels_of(variant), turns=[], gflops=None, failed=None)
+    on_cpu = args.steps and args.device == 'cpu' and 'bf16' in args.dtype
+    reasons = dict(bf16=slow_bfloat16() if on_cpu else None)
+    rows = {variant: dict(labels_of(variant), turns=[], gflops=None, failed=None,
+                          skipped=reasons.get(variant.dtype))
             for variant in variants}
     counted: dict[Path, Any] = {}
     with Progress(transient=True) as progress:
@@ -100,7 +110,7 @@ def measure_all(variants: list[Variant], args: argparse.Namespace) -> list[dict]
             rows[variant]['gflops'] = counted[variant.config]
         for _ in range(turns):
             for variant in variants:
-                if rows[variant]['failed'] is None:
+                if rows[variant]['failed'] is None and rows[variant]['skipped'] is None:
                     rows[variant]['turns'].append(attempt(measure, variant))
                 progress.advance(bar)
     for row in rows.values():
@@ -192,22 +202,25 @@ def shares_table(rows: list[dict], names: dict[str, str]) -> list[str]:
 
 
 def downstream_table(rows: list[dict], names: dict[str, str]) -> list[str]:
-    """Write parameters and GFLOPs by part and the cost of a prediction of the fine-tunings."""
+    """Write parameters, GFLOPs by part, memory and the cost of a prediction of fine-tunings."""
     rows = [row for row in rows if row['gflops'] and 'gflops_by_part' in row['gflops']]
     if not rows:
         return []
     head = ['config', 'dtype', '', 'input', 'parameters, M: ViT / adapter / head',
-            'GFLOPs: ViT / adapter / head', 'prediction, s', 'prediction, GB']
+            'GFLOPs: ViT / adapter / head', 'training, GB, computed: plain / checkpointed',
+            'prediction, s', 'prediction, GB']
     lines = ['', '| ' + ' | '.join(head) + ' |', '|' + '---|' * len(head)]
     for row in rows:
         counted = row['gflops']
         pair = 'a pair of ' if counted['dates'] == 2 else ''
-        by_part = [' / '.join(f'{value:.1f}' for value in counted[key].values())
-                   for key in ('parameters_by_part', 'gflops_by_part')]
+        groups = (counted['parameters_by_part'], counted['gflops_by_part'],
+                  counted['memory_gb'][row['dtype']])
+        values_of_groups = [' / '.join(f'{value:.1f}' for value in group.values())
+                            for group in groups]
         measured = [f'{row["forward_seconds"]:.2f}', f'{row["forward_memory_gb"]:.1f}'] \
             if 'forward_seconds' in row else ['', '']
         cells = [names[row['config']], row['dtype'], row['compile'],
-                 f'{pair}{counted["side"]} px', *by_part, *measured]
+                 f'{pair}{counted["side"]} px', *values_of_groups, *measured]
         lines.append('| ' + ' | '.join(cells) + ' |')
     return lines
 
@@ -217,7 +230,8 @@ def measured_cells(row: dict) -> list[str]:
     counted = ['' if gflops[key] is None else f'{gflops[key]:.1f}'
                for key in ('forward', 'forward_backward')]
     if 'step_seconds' not in row:
-        return ['', '', *counted, '', '', '']
+        skipped = f'skipped: {row["skipped"]}' if row['skipped'] else ''
+        return [skipped, '', *counted, '', '', '']
     speed = row['images_per_second']
     speed_ratio, memory_ratio = (f'{row[key]:.2f}' if key in row else ''
                                  for key in ('relative_speed', 'relative_memory'))

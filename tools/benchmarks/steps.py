@@ -93,12 +93,14 @@ def train_step(model: nn.Module, batch: dict, optim_wrapper: Any) -> None:
 def count(variant: Variant, args: argparse.Namespace) -> dict[str, Any]:
     """Count GFLOPs per image of the forward passes, and of forward and backward together.
 
-    For a downstream model, count one forward pass, and the parameters and GFLOPs of ViT, adapter
-    and head.
+    For a downstream model, count one forward pass, the parameters and GFLOPs of ViT, adapter and
+    head, and compute the memory of a training step in every precision.
     """
     cfg = load(variant, args)
     if downstream.is_downstream(cfg):
-        return downstream.count(cfg)
+        memory = {dtype: downstream.memory_gb(cfg, args.batch_size, bf16=dtype == 'bf16')
+                  for dtype in args.dtype}
+        return downstream.count(cfg) | dict(memory_gb=memory)
     model = build(cfg, args.device)
     data = model.data_preprocessor(make_batch(cfg, args.batch_size, args.image_size), True)
     # The counter knows the operators of plain attention on every device.

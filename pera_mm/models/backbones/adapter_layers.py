@@ -66,20 +66,30 @@ class SpatialPrior(nn.Module):
 
 
 class Injector(nn.Module):
-    """A layer that adds the pyramid to the patch tokens (eq. 1); gamma starts at 0."""
+    """A layer that adds the pyramid to the patch tokens (eq. 1); gamma starts at 0.
 
-    def __init__(self, embed_dims: int, attention: dict) -> None:
+    Args:
+        embed_dims: D.
+        attention: arguments of :class:`DeformableAttention`.
+        own_norms: without them, every call brings the norm.
+    """
+
+    def __init__(self, embed_dims: int, attention: dict, own_norms: bool = True) -> None:
         super().__init__()
-        self.query_norm = nn.LayerNorm(embed_dims, eps=1e-6)
-        self.token_norm = nn.LayerNorm(embed_dims, eps=1e-6)
+        if own_norms:
+            self.query_norm = nn.LayerNorm(embed_dims, eps=1e-6)
+            self.token_norm = nn.LayerNorm(embed_dims, eps=1e-6)
         self.attention = DeformableAttention(embed_dims, num_levels=3, **attention)
         self.gamma = nn.Parameter(torch.zeros(embed_dims))
 
     def forward(self, patches: Tensor, pyramid: Tensor, patch_grid: TokenGrid,
-                pyramid_grid: TokenGrid) -> Tensor:
-        """Update the patch tokens ``[B, N, D]`` from the pyramid ``[B, S, D]``."""
-        update = self.attention(self.query_norm(patches), patch_grid.places,
-                                self.token_norm(pyramid), pyramid_grid.shapes)
+                pyramid_grid: TokenGrid, norm: nn.Module | None = None) -> Tensor:
+        """Update the patch tokens ``[B, N, D]`` from the pyramid ``[B, S, D]``.
+
+        ``norm`` takes the place of the layer's own norms.
+        """
+        update = self.attention((norm or self.query_norm)(patches), patch_grid.places,
+                                (norm or self.token_norm)(pyramid), pyramid_grid.shapes)
         return patches + self.gamma * update
 
 
@@ -91,24 +101,31 @@ class Extractor(nn.Module):
         attention: arguments of :class:`DeformableAttention`.
         ffn_ratio: hidden width of the convolutional MLP / D.
         drop_path_rate: share of images that skip the MLP in training.
+        own_norms: without them, every call brings the norm.
     """
 
     def __init__(self, embed_dims: int, attention: dict, ffn_ratio: float,
-                 drop_path_rate: float) -> None:
+                 drop_path_rate: float, own_norms: bool = True) -> None:
         super().__init__()
-        self.query_norm = nn.LayerNorm(embed_dims, eps=1e-6)
-        self.token_norm = nn.LayerNorm(embed_dims, eps=1e-6)
+        if own_norms:
+            self.query_norm = nn.LayerNorm(embed_dims, eps=1e-6)
+            self.token_norm = nn.LayerNorm(embed_dims, eps=1e-6)
+            self.ffn_norm = nn.LayerNorm(embed_dims, eps=1e-6)
         self.attention = DeformableAttention(embed_dims, num_levels=1, **attention)
-        self.ffn_norm = nn.LayerNorm(embed_dims, eps=1e-6)
         self.ffn = ConvMLP(embed_dims, int(embed_dims * ffn_ratio))
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, pyramid: Tensor, patches: Tensor, pyramid_grid: TokenGrid,
-                patch_grid: TokenGrid) -> Tensor:
-        """Update the pyramid ``[B, S, D]`` from the patch tokens ``[B, N, D]``."""
-        pyramid = pyramid + self.attention(self.query_norm(pyramid), pyramid_grid.places,
-                                           self.token_norm(patches), patch_grid.shapes)
-        return pyramid + self.drop_path(self.ffn(self.ffn_norm(pyramid), pyramid_grid.shapes))
+                patch_grid: TokenGrid, norm: nn.Module | None = None) -> Tensor:
+        """Update the pyramid ``[B, S, D]`` from the patch tokens ``[B, N, D]``.
+
+        ``norm`` takes the place of the layer's own norms.
+        """
+        pyramid = pyramid + self.attention(
+            (norm or self.query_norm)(pyramid), pyramid_grid.places,
+            (norm or self.token_norm)(patches), patch_grid.shapes)
+        normed = (norm or self.ffn_norm)(pyramid)
+        return pyramid + self.drop_path(self.ffn(normed, pyramid_grid.shapes))
 
 
 class ConvMLP(nn.Module):

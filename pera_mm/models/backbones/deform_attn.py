@@ -100,10 +100,10 @@ class DeformableAttention(nn.Module):
         num_heads: h.
         num_levels: L.
         num_points: P.
-        value_ratio: V / D; below 1 saves memory.
+        value_ratio: V / D in (0, 1]; below 1 saves memory.
 
     Raises:
-        ValueError: if V is not a multiple of h.
+        ValueError: if the ratio is out of range, or V is not a multiple of h.
     """
 
     by_gathers = False
@@ -111,8 +111,11 @@ class DeformableAttention(nn.Module):
     def __init__(self, embed_dims: int, num_heads: int, num_levels: int, num_points: int = 4,
                  value_ratio: float = 1.) -> None:
         super().__init__()
+        if not 0 < value_ratio <= 1:
+            raise UserError(f'deformable attention: the value ratio {value_ratio:g} must be above '
+                            '0 and at most 1; change deform_ratio.')
         value_dims = int(embed_dims * value_ratio)
-        if not 0 < value_ratio <= 1 or value_dims % num_heads:
+        if value_dims < num_heads or value_dims % num_heads:
             raise UserError(
                 f'deformable attention: {embed_dims} x value ratio {value_ratio:g} = {value_dims} '
                 f'is not divisible by {num_heads} heads; change deform_heads or deform_ratio.')

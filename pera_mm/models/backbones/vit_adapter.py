@@ -97,23 +97,35 @@ class ViTAdapter(DenseViT):
     its layers only (the authors drop it). With injectors at zero, the ViT computes what it was
     trained for.
 
-    The two public originals differ in how the ViT's own maps are added to the pyramid at the end.
-    ``vit_feature='stages'`` adds the map after each group (segmentation). ``'last'`` adds the last
-    map, resized, to all four (detection). As in MMPretrain, only the last map has the final norm.
+    Three public sources differ, and options name what each of them has: the original for
+    segmentation and for detection (its ViT-L), and the code of PerA's authors (SathShen/PerASCD),
+    whose values the configs of the paper have. The defaults are older than our knowledge of it.
 
-    It differs from the originals in three more points. The sampled values have half of the width
-    (``deform_ratio``; the first commit of PerA's authors has 1.0). The ViT's attention is global in
-    all layers, where the original's detector has windows in 8 of 12. There is no LayerScale. The
-    extractors drop their MLP at the ViT's full rate of stochastic depth, as the original's do.
+    ================  ========================  =====================  ============
+    option            original, segmentation    original, detection    authors
+    ================  ========================  =====================  ============
+    ``vit_feature``   'stages'                  'last'                 'stages'
+    ``deform_ratio``  0.5                       0.5                    1.0
+    ``shared_norm``   False                     False                  True
+    ================  ========================  =====================  ============
+
+    The ViT's attention is always global, where the original's detector has windows in 20 of 24
+    layers, and there is no LayerScale, as in the authors' ViT. The extractors drop their MLP at the
+    ViT's full rate of stochastic depth, as in all three.
 
     Args:
         vit: config of a :class:`PerAViT`.
         interaction_indexes: first and last layer of each of four groups; None divides the depth
             evenly (12: [[0, 2], [3, 5], [6, 8], [9, 11]]; 40: [[0, 9], [10, 19], ...]).
-        vit_feature: 'stages' or 'last'.
+        vit_feature: 'stages' adds the ViT's map after each group to the map of the pyramid that has
+            the group's number, 'last' adds the last one to all four; both resize it.
         deform_heads: attention heads; None takes the ViT's.
         deform_points: points that a head samples per level.
-        deform_ratio: width of the sampled values / D.
+        deform_ratio: width of the sampled values / D, in (0, 1].
+        shared_norm: True: the ViT's final LayerNorm, one module, normalizes the queries, tokens and
+            MLP inputs of all injectors and extractors, and no map of the ViT. False: each of them
+            has norms of its own, and the final LayerNorm is applied to the last map (as in
+            MMPretrain). A state dict fits one of the two.
         ffn_ratio: hidden width of the extractors' MLP / D.
         prior_channels: width of the convolutional stem.
         norm_cfg: norm of the convolutions and of the four maps; 'BN', which the runner makes
@@ -123,7 +135,8 @@ class ViTAdapter(DenseViT):
         init_cfg: of the whole module.
 
     Raises:
-        ValueError: unknown ``vit_feature``, a depth below four, or groups that do not follow each
+        ValueError: unknown ``vit_feature``; a ``deform_ratio`` out of range, or that makes a width
+            that the heads do not divide; a depth below four, or groups that do not follow each
             other from the first layer to the last.
     """
 
@@ -134,6 +147,7 @@ class ViTAdapter(DenseViT):
                  deform_heads: int | None = None,
                  deform_points: int = 4,
                  deform_ratio: float = 0.5,
+                 shared_norm: bool = False,
                  ffn_ratio: float = 0.25,
                  prior_channels: int = 64,
                  norm_cfg: dict | None = None,
@@ -145,18 +159,19 @@ class ViTAdapter(DenseViT):
                             f'(detection), got {vit_feature!r}.')
         dims, norm_cfg = self.embed_dims, norm_cfg or dict(type='BN')
         self.groups = divide_layers(interaction_indexes, self.vit.num_layers)
-        self.vit_feature = vit_feature
+        self.vit_feature, self.shared_norm = vit_feature, shared_norm
         attention = dict(
             num_heads=deform_heads or self.vit.layers[0].attn.num_heads,
             num_points=deform_points, value_ratio=deform_ratio)
         drop_path = max(layer.drop_path_rate for layer in self.vit.layers)
 
         def extractor() -> Extractor:
-            return Extractor(dims, attention, ffn_ratio, drop_path)
+            return Extractor(dims, attention, ffn_ratio, drop_path, not shared_norm)
 
         self.prior = SpatialPrior(dims, prior_channels, norm_cfg)
         self.level_embed = nn.Parameter(torch.zeros(3, dims))
-        self.injectors = nn.ModuleList(Injector(dims, attention) for _ in self.groups)
+        self.injectors = nn.ModuleList(
+            Injector(dims, attention, not shared_norm) for _ in self.groups)
         self.extractors = nn.ModuleList(
             nn.ModuleList(extractor() for _ in range(number))
             for number in (*[1] * (NUM_GROUPS - 1), LAST_EXTRACTORS))
@@ -198,16 +213,18 @@ class ViTAdapter(DenseViT):
         """Return the pyramid ``[B, S, D]`` after all groups, and the ViT's map of each group."""
         x, shape = self._embed(images)
         patch_grid, vit_maps = make_token_grid([shape], images.device), []
+        norm = self.vit.ln1 if self.shared_norm else None
         for (first, last), injector, extractors in zip(self.groups, self.injectors,
                                                        self.extractors):
             cls, patches = x[:, :1], x[:, 1:]
-            x = torch.cat([cls, self._run(injector, patches, pyramid, patch_grid, grid)], dim=1)
+            patches = self._run(injector, patches, pyramid, patch_grid, grid, norm)
+            x = torch.cat([cls, patches], dim=1)
             for layer in self.vit.layers[first:last + 1]:
                 x = layer(x)
-            if last == self.vit.num_layers - 1:
+            if last == self.vit.num_layers - 1 and not self.shared_norm:
                 x = self.vit.ln1(x)
             for extractor in extractors:
-                pyramid = self._run(extractor, pyramid, x[:, 1:], grid, patch_grid)
+                pyramid = self._run(extractor, pyramid, x[:, 1:], grid, patch_grid, norm)
             vit_maps += to_maps(x[:, 1:], [shape])
         return pyramid, vit_maps
 
