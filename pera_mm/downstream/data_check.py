@@ -15,6 +15,7 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from pera_mm.datasets.matching import first_few
 from pera_mm.downstream.class_check import class_faults, heads_of, lacks_second
 from pera_mm.downstream.class_shares import (
     ClassCounts,
@@ -77,6 +78,29 @@ class DataCheckHook(Hook):
 
     def __init__(self, num_loaded: int = 200) -> None:
         self.num_loaded = num_loaded
+        self._trained: Sequence[str] | None = None  # the classes of the checkpoint, if named
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Note the classes that the checkpoint was trained with."""
+        meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
+        self._trained = meta.get('classes')
+
+    def before_test(self, runner: Runner) -> None:
+        """Compare the classes of the test set with those of the checkpoint.
+
+        Without ``metainfo.classes`` they are the folders that hold images, and a class without
+        images in the test set would move the labels of those after it.
+
+        Raises:
+            ValueError: if they are not one list.
+        """
+        classes = getattr(runner.test_dataloader.dataset, 'metainfo', {}).get('classes')
+        if classes and self._trained and tuple(classes) != tuple(self._trained):
+            raise UserError(
+                f'the checkpoint was trained with the classes {first_few(self._trained)}, and the '
+                f'test set has {first_few(classes)}; a label is a place in this list: give the '
+                'test set metainfo=dict(classes=(...)) with the names and the order of the '
+                'training.')
 
     def before_train(self, runner: Runner) -> None:
         """Check both data sets.

@@ -483,6 +483,27 @@ def test_a_pair_as_open_cd_lists_it_is_checked(root):
         check_sizes(read_heads(sample)[0], None)
 
 
+# -- a test alone --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('metainfo, fits', [(None, False), (dict(classes=('a', 'b', 'c')), True)])
+def test_a_test_set_without_images_of_a_class_is_not_scored_with_other_labels(tmp_path, metainfo,
+                                                                               fits):
+    for name in 'ac':
+        write(tmp_path / f'{name}/0.png', np.zeros((8, 8, 3)))
+    images = LabelledImages(data_root=str(tmp_path), pipeline=[], metainfo=metainfo)
+    assert images.get_data_info(1)['gt_label'] == (2 if fits else 1)  # of class c
+    hook, runner = DataCheckHook(), SimpleNamespace(test_dataloader=SimpleNamespace(dataset=images))
+    hook.before_test(runner)  # a checkpoint that names no classes says nothing
+    hook.after_load_checkpoint(runner, dict(meta=dict(dataset_meta=dict(classes=['a', 'b', 'c']))))
+    if fits:
+        hook.before_test(runner)
+        return
+    with pytest.raises(ValueError, match='trained with the classes a, b, c, and the test set has '
+                                         'a, c; a label is a place'):
+        hook.before_test(runner)
+
+
 # -- several ranks -------------------------------------------------------------------------------
 
 
