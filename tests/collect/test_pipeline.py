@@ -351,7 +351,7 @@ def test_every_config_names_settings_that_the_steps_have(config):
         assert tool['settings_of'](cfg, step, config)
 
 
-@pytest.mark.parametrize('step', ['fetch', 'pack'])
+@pytest.mark.parametrize('step', [pytest.param('fetch', marks=pytest.mark.slow), 'pack'])
 def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path, monkeypatch, two_islands, served,
                                                        step):
     """On a real small disk. The images are noise-free, so the estimate of their size is too high

@@ -64,6 +64,7 @@ def test_a_step_of_each_task_in_each_precision(name):
         assert value.dtype != torch.bfloat16 and value.isfinite().all()
 
 
+@pytest.mark.slow
 def test_a_run_in_bfloat16_is_resumed_in_float32_and_validates_in_float32(tmp_path):
     data = tmp_path / 'data'
     write_scenes(data, 'classification', 12, size=32)

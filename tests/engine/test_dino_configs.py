@@ -87,7 +87,9 @@ def shrink(cfg: Config, folder: Path) -> Config:
     return cfg
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=pytest.mark.slow) if name.endswith('_original') else name
+    for name in NAMES])
 def test_a_shrunk_run_trains_every_parameter(name, tmp_path):
     runner = Runner.from_cfg(shrink(load(name), tmp_path))
     model = inner_model(runner)

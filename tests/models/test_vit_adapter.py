@@ -143,7 +143,7 @@ def test_four_maps_for_any_size(kind, size):
 
 
 @pytest.mark.parametrize('size', [512, 800, 1024])
-@pytest.mark.parametrize('arch', ['base', 'pera-g'])
+@pytest.mark.parametrize('arch', ['base', pytest.param('pera-g', marks=pytest.mark.slow)])
 def test_the_papers_sizes(arch, size):
     with torch.device('meta'):
         backbone = ViTAdapter(vit=dict(type='pera_mm.PerAViT', arch=arch, img_size=512))
