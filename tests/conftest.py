@@ -15,7 +15,10 @@ import torch
 from made_data import TINY_ARCH
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
+from torch import nn
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from pera_mm.registry import MODELS
 
 ROOT = Path(__file__).parent.parent
 SHARED_DATA = ROOT.parent / 'shared' / 'data'
@@ -97,6 +100,20 @@ def tiny_cfg() -> dict:
         distillation=dict(type='pera_mm.DistillationLoss'),
         pixel=dict(type='pera_mm.PixelLoss'),
         koleo=dict(type='pera_mm.KoLeoLoss'))
+
+
+@pytest.fixture
+def model(tiny_cfg) -> nn.Module:
+    """The PerA of ``tiny_cfg`` with its first weights."""
+    model = MODELS.build(tiny_cfg)
+    model.init_weights()
+    return model
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    """Two pictures of noise for ``model``, uint8 ``[2, 64, 64, 3]``."""
+    return torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
 
 
 @pytest.fixture

@@ -20,13 +20,8 @@ train_dataloader = dict(batch_size=24, dataset=dict(source='data/my_tiles'))
 # A fifth of the first run's peak. Warm-up and rise of the temperature have the shares of the run
 # that they have in pera_vitb_rsrsd.py, because the heads are new.
 optim_wrapper = dict(optimizer=dict(lr=2e-4))
-param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-30, end=2, by_epoch=True, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', eta_min=1e-6, begin=2, by_epoch=True,
-         convert_to_iter_based=True),
-    dict(type='CosineAnnealingParamScheduler', param_name='weight_decay', eta_min=0.2,
-         by_epoch=True, convert_to_iter_based=True),
-]
+param_scheduler = _base_.param_scheduler
+param_scheduler[0].end = param_scheduler[1].begin = 2  # epochs of warm-up
 train_cfg = dict(max_epochs=20)
 default_hooks = dict(
     weights=dict(type='pera_mm.ContinueHook'),

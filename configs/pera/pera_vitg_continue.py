@@ -22,13 +22,8 @@ load_from = 'checkpoints/pera_ViTG161024.params'
 train_dataloader = dict(dataset=dict(source='data/my_tiles'))
 
 optim_wrapper = dict(optimizer=dict(lr=2e-4))
-param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-30, end=2, by_epoch=True, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', eta_min=1e-6, begin=2, by_epoch=True,
-         convert_to_iter_based=True),
-    dict(type='CosineAnnealingParamScheduler', param_name='weight_decay', eta_min=0.2,
-         by_epoch=True, convert_to_iter_based=True),
-]
+param_scheduler = _base_.param_scheduler
+param_scheduler[0].end = param_scheduler[1].begin = 2  # epochs of warm-up
 train_cfg = dict(max_epochs=20)
 default_hooks = dict(
     weights=dict(type='pera_mm.ContinueHook'),

@@ -15,6 +15,7 @@ from pera_mm.errors import UserError, printable
 
 MAX_NAMED = 5  # items that a sentence names; the rest is counted
 READABLE = tuple(suffix.decode() for suffix in SUFFIXES)
+MASK_TYPES = (*READABLE, '.pgm', '.ppm', '.pbm')
 
 
 def first_few(items: Sequence[str], separator: str = ', ') -> str:
@@ -23,9 +24,14 @@ def first_few(items: Sequence[str], separator: str = ', ') -> str:
     return separator.join([*map(printable, items[:MAX_NAMED]), *rest])
 
 
-def list_images(folder: str) -> list[str]:
-    """List the paths of all images below a folder, relative to it, in bytewise order."""
-    return [os.fsdecode(path) for path in find_images(os.fsencode(folder))]
+def list_images(folder: str, types: tuple[str, ...] = READABLE) -> list[str]:
+    """List the paths of all files of these types below a folder, relative to it, bytewise sorted.
+
+    Hidden files and folders, and those that :func:`~pera_mm.datasets.litter.is_litter` names, are
+    left out.
+    """
+    suffixes = tuple(map(str.encode, types))
+    return [os.fsdecode(path) for path in find_images(os.fsencode(folder), suffixes)]
 
 
 def class_folders(root: str) -> dict[str, list[str]]:
@@ -85,17 +91,16 @@ class Role(NamedTuple):
 
     def paths(self) -> list[str]:
         """List the files of these types, relative to the folder, sorted."""
-        types = tuple(map(str.encode, self.types))
-        return [os.fsdecode(path) for path in find_images(os.fsencode(self.folder), types)]
+        return list_images(self.folder, self.types)
 
-    def files(self) -> dict[str, str]:
-        """Find the files of this kind: their names to their paths, sorted by path.
+    def files(self, paths: Iterable[str]) -> dict[str, str]:
+        """Choose the files of this kind among :meth:`paths`: name to path, in the given order.
 
         Raises:
             ValueError: if two files have one name.
         """
         found: dict[str, str] = {}
-        for path in self.paths():
+        for path in paths:
             name = self.name_of(path)
             if name is None:
                 continue
@@ -140,8 +145,12 @@ def match(roles: Mapping[str, Role], names_file: str | None = None, root: str = 
     Raises:
         ValueError: as :meth:`Role.files`; if the list cannot be read.
     """
-    files = {key: role.files() for key, role in roles.items()}
-    _name_left_out(roles.values(), {path for found in files.values() for path in found.values()})
+    paths_of = {key: role.paths() for key, role in roles.items()}
+    files = {key: role.files(paths_of[key]) for key, role in roles.items()}
+    used = {path for found in files.values() for path in found.values()}
+    for key, role in roles.items():
+        if role.suffix:
+            _name_left_out(role, paths_of[key], used)
     present = dict.fromkeys(name for found in files.values() for name in found)
     names, faults = list(present), []
     if names_file:
@@ -189,14 +198,12 @@ def _unknown(listed: Names, file: str, present: Mapping[str, object], role: Role
             f"('{printable(line.text.strip())}' is not there{hint})")
 
 
-def _name_left_out(roles: Iterable[Role], found: Container[str]) -> None:
+def _name_left_out(role: Role, paths: Iterable[str], used: Container[str]) -> None:
     """Log the files that a suffix of the config leaves out."""
-    for role in roles:
-        paths = [path for path in role.paths() if os.path.join(role.folder, path) not in found
-                 ] if role.suffix else []
-        if paths:
-            _warn(f'Files in {role.folder} that do not end in {role.suffix} are left out: '
-                  f'{len(paths)} ({first_few(paths)}).')
+    left = [path for path in paths if os.path.join(role.folder, path) not in used]
+    if left:
+        _warn(f'Files in {role.folder} that do not end in {role.suffix} are left out: '
+              f'{len(left)} ({first_few(left)}).')
 
 
 def _warn(text: str) -> None:

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from pera_mm.datasets.labelled import find_samples, with_classes
 from pera_mm.datasets.masks import read_changes
-from pera_mm.datasets.matching import Role
+from pera_mm.datasets.matching import MASK_TYPES, Role
 from pera_mm.datasets.reading import Scale, UnreadableImage, read_image, rule_of
 from pera_mm.downstream.segmentation import (
-    MASK_TYPES,
     LoadMask,
     SegmentationDataset,
     check_equal_sizes,

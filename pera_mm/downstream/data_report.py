@@ -20,9 +20,8 @@ from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, init_default_scope
 from numpy.typing import NDArray
 
-from pera_mm.datasets.listing import find_images
 from pera_mm.datasets.masks import UNLABELLED
-from pera_mm.datasets.matching import MAX_NAMED, READABLE, first_few
+from pera_mm.datasets.matching import MASK_TYPES, MAX_NAMED, first_few, list_images
 from pera_mm.datasets.reading import UnreadableImage, as_unreadable, decode_safely
 from pera_mm.datasets.unlabeled import UnlabeledImages
 from pera_mm.downstream.class_check import class_faults, heads_of
@@ -46,7 +45,7 @@ from pera_mm.prepare.jobs import Progress, in_threads
 SPLITS = ('train', 'val', 'test')
 CHUNK = 64  # samples whose heads one job reads
 SHOWN = 12  # pictures of each split
-LABEL_FILES = (*READABLE, '.pgm', '.ppm', '.pbm', '.xml')
+LABEL_FILES = (*MASK_TYPES, '.xml')
 
 
 class SplitReport:
@@ -376,7 +375,7 @@ def _unused(datasets: Sequence[Any], used: set[str]) -> list[str]:
     folders = {folder for dataset in datasets for folder in _folders(dataset)}
     notes = []
     for folder in sorted(folders):
-        left = [path for path in _files_in(folder)
+        left = [path for path in list_images(folder, LABEL_FILES)
                 if os.path.realpath(os.path.join(folder, path)) not in known]
         if left:
             notes.append(f'no sample of any split uses {len(left)} files in {printable(folder)}: '
@@ -388,11 +387,6 @@ def _folders(dataset: Any) -> list[str]:
     prefix = getattr(dataset, 'data_prefix', None)
     folders = prefix.values() if isinstance(prefix, Mapping) else [prefix]
     return [folder for folder in folders if folder and os.path.isdir(folder)]
-
-
-def _files_in(folder: str) -> list[str]:
-    return [os.fsdecode(path) for path in find_images(
-        os.fsencode(folder), tuple(map(str.encode, LABEL_FILES)))]
 
 
 def commonest(counts: Mapping[Any, int], write: Any = str) -> str:

@@ -86,7 +86,7 @@ class DIORDataset(RedrawUnreadable, BaseDetDataset):
             _check_folder(folder)
         roles = [Role('image', self.data_prefix['img'], self.img_suffix),
                  Role('XML', self.data_prefix['xml'], types=('.xml', ))]
-        images, xmls = (role.files() for role in roles)
+        images, xmls = (role.files(role.paths()) for role in roles)
         labels = {name: label for label, name in enumerate(self.metainfo['classes'])}
         samples: list[dict] = []
         problems: list[str] = []

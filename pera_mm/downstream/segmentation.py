@@ -19,12 +19,10 @@ from torch import nn
 
 from pera_mm.datasets.labelled import RedrawUnreadable, find_samples, with_classes
 from pera_mm.datasets.masks import UNLABELLED, read_above, read_class_ids
-from pera_mm.datasets.matching import READABLE, Role
+from pera_mm.datasets.matching import MASK_TYPES, Role
 from pera_mm.datasets.reading import UnreadableImage
 from pera_mm.errors import UserError
 from pera_mm.registry import DATASETS, METRICS, MODELS, TRANSFORMS
-
-MASK_TYPES = (*READABLE, '.pgm', '.ppm', '.pbm')
 
 
 @DATASETS.register_module()

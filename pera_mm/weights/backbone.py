@@ -69,10 +69,14 @@ class NormalizedViT(nn.Module):
                             f'got {str(images.dtype).removeprefix("torch.")} '
                             f'{list(images.shape)}.')
         rows, columns = patch_grid(*images.shape[-2:], self.patch_size)
-        tokens = self.vit((images.to(self.mean.dtype) - self.mean) / self.std)[-1]  # [B, 1 + N, D]
+        tokens = self.vit(self.normalize(images))[-1]  # [B, 1 + N, D]
         patches = tokens[:, 1:]
         grid = patches.transpose(1, 2).unflatten(2, (rows, columns))
         return Features(tokens[:, 0], patches.mean(dim=1), grid)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Bring uint8 RGB ``[B, 3, H, W]`` to the mean and deviation that the ViT expects."""
+        return (images.to(self.mean.dtype) - self.mean) / self.std
 
     def fingerprint(self) -> str:
         """Compute the SHA-256 of all that the features depend on: equal functions, equal hashes.
@@ -118,7 +122,19 @@ def load_backbone(path: str | Path) -> NormalizedViT:
             cannot express, or the number of heads or the activation is not known.
     """
     file = file_of(path)
-    checkpoint = load_checkpoint(file)
+    return backbone_of(load_checkpoint(file), file)
+
+
+def backbone_of(checkpoint: Mapping[str, Any], file: Path) -> NormalizedViT:
+    """Do what :func:`load_backbone` does, with a checkpoint that is loaded.
+
+    Args:
+        checkpoint: the content of the file; the ViT shares its float32 tensors.
+        file: where it is; configs beside it are read.
+
+    Raises:
+        ValueError: as :func:`load_backbone`.
+    """
     try:
         found, facts = find_with_facts(file, checkpoint)
         width = shape_of(found.state)['embed_dims']

@@ -57,9 +57,7 @@ def read_facts(file: Path, checkpoint: Mapping[str, Any], shape: Mapping[str, in
     header = read_metadata(file) if file.is_file() else {}
     if {'num_heads', 'mean', 'std'} <= header.keys():
         return _of_header(header)
-    meta = checkpoint.get('meta')
-    inside = meta.get('cfg') if isinstance(meta, Mapping) else None
-    for text in [inside] if isinstance(inside, str) else _texts_beside(file):
+    for text in config_texts(checkpoint, file.parent):
         model = _model_of(text)
         if (arch := _arch(model)) and {**arch, **shape} == arch:
             return _of_model(model)
@@ -104,9 +102,16 @@ def _of_header(header: Mapping[str, str]) -> Facts:
 # Configs of MMEngine ----------------------------------------------------------------------------
 
 
-def _texts_beside(file: Path) -> list[str]:
+def config_texts(checkpoint: Mapping[str, Any], folder: Path) -> list[str]:
+    """Return the text of the config in a checkpoint, or of those in the folder that it lies in."""
+    meta = checkpoint.get('meta')
+    inside = meta.get('cfg') if isinstance(meta, Mapping) else None
+    return [inside] if isinstance(inside, str) else config_texts_in(folder)
+
+
+def config_texts_in(folder: Path) -> list[str]:
     """Read the configs that MMEngine wrote into a work folder, the newest first."""
-    configs = sorted(file.parent.glob('*.py'), key=lambda path: -path.stat().st_mtime)
+    configs = sorted(folder.glob('*.py'), key=lambda path: -path.stat().st_mtime)
     return [path.read_text(errors='replace') for path in configs]
 
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from pera_mm.errors import UserError
 from pera_mm.registry import MODELS
-from pera_mm.weights.backbone import NormalizedViT, load_backbone
+from pera_mm.weights.backbone import NormalizedViT, backbone_of
+from pera_mm.weights.facts import config_texts, config_texts_in
 from pera_mm.weights.loading import file_of, load_checkpoint
 from pera_mm.weights.names import CENTER, pera_weights, weights_of
 from pera_mm.weights.public import find_backbone
@@ -38,7 +39,8 @@ class Pair(NamedTuple):
 def load_painter(path: str | Path) -> nn.Module:
     """Load a whole PerA with its predictor, in eval mode.
 
-    Its sizes come from the tensors; heads, mean and std as for :func:`load_backbone`.
+    Its sizes come from the tensors; heads, mean and std as for
+    :func:`~pera_mm.weights.backbone.load_backbone`.
 
     Args:
         path: a checkpoint of ours, the authors' raw training file, or a run's work folder.
@@ -47,8 +49,8 @@ def load_painter(path: str | Path) -> nn.Module:
         ValueError: if the file has no predictor, or not every tensor of a PerA.
     """
     file = file_of(path)
-    backbone = load_backbone(file)
     checkpoint = load_checkpoint(file)
+    backbone = backbone_of(checkpoint, file)
     if not PREDICTORS & weights_of(checkpoint).keys():
         raise UserError(f'{file} has no predictor, so it can paint no pixels: give a '
                         'checkpoint of a pre-training by PerA with pixel prediction, or the '
@@ -102,8 +104,8 @@ def load_pair(path: str | Path) -> Pair:
         ValueError: if the file does not hold both.
     """
     file = file_of(path)
-    loaded = load_backbone(file)
     checkpoint = load_checkpoint(file)
+    loaded = backbone_of(checkpoint, file)
     weights = weights_of(checkpoint)
     momentum = {name.removeprefix(MOMENTUM_ENCODER): value for name, value in weights.items()
                 if name.startswith(MOMENTUM_ENCODER)}
@@ -137,19 +139,11 @@ def mask_ratios(path: str | Path) -> MaskRatios | None:
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        found = _ratios_in(_texts_in(path))
+        found = _ratios_in(config_texts_in(path))
         if found is not None or not (path / 'last_checkpoint').is_file():
             return found
         path = file_of(path)
-    meta = load_checkpoint(path).get('meta')
-    inside = meta.get('cfg') if isinstance(meta, Mapping) else None
-    return _ratios_in([inside] if isinstance(inside, str) else _texts_in(path.parent))
-
-
-def _texts_in(folder: Path) -> list[str]:
-    """Read the configs that MMEngine wrote into a work folder, the newest first."""
-    configs = sorted(folder.glob('*.py'), key=lambda path: -path.stat().st_mtime)
-    return [path.read_text(errors='replace') for path in configs]
+    return _ratios_in(config_texts(load_checkpoint(path), path.parent))
 
 
 def _ratios_in(texts: Iterable[str]) -> MaskRatios | None:

@@ -2,23 +2,9 @@
 
 import math
 
-import pytest
 import torch
 
 from pera_mm.evaluation.attention import cls_attention, strongest
-from pera_mm.registry import MODELS
-
-
-@pytest.fixture
-def model(tiny_cfg):
-    model = MODELS.build(tiny_cfg)
-    model.init_weights()
-    return model
-
-
-@pytest.fixture
-def images() -> torch.Tensor:
-    return torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
 
 
 def test_it_equals_that_of_the_layer_computed_by_loops(model, images):

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from pera_mm.evaluation.features import extract_features, read_labelled_folder, stratified_split
-from pera_mm.registry import MODELS
 
 
 def draw(path: Path, seed: int = 0, shape: tuple[int, int] = (48, 80)) -> str:
@@ -16,13 +15,6 @@ def draw(path: Path, seed: int = 0, shape: tuple[int, int] = (48, 80)) -> str:
     image = np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
     assert cv2.imwrite(str(path), image)
     return str(path)
-
-
-@pytest.fixture
-def model(tiny_cfg):
-    model = MODELS.build(tiny_cfg)
-    model.init_weights()
-    return model
 
 
 def test_reads_class_folders_in_a_stable_order(tmp_path):

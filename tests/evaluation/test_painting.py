@@ -15,18 +15,6 @@ from pera_mm.patches import patchify
 from pera_mm.registry import MODELS
 
 
-@pytest.fixture
-def model(tiny_cfg):
-    model = MODELS.build(tiny_cfg)
-    model.init_weights()
-    return model
-
-
-@pytest.fixture
-def images() -> torch.Tensor:
-    return torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
-
-
 def random_painting(images: int = 3, patches: int = 5, pixels: int = 4) -> Painting:
     truth = torch.randn(images, patches, pixels * 3)
     hidden = torch.rand(images, patches) < 0.6

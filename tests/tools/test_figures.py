@@ -15,7 +15,6 @@ from pera_mm.evaluation.attention import cls_attention
 from pera_mm.evaluation.distribution import aligned_views
 from pera_mm.evaluation.features import images_below, read_batches
 from pera_mm.evaluation.pictures import read_pictures
-from pera_mm.registry import MODELS
 from pera_mm.weights.backbone import load_backbone
 from pera_mm.weights.names import pera_to_reference
 from pera_mm.weights.pretraining import load_pair
@@ -36,9 +35,8 @@ train_pipeline = [dict(type='pera_mm.DisjointMask', student=0.25, learnable=0.25
 
 
 @pytest.fixture
-def model(tiny_cfg) -> nn.Module:
-    model = MODELS.build(tiny_cfg)
-    model.init_weights()
+def model(model) -> nn.Module:
+    """The tiny PerA, with networks that differ."""
     for value in model.teacher.parameters():
         value.data += torch.randn_like(value) * 0.02
     return model

@@ -28,18 +28,6 @@ from analysis.report import (  # noqa: E402
 )
 
 
-@pytest.fixture
-def model(tiny_cfg):
-    model = MODELS.build(tiny_cfg)
-    model.init_weights()
-    return model
-
-
-@pytest.fixture
-def images() -> torch.Tensor:
-    return torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
-
-
 def write_scalars(work_dir: Path, start: str, *records: dict) -> None:
     folder = work_dir / start / 'vis_data'
     folder.mkdir(parents=True)

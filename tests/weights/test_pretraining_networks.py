@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from pera_mm.evaluation.painting import reconstruct
-from pera_mm.registry import MODELS
 from pera_mm.weights.names import pera_to_reference
 from pera_mm.weights.pretraining import MaskRatios, load_painter, load_pair, mask_ratios
 
@@ -23,19 +22,17 @@ train_dataloader = dict(dataset=dict(pipeline=[
 
 
 @pytest.fixture
-def model(tiny_cfg):
-    """A PerA whose networks differ, with a mean and deviation of its own."""
+def tiny_cfg(tiny_cfg) -> dict:
     tiny_cfg['data_preprocessor'].update(mean=[100, 110, 120], std=[50, 60, 70])
-    model = MODELS.build(tiny_cfg)
-    model.init_weights()
-    for value in model.teacher.parameters():
-        value.data += torch.randn_like(value) * 0.02
-    return model
+    return tiny_cfg
 
 
 @pytest.fixture
-def images() -> torch.Tensor:
-    return torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+def model(model):
+    """The tiny PerA, with networks that differ, and a mean and deviation of its own."""
+    for value in model.teacher.parameters():
+        value.data += torch.randn_like(value) * 0.02
+    return model
 
 
 def test_the_painter_of_our_and_of_the_authors_file_paints_as_the_model(tmp_path, model, images):

@@ -76,7 +76,7 @@ def attention(args: argparse.Namespace) -> None:
                              model.patch_size)
     for picture in with_bar(pictures, 'attention'):
         pixels = torch.from_numpy(picture.pixels).to(args.device).movedim(-1, 0)[None]
-        maps = cls_attention(model.vit, (pixels - model.mean) / model.std,
+        maps = cls_attention(model.vit, model.normalize(pixels),
                              [layer - 1 for layer in layers])[:, 0]  # [L, heads, h, w]
         every = torch.cat([maps.mean(dim=1, keepdim=True), maps], dim=1)  # the mean first
         chosen = strongest(every, args.mass)

@@ -162,7 +162,7 @@ def last_attention(model: nn.Module, images: Tensor) -> Tensor:
     """
     if isinstance(model, SelfDistillation):
         return cls_attention(model.teacher.backbone, model.data_preprocessor.normalize(images))[0]
-    return cls_attention(model.vit, (images.movedim(-1, 1) - model.mean) / model.std)[0]
+    return cls_attention(model.vit, model.normalize(images.movedim(-1, 1)))[0]
 
 
 def _draw_curves(figure: Figure, grid: GridSpec, curves: dict[str, Curve]) -> None:
