@@ -1,7 +1,7 @@
 """AID: as aid_pera_scenes.py, a linear classifier on the frozen ViT.
 
 Data:     as for aid_pera_scenes.py
-Hardware: two CPU cores, a minute.
+Hardware: one CPU core, three minutes.
 Command:  mim train mmpretrain configs/scenes/aid_pera_linear_scenes.py
 """
 

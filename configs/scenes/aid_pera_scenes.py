@@ -4,7 +4,7 @@ Data:     python tools/data/make_scenes.py data/scenes/classification classifica
           python tools/data/make_splits.py data/scenes/classification \
               data/scenes/classification/splits/tr50 --share 0.5
 Weights:  make demo leaves them in work_dirs/demo
-Hardware: two CPU cores, a minute.
+Hardware: one CPU core, six minutes.
 Command:  mim train mmpretrain configs/scenes/aid_pera_scenes.py
 """
 

@@ -3,7 +3,7 @@
 It starts from the teacher that `make demo` leaves behind.
 
 Target:   mAP50 around 0.1: seven classes, most objects of 8 pixels, few steps
-Hardware: two CPU cores, about four minutes
+Hardware: one CPU core, about seven minutes
 Command:  python tools/data/make_scenes.py data/scenes/detection detection 300 --size 160
           mim train mmdet configs/scenes/dior_faster_rcnn_pera_scenes.py
 """
