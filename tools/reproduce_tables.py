@@ -229,7 +229,7 @@ TABLES = {table.number: table for table in (
             'work_dirs/loveda_submission.zip'), )),
     Table(6, 'The released ViT-G on LEVIR-CD', ('F1', ), (
         Row('PerA', (92.34, ), released('levircd_bit_pera', 'levircd', 500, 8, 'change/F1'),
-            small_dense('levircd_bit_pera_scenes', scenes('change', 80, 128), 8, 8,
+            small_dense('levircd_bit_pera_scenes', scenes('change', 80, 256), 8, 8,
                         'change/F1')), )),
     Table(7, 'The released ViT-G on DIOR', ('mAP50', ), (
         Row('PerA', (75.71, ),

@@ -47,7 +47,7 @@ TASKS = {
                  'detection, Faster R-CNN: AP50'),
 }
 # As in the headers of the scenes configs: kind, count, size in pixels.
-SCENES = (('classification', 1200, 128), ('segmentation', 250, 256), ('change', 600, 128),
+SCENES = (('classification', 1200, 128), ('segmentation', 250, 256), ('change', 600, 256),
           ('detection', 300, 160))
 
 
