@@ -44,4 +44,5 @@ train_cfg = dict(max_epochs=28, val_interval=14)
 optim_wrapper = dict(
     optimizer=dict(lr=1e-3), paramwise_cfg=dict(layer_decay_rate=_base_.layer_decay_rate))
 param_scheduler = [_base_.warmup, dict(_base_.cosine, eta_min=5e-6, end=28)]
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=14, save_best='7-class/mF1'))
+default_hooks = dict(
+    logger=dict(interval=10), checkpoint=dict(interval=14, save_best='7-class/mF1'))
