@@ -86,3 +86,26 @@ def test_small_configs_share_budget_optimizer_and_schedule():
         assert (cfgs[name].train_dataloader.dataset.pipeline.crops
                 == cfgs['pera'].train_dataloader.dataset.pipeline.crops)
         assert cfgs[name].default_hooks.schedule.momentum == dict(start=.95, end=1.)
+
+
+def test_variants_of_the_views_have_the_other_methods_colors_and_nothing_else():
+    def small(name: str) -> Config:
+        return Config.fromfile(CONFIGS / f'small/{name}.py')
+
+    ours = small('pera').model.data_preprocessor
+    for name in ('dino', 'dinov2'):
+        cfg, base = small(f'{name}_pera-colors'), small(name)
+        for role in ('student', 'teacher'):
+            assert cfg.model.data_preprocessor.pop(role) == ours[role]
+            del base.model.data_preprocessor[role]
+        assert cfg.model == base.model and cfg.train_dataloader == base.train_dataloader
+    strong = small('pera_dino-colors').model.data_preprocessor
+    assert strong.student == strong.teacher
+    moco = small('mocov3').model.data_preprocessor.colors
+    assert strong.student.global_crops == moco  # BYOL's colors are DINO's
+    cfg = small('mocov3_pera-views')
+    assert cfg.model.data_preprocessor.colors == [ours.student, ours.teacher]
+    crops, of_pera = (each.train_dataloader.dataset.pipeline.crops for each in (cfg, small('pera')))
+    assert crops.global_crops == of_pera.global_crops and crops.ratio == of_pera.ratio
+    for name in ('dino_pera-colors', 'dinov2_pera-colors', 'pera_dino-colors', 'mocov3_pera-views'):
+        MODELS.build(small(name).model.data_preprocessor)

@@ -125,10 +125,10 @@ def results() -> dict:
 def test_table_of_known_results(results):
     text = compare_table.table(results)
     assert text.startswith('# Known\n\nBudget: 640 images, on images without the test images; ')
-    for line in ('| | kNN, better | linear, better | images | images/s | CPU s |',  # others: empty
-                 '| pera | 61.0 [59.0, 62.0] | 52.0 [50.0, 53.0] | 640 | 20 | 30 |',
-                 '| mae | – | – | – | – | – |',
-                 '| random weights | 40.0 [38.0, 41.0] | 41.0 [39.0, 42.0] | – | – | – |',
+    for line in ('| | kNN, better | linear, better | images | images/s | CPU s | learning rate |',
+                 '| pera | 61.0 [59.0, 62.0] | 52.0 [50.0, 53.0] | 640 | 20 | 30 | 0.001 |',
+                 '| mae | – | – | – | – | – | – |',
+                 '| random weights | 40.0 [38.0, 41.0] | 41.0 [39.0, 42.0] | – | – | – | – |',
                  '| | 1 % | 5 % | 10 % | 25 % | 100 % |',
                  '| | kNN − band statistics | kNN − random convolutional features | kNN − random '
                  'weights | linear − band statistics | linear − random convolutional features | '
@@ -235,6 +235,20 @@ def test_a_fifth_of_the_budget_chooses_the_learning_rate(monkeypatch, classes, t
     finish(first[0], 45)
     comparison.runs = search + first
     assert [(run.job.name, run.lr) for run in comparison.other_seeds()] == [('pera, seed 11', 1e-3)]
+
+
+def test_learning_rates_of_an_earlier_search(monkeypatch, classes, tmp_path):
+    args = parse(monkeypatch, SMALL / 'pera.py', SMALL / 'mae.py', '--data', classes, '--work-dir',
+                 tmp_path / 'work', '--lr', 'pera=3e-3', f'{compare_plan.SUPERVISED}=2e-4',
+                 '--budget-images', 32, '--seeds', 10, '--cfg-options', *TINY)
+    first = compare.Comparison(args).first_seed()
+    assert [run.lr for run in first] == [3e-3, None, 2e-4, None, None, None]
+    assert 'optim_wrapper.optimizer.lr=0.003' in first[0].job.steps[0].command
+    assert first[2].job.steps[0].command[-2:] == ('--lr', '0.0002')
+    for name in ('dino', compare_plan.BANDS):
+        args.lr = [(name, 1e-3)]
+        with pytest.raises(SystemExit, match=f'--lr {name}=0.001: expected one of pera, mae, '):
+            compare.Comparison(args)
 
 
 def test_a_row_whose_search_failed_is_left_out_and_named(monkeypatch, classes, tmp_path):

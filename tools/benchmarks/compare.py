@@ -18,7 +18,8 @@ turned into steps by a run of 20 steps before; so the schedule ends with the run
 that were really used are in the table. Schedules are stretched or shortened to the budget.
 
 With --lr-grid every learning rate first gets a fifth of the budget with the first seed; the best
-kNN on a quarter of the training half decides, and all seeds have that rate.
+kNN on a quarter of the training half decides, and all seeds have that rate. --lr gives rates that
+are known from an earlier search (--lr mae=3e-4 'supervised from scratch=3e-4').
 
 Whenever a run ends, it writes results.json, table.md and plot.png into the work folder. Stop it at
 any time: the next start skips what is finished and continues what was interrupted. A run that fails
@@ -33,10 +34,10 @@ from pathlib import Path
 from typing import Any
 
 from compare_plan import (
-    Row,
     Run,
     best_learning_rates,
     calibration,
+    known_rates,
     plan_run,
     plan_search,
     table_rows,
@@ -75,8 +76,11 @@ def parse_args() -> argparse.Namespace:
     budget.add_argument('--epochs', type=int, help="of every training; the config's by default")
     budget.add_argument('--budget-images', type=int, help='that every training sees')
     budget.add_argument('--budget-cpu-seconds', type=float, help='that every training takes')
-    parser.add_argument('--lr-grid', nargs='+', type=float, default=[], metavar='LR',
-                        help='learning rates of which each row gets its best')
+    rates = parser.add_mutually_exclusive_group()
+    rates.add_argument('--lr-grid', nargs='+', type=float, default=[], metavar='LR',
+                       help='learning rates of which each row gets its best')
+    rates.add_argument('--lr', nargs='+', type=learning_rate, default=[], metavar='ROW=LR',
+                       help="learning rates of rows; the config's for the others")
     parser.add_argument('--size', type=int,
                         help="side of the probed images, px; each config's own crops' by default")
     parser.add_argument('--train-share', type=float, metavar='S',
@@ -89,6 +93,12 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def learning_rate(text: str) -> tuple[str, float]:
+    """Parse ``ROW=LR``."""
+    name, _, rate = text.rpartition('=')
+    return name, float(rate)
+
+
 class Comparison:
     """The runs of a comparison, in stages: calibration, learning rates, first seed, other seeds."""
 
@@ -96,7 +106,7 @@ class Comparison:
         self.args = args
         self.rows = table_rows(args)
         self.runs: list[Run] = []
-        self.chosen: dict[Row, float | None] = dict.fromkeys(self.rows)
+        self.chosen = known_rates(args, self.rows)
         self.failed: list[TrainingJob] = []
 
     def run(self) -> None:
@@ -108,7 +118,7 @@ class Comparison:
                 print(f'{job.name}: failed, see {job.log}')
             broken = {job.log.parents[1].name for job in self.failed}
             self.rows = [row for row in self.rows if row.folder not in broken]
-            self.chosen = dict.fromkeys(self.rows)
+            self.chosen = {row: self.chosen[row] for row in self.rows}
         if self.args.lr_grid:
             self.stage(self.search())
             self.choose()

@@ -104,6 +104,20 @@ def table_rows(args: argparse.Namespace) -> list[Row]:
     return [*rows, *(Row(name, args.configs[0]) for name in (SUPERVISED, *FLOORS))]
 
 
+def known_rates(args: argparse.Namespace, rows: list[Row]) -> dict[Row, float | None]:
+    """Return the learning rate of each row in --lr; None is the config's.
+
+    Raises:
+        SystemExit: if a rate is of a row that does not train, or that the table does not have.
+    """
+    rates = dict(args.lr)
+    names = [row.name for row in rows if row.trains]
+    for name in rates:
+        if name not in names:
+            raise SystemExit(f'--lr {name}={rates[name]:g}: expected one of {", ".join(names)}.')
+    return {row: rates.get(row.name) for row in rows}
+
+
 def resolved(args: argparse.Namespace, row: Row, seed: int, lr: float | None = None) -> Config:
     """Load the config of a row with its options, as pretrain.py does."""
     parser = argparse.ArgumentParser()

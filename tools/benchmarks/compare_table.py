@@ -110,7 +110,7 @@ def table(results: dict) -> str:
         'training half.', '']
     lines += grid_of(rows, FROZEN, lambda row, key: interval_text(row['intervals'].get(key)),
                      {title: lambda row, key=key: cost_text(costs(row, key))
-                      for key, title in COSTS.items()})
+                      for key, title in COSTS.items()} | {'learning rate': rate_text})
     lines += ['', 'Linear classifier (better token) with a share of the labels, the mean of five '
               'draws; at least one image per class:', '']
     lines += grid_of([row for row in rows if row['name'] != SUPERVISED], LABELS,
@@ -155,6 +155,10 @@ def interval_text(interval: Iterable[float] | None, signed: bool = False) -> str
 
 def cost_text(found: list[float]) -> str:
     return f'{statistics.mean(found):.0f}' if found else '–'
+
+
+def rate_text(row: dict) -> str:
+    return '–' if row['lr'] is None else f'{row["lr"]:g}'
 
 
 def grid_text(row: dict, rate: str) -> str:
