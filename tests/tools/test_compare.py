@@ -118,7 +118,8 @@ def results() -> dict:
         lr_grid=[3e-4, 1e-3], rows=[
             dict(row('pera', scores(60., 50., **cost), scores(62., 54., **cost), differences=gains),
                  lr=1e-3, grid={'0.0003': 58., '0.001': 59.5}),
-            row('mae', failed=(10, 11), differences={floor: {} for floor in compare_plan.FLOORS}),
+            row('mae', failed=(10, 11), differences={floor: {} for floor in compare_plan.FLOORS},
+                lead_of_first=dict(linear_cls=[3., -1., 6.])),
             row(compare_plan.RANDOM, scores(40., 41.))])
 
 
@@ -134,6 +135,9 @@ def test_table_of_known_results(results):
                  'weights | linear − band statistics | linear − random convolutional features | '
                  'linear − random weights |',
                  f'| pera |{" +7.0 [+3.0, +9.0] |" * 3}{" -1.0 [-4.0, +2.0] |" * 3}',
+                 'Paired difference of pera to the other trainings in the seeds that both have, '
+                 'image by image, [95 % interval]:',
+                 '| mae | +3.0 [-1.0, +6.0] |',
                  '| | 0.0003 | 0.001 |',
                  '| pera | 58.0 | **59.5** |',
                  '- mae, seed 11: failed, see the/log.txt'):
@@ -167,6 +171,8 @@ def test_a_difference_is_paired_image_by_image_in_common_seeds():
     assert list(found) == [11] and found[11]['knn'].tolist() == [1, -1, 0]
     groups = np.arange(3), np.zeros(3)
     assert compare_table.intervals(found, *groups)['linear'] == [-100, -100, -100]
+    only = compare_table.differences(mine, floor, ('finetune', 'linear'))  # none has the former
+    assert only[11]['linear'].tolist() == [-1, -1, -1] and list(only[11]) == ['linear']
     assert compare_table.intervals({}, *groups) == {}
 
 
@@ -290,8 +296,9 @@ def test_what_the_runs_left_becomes_the_results(monkeypatch, classes, tmp_path):
     # Of the classes' four images each (0-3, 4-7) the row is right on 4 and 2, the floor on 2 and 0.
     assert pera['differences'][compare_plan.BANDS]['knn'][0] == 50
     assert pera['differences'][compare_plan.RANDOM] == {}
-    assert pera['failed'] == {'11': str(again.job.log)}
-    assert supervised['intervals'] == {} and supervised['unfinished'] == [10]
+    assert pera['failed'] == {'11': str(again.job.log)} and 'lead_of_first' not in pera
+    assert supervised['lead_of_first'] == supervised['intervals'] == {}
+    assert supervised['unfinished'] == [10]
     assert floor['intervals']['labels1'][0] == 25 and floor['unfinished'] == [11]
     comparison.write()
     assert (args.work_dir / 'plot.png').exists()

@@ -21,6 +21,8 @@ LABELS = {'labels1': '1 %', 'labels5': '5 %', 'labels10': '10 %', 'labels25': '2
 COSTS = {'images': 'images', 'images_per_second': 'images/s', 'cpu_seconds': 'CPU s',
          'painted': 'painted, %'}
 COMPARED = {'knn': 'kNN', 'linear': 'linear'}
+COMPARED_WITH_FIRST = {key: FROZEN[key] for key in (
+    'knn_cls', 'knn', 'linear_cls', 'linear', 'finetune')}
 
 Outcomes = dict[int, dict[str, np.ndarray]]  # of each seed and score: right or not, [M]
 
@@ -55,6 +57,11 @@ def collect(args: argparse.Namespace, runs: list[Run], failed: list[TrainingJob]
             entry['differences'] = {
                 floor: intervals(differences(outcomes[entry['name']], outcomes.get(floor, {})),
                                  *groups) for floor in FLOORS}
+    trained = [entry for entry in rows if entry['name'] not in FLOORS]
+    for entry in trained[1:]:
+        entry['lead_of_first'] = intervals(
+            differences(outcomes[trained[0]['name']], outcomes[entry['name']],
+                        COMPARED_WITH_FIRST), *groups)
     return dict(
         title=args.title, seeds=args.seeds, budget=budget(args), data=args.data,
         probe_data=args.probe_data, size=args.size, train_share=args.train_share,
@@ -85,10 +92,10 @@ def intervals(by_seed: Outcomes, blocks: np.ndarray, classes: np.ndarray,
                                          blocks, classes)) for key in sorted(keys)}
 
 
-def differences(mine: Outcomes, floor: Outcomes) -> Outcomes:
-    """Subtract a floor's outcomes image by image, seed by seed where both have one."""
-    return {seed: {key: mine[seed][key] - floor[seed][key] for key in COMPARED}
-            for seed in mine if seed in floor}
+def differences(mine: Outcomes, other: Outcomes, keys: Iterable[str] = tuple(COMPARED)) -> Outcomes:
+    """Subtract another row's outcomes image by image, seed by seed where both have one."""
+    return {seed: {key: mine[seed][key] - other[seed][key] for key in keys
+                   if key in mine[seed] and key in other[seed]} for seed in mine if seed in other}
 
 
 def costs(row: dict, key: str) -> list[float]:
@@ -121,6 +128,12 @@ def table(results: dict) -> str:
     lines += grid_of([row for row in rows if 'differences' in row], pairs,
                      lambda row, pair: interval_text(row['differences'][pair[0]].get(pair[1]),
                                                      signed=True))
+    others = [row for row in rows if 'lead_of_first' in row]
+    if others:
+        lines += ['', f'Paired difference of {rows[0]["name"]} to the other trainings in the seeds '
+                  'that both have, image by image, [95 % interval]:', '']
+        lines += grid_of(others, COMPARED_WITH_FIRST, lambda row, key: interval_text(
+            row['lead_of_first'].get(key), signed=True))
     if results['lr_grid']:
         lines += ['', f'kNN on the validation blocks with each learning rate, first seed, '
                   f'{SEARCH:.0%} of the budget; all seeds have the best:', '']
