@@ -219,12 +219,12 @@ TABLES = {table.number: table for table in (
     Table(4, 'The released ViT-G on Potsdam', ('mF1', ), (
         Row('PerA', (93.08, ),
             released('potsdam_upernet_pera', 'potsdam', 200, 8, '6-class/mF1'),
-            small_dense('potsdam_upernet_pera_scenes', SEGMENTS, 28, 8, '7-class/mF1')), )),
+            small_dense('potsdam_upernet_pera_scenes', SEGMENTS, 14, 8, '7-class/mF1')), )),
     Table(5, 'The released ViT-G on LoveDA', ('mIoU', ), (
         Row('PerA', (54.02, ),
             released('loveda_upernet_pera', 'loveda', 200, 8, '7-class/mIoU',
                      submission='configs/segmentation/loveda_upernet_pera_submission.py'),
-            small_dense('loveda_upernet_pera_scenes', SEGMENTS, 28, 8, '7-class/mIoU'),
+            small_dense('loveda_upernet_pera_scenes', SEGMENTS, 14, 8, '7-class/mIoU'),
             "ours is of the validation part; the test server's, which the paper has, comes for "
             'work_dirs/loveda_submission.zip'), )),
     Table(6, 'The released ViT-G on LEVIR-CD', ('F1', ), (

@@ -2,7 +2,7 @@
 
 Data:     python tools/data/make_scenes.py data/scenes/segmentation segmentation 250 --size 256
 Weights:  make demo leaves them in work_dirs/demo
-Hardware: one CPU core, about seven minutes.
+Hardware: one CPU core, about four minutes.
 Command:  mim train mmseg configs/scenes/loveda_upernet_pera_scenes.py
 """
 

@@ -1,17 +1,19 @@
 """Potsdam: as potsdam_upernet_pera.py, small: the demo's ViT on drawn scenes.
 
-Target:   mF1 of all seven classes around 50; measured: docs/measurements.md
+Target:   mF1 of all seven classes around 56; measured: docs/measurements.md
 Data:     python tools/data/make_scenes.py data/scenes/segmentation segmentation 250 --size 256
 Weights:  make demo leaves them in work_dirs/demo
-Hardware: one CPU core, about seven minutes.
+Hardware: one CPU core, about four minutes.
 Command:  mim train mmseg configs/scenes/potsdam_upernet_pera_scenes.py
 """
 
 _base_ = ['../potsdam_upernet_pera.py', '../_base_/scenes.py']
 model = dict(
     backbone=dict(vit=dict(**_base_.demo_vit, img_size=128), with_cp=False),
-    decode_head=dict(in_channels=[128, 128, 128, 128], channels=64, output_channels=32,
-                     num_classes=7),
+    decode_head=dict(
+        in_channels=[128, 128, 128, 128], channels=64, output_channels=32, num_classes=7,
+        # Roots of the inverse shares of the pixels: a short run learns no rare class otherwise.
+        loss_decode=dict(class_weight=[0.7, 1.4, 0.5, 1.0, 1.7, 1.3, 1.0])),
     test_cfg=dict(crop_size=(128, 128), stride=(128, 128)))
 
 scenes = dict(data_root='data/scenes/segmentation', metainfo=dict(classes=(
@@ -40,9 +42,9 @@ inference_modes = {
     'sliding 128, stride 85': dict(mode='slide', crop_size=(128, 128), stride=(85, 85)),
     'whole image': dict(mode='whole'),
 }
-train_cfg = dict(max_epochs=28, val_interval=14)
+train_cfg = dict(max_epochs=14, val_interval=7)
 optim_wrapper = dict(
     optimizer=dict(lr=1e-3), paramwise_cfg=dict(layer_decay_rate=_base_.layer_decay_rate))
-param_scheduler = [_base_.warmup, dict(_base_.cosine, eta_min=5e-6, end=28)]
+param_scheduler = [_base_.warmup, dict(_base_.cosine, eta_min=5e-6)]
 default_hooks = dict(
-    logger=dict(interval=10), checkpoint=dict(interval=14, save_best='7-class/mF1'))
+    logger=dict(interval=10), checkpoint=dict(interval=7, save_best='7-class/mF1'))
