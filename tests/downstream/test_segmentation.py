@@ -336,11 +336,11 @@ def test_mim_trains_resumes_and_the_tool_tests(tmp_path, name):
                'train_dataloader.batch_size=4', 'model.backbone.vit.init_cfg=None',
                'train_dataloader.dataset.pipeline.2.scale=64',
                'model.test_cfg.crop_size=(64,64)', 'train_cfg.val_interval=1',
-               'default_hooks.checkpoint.interval=1']
-    run('-m', 'mim', 'train', 'mmseg', config, *options, 'train_cfg.max_epochs=1')
-    assert (tmp_path / 'work/epoch_1.pth').exists()
-    resumed = run('-m', 'mim', 'train', 'mmseg', config, '--resume', *options,
-                  'train_cfg.max_epochs=2').output
+               'default_hooks.checkpoint.interval=1', 'train_cfg.max_epochs=2']
+    run('-m', 'mim', 'train', 'mmseg', config, *options)
+    (tmp_path / 'work/epoch_2.pth').unlink()  # as if it had been killed before
+    (tmp_path / 'work/last_checkpoint').write_text(f'{tmp_path}/work/epoch_1.pth')
+    resumed = run('-m', 'mim', 'train', 'mmseg', config, '--resume', *options).output
     assert 'resumed epoch: 1, iter: 3' in resumed
     assert (tmp_path / 'work/epoch_2.pth').exists()
     tested = run('tools/test.py', config, f'{tmp_path}/work/epoch_2.pth',
