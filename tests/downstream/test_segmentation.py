@@ -338,6 +338,7 @@ def test_mim_trains_resumes_and_the_tool_tests(tmp_path, name):
                'model.test_cfg.crop_size=(64,64)', 'train_cfg.val_interval=1',
                'default_hooks.checkpoint.interval=1', 'train_cfg.max_epochs=2']
     run('-m', 'mim', 'train', 'mmseg', config, *options)
+    assert (tmp_path / 'work/epoch_1.pth').exists()
     (tmp_path / 'work/epoch_2.pth').unlink()  # as if it had been killed before
     (tmp_path / 'work/last_checkpoint').write_text(f'{tmp_path}/work/epoch_1.pth')
     resumed = run('-m', 'mim', 'train', 'mmseg', config, '--resume', *options).output
