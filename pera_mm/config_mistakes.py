@@ -21,6 +21,7 @@ from mmengine.runner import (
     IterBasedTrainLoop,
     Runner,
 )
+from torch import nn
 from torch.utils.data import DataLoader
 
 from pera_mm.bridges.building import check_keys, find
@@ -56,6 +57,7 @@ def _check_before(kind: Any) -> None:
         notes = check(cfg)
         runner = build(cls, cfg)
         _check_widths(runner.model)
+        _check_class_weights(runner.model)
         for note in [*notes, *_about_loading(runner)]:
             runner.logger.warning(note)
         return runner
@@ -252,6 +254,20 @@ def _check_widths(model: Any) -> None:
                     raise UserError(f'model.{name}.in_channels is {expected}, but the backbone '
                                     f'gives {backbone.embed_dims} channels: write that.')
             return  # what follows sees the channels of this
+
+
+def _check_class_weights(model: Any) -> None:
+    """Raise if a loss has weights of more or fewer classes than its head has."""
+    for name in ('decode_head', 'auxiliary_head', 'head'):
+        part: Any = getattr(model, name, None)
+        for head in part if isinstance(part, nn.ModuleList) else [part]:
+            classes = getattr(head, 'out_channels', getattr(head, 'num_classes', None))
+            for loss in head.modules() if classes else ():
+                weights = getattr(loss, 'class_weight', None)
+                if isinstance(weights, (list, tuple)) and len(weights) != classes:
+                    raise UserError(f'model.{name} has {classes} classes, but the class_weight of '
+                                    f'its {type(loss).__name__} has {len(weights)} values: give '
+                                    'one for each class.')
 
 
 def _check_integer(name: str, value: Any, least: int) -> None:

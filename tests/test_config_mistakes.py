@@ -201,8 +201,12 @@ def test_loading_without_the_strict_hook_is_said(tmp_path, hooks, said):
 @pytest.mark.parametrize(('head', 'sentence'), [
     (dict(type='LinearClsHead', num_classes=2, in_channels=64),
      'model.head.in_channels is 64, but the backbone gives 32 channels: write that.'),
-    (dict(type='LinearClsHead', num_classes=2, in_channels=32), None)])
-def test_a_head_for_other_channels(tmp_path, head, sentence):
+    (dict(type='LinearClsHead', num_classes=2, in_channels=32,
+          loss=dict(type='CrossEntropyLoss', class_weight=[1., 2., 3.])),
+     'model.head has 2 classes, but the class_weight of its CrossEntropyLoss has 3 values: give'),
+    (dict(type='LinearClsHead', num_classes=2, in_channels=32,
+          loss=dict(type='CrossEntropyLoss', class_weight=[1., 2.])), None)])
+def test_a_head_that_does_not_fit(tmp_path, head, sentence):
     vit = dict(type='pera_mm.PerAViT', arch=TINY_ARCH, img_size=32, patch_size=16,
                out_type='cls_token')
     cfg = changed(work_dir=str(tmp_path), experiment_name=tmp_path.name, model=dict(

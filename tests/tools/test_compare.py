@@ -213,6 +213,8 @@ def test_rows_are_configs_variants_and_what_they_are_compared_with(monkeypatch, 
     comparison.runs = first
     assert [run.job.name for run in comparison.other_seeds()] == ['pera, seed 11']
     comparison.first_seed()  # the same again
+    args.work_dir = args.work_dir.rename(tmp_path / 'moved')
+    assert comparison.first_seed()[0].result()['knn'] == 50
     args.budget_images = 64
     with pytest.raises(SystemExit, match='holds a run with other settings'):
         comparison.first_seed()

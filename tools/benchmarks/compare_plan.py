@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from mmengine.config import Config
-from pretrain import prepare, training_images
+from pretrain import stretch, training_images
 from runs import ROOT, Step, TrainingJob
 
 from pera_mm.errors import UserError
@@ -227,10 +227,13 @@ def share_option(args: argparse.Namespace) -> list[str]:
 
 def write_config(args: argparse.Namespace, row: Row, seed: int, lr: float | None, folder: Path,
                  steps: int) -> Path:
-    """Write the settings of a run, and refuse a folder with other settings."""
+    """Write the settings of a run, and refuse a folder with other settings.
+
+    They hold no path of this machine, so that a work folder may be moved to another one.
+    """
     cfg = resolved(args, row, seed, lr)
     if row.data:
-        prepare(cfg, row.data, steps, folder / 'train/images.txt')
+        stretch(cfg, steps)
     settings = dict(cfg.to_dict(), comparison=dict(
         data=row.data, probe_data=args.probe_data, size=args.size, steps=steps, lr=lr,
         finetune_epochs=args.finetune_epochs,
