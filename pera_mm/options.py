@@ -1,17 +1,18 @@
-"""The values of ``--cfg-options KEY=VALUE``: a text stays as it was typed.
+"""The values of a command line: numbers in their range, and ``--cfg-options KEY=VALUE``.
 
-MMEngine's ``DictAction`` drops all blanks of a value and splits it at commas, so that
-``source='/data/my tiles'`` becomes ``/data/mytiles``. The commands of tools/ take their options by
-:func:`add_cfg_options` instead. The train.py of a toolbox (``mim train``) parses its command line
-before it reads the config, and with it ``pera_mm``. :func:`activate` sets such values right when
-they are written into the config.
+A text of ``--cfg-options`` stays as it was typed. MMEngine's ``DictAction`` drops all blanks of a
+value and splits it at commas, so that ``source='/data/my tiles'`` becomes ``/data/mytiles``. The
+commands of tools/ take their options by :func:`add_cfg_options` instead. The train.py of a toolbox
+(``mim train``) parses its command line before it reads the config, and with it ``pera_mm``.
+:func:`activate` sets such values right when they are written into the config.
 """
 
 import argparse
 import ast
+import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from os.path import expanduser
 from typing import Any
@@ -25,6 +26,28 @@ WORDS = {'None': None, 'inf': float('inf'), '-inf': -float('inf'), 'nan': float(
          'true': True, 'True': True, 'TRUE': True, 'false': False, 'False': False, 'FALSE': False}
 INTEGER = re.compile(r'[+-]?(0|[1-9]\d*)')  # 007 is a text
 FLOAT = re.compile(r'[+-]?(\d+\.\d*|\.\d+|\d+(?=e))(e[+-]?\d+)?', re.IGNORECASE)
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """Make the ``type`` of an argument that is a whole number of at least ``least``."""
+    def parse(text: str) -> int:
+        if not INTEGER.fullmatch(text) or int(text) < least:
+            raise argparse.ArgumentTypeError(
+                f'expected a whole number of at least {least}, got {text!r}')
+        return int(text)
+
+    return parse
+
+
+def positive_number(text: str) -> float:
+    """Parse an argument that is a finite number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f'expected a number above 0, got {text!r}')
+    return number
 
 
 class CollectOptions(argparse.Action):

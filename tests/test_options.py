@@ -7,7 +7,7 @@ import pytest
 from mmengine.config import DictAction
 from programs import run
 
-from pera_mm.options import add_cfg_options
+from pera_mm.options import add_cfg_options, positive_number, whole_number
 
 
 def parse(*texts):
@@ -103,3 +103,17 @@ def test_a_toolbox_that_parsed_before_gets_the_texts_as_typed(tmp_path):
                'b=/x, y', 'c=1,2', 'd=5', '--work-dir', 'b=3').output
     expected = dict(a='/my tiles', b='/x, y', c=[1, 2], d=5)
     assert str(expected)[1:-1] in said
+
+
+@pytest.mark.parametrize('text', ['0', '-1', '1.5', '1e3', 'two', '', ' '])
+def test_a_whole_number_has_a_least_value(text):
+    assert whole_number(1)('1') == 1 and whole_number(0)('0') == 0
+    with pytest.raises(argparse.ArgumentTypeError, match=f"at least 1, got '{text}'"):
+        whole_number(1)(text)
+
+
+@pytest.mark.parametrize('text', ['0', '-1e-3', 'nan', 'inf', 'fast', ''])
+def test_a_positive_number_is_finite(text):
+    assert positive_number('1e-3') == 1e-3
+    with pytest.raises(argparse.ArgumentTypeError, match=f"above 0, got '{text}'"):
+        positive_number(text)

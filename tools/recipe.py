@@ -24,6 +24,7 @@ from rich.table import Table
 from pera_mm.errors import UserError
 from pera_mm.files import write_whole
 from pera_mm.launch import errors_in_one_sentence
+from pera_mm.options import positive_number, whole_number
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 BATCH = 192  # the paper's
@@ -63,6 +64,7 @@ class Recipe(NamedTuple):
 
     model: str
     batch: int  # of all GPUs together
+    batch_reason: str
     gpus: int
     epochs: int
     steps: int
@@ -91,13 +93,14 @@ def main() -> None:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--images', type=int, required=True, help='number of your images')
-    parser.add_argument('--side', type=int, default=512, help='of the images, px')
+    parser.add_argument('--images', type=whole_number(1), required=True,
+                        help='number of your images')
+    parser.add_argument('--side', type=whole_number(1), default=512, help='of the images, px')
     parser.add_argument('--budget', nargs=2, default=('200', 'epochs'),
                         metavar=('N', '{epochs,steps,hours}'), help="the paper's 200 epochs")
-    parser.add_argument('--images-per-second', type=float, help='for a budget in hours')
+    parser.add_argument('--images-per-second', type=positive_number, help='for a budget in hours')
     parser.add_argument('--model', choices=MODELS, default='base')
-    parser.add_argument('--gpus', type=int, default=8)
+    parser.add_argument('--gpus', type=whole_number(1), default=8)
     parser.add_argument('--data', default='data/my_tiles', help='folder of the images')
     parser.add_argument('-o', '--output', type=Path, help='config to write')
     return parser.parse_args()
@@ -113,7 +116,7 @@ def work_out(args: argparse.Namespace) -> Recipe:
         raise UserError(f'--images {args.images} on --gpus {args.gpus} is less than two images a '
                         'step for each GPU: give it more images or fewer GPUs.')
     model = MODELS[args.model]
-    batch = batch_size(args)
+    batch, batch_reason = batch_size(args)
     epoch = args.images // batch
     epochs = budget_epochs(args, epoch, batch)
     steps = epochs * epoch
@@ -121,21 +124,31 @@ def work_out(args: argparse.Namespace) -> Recipe:
         raise UserError(f'The budget gives {steps} steps: a schedule needs {SHORTEST} or more.')
     crop, local_crop, patch = sides(args)
     return Recipe(
-        model=args.model, batch=batch, gpus=args.gpus, epochs=epochs, steps=steps, crop=crop,
-        local_crop=local_crop, patch=patch, prototypes=prototypes(args.images),
+        model=args.model, batch=batch, batch_reason=batch_reason, gpus=args.gpus, epochs=epochs,
+        steps=steps, crop=crop, local_crop=local_crop, patch=patch,
+        prototypes=prototypes(args.images),
         warmup=epochs / 10, temperature_warmup=3 * epochs / 20, momentum=momentum(model, steps),
         pixel_weight=pixel_weight(patch, steps))
 
 
-def batch_size(args: argparse.Namespace) -> int:
-    """Return the paper's 192, or less where an epoch or the run would have too few steps."""
+def batch_size(args: argparse.Namespace) -> tuple[int, str]:
+    """Return the paper's 192, or less where an epoch or the run would have too few steps; and why.
+
+    Each GPU has the same number of images, at least two.
+    """
     number, unit = budget(args)
     wanted = min(BATCH, args.images / LEAST_STEPS['epoch'])
     if unit != 'steps':
         seen = number * (args.images if unit == 'epochs' else 3600 * args.images_per_second)
         wanted = min(wanted, seen / LEAST_STEPS['run'])
-    per_gpu = max(int(wanted / args.gpus), 2)  # KoLeo compares images on a GPU, so it needs two
-    return args.gpus * (per_gpu if per_gpu < 8 else per_gpu // 8 * 8)
+    if wanted / args.gpus < 2:
+        return 2 * args.gpus, 'two for each GPU, the least that KoLeo can compare'
+    if wanted == BATCH:
+        total = args.gpus * round(BATCH / args.gpus)
+        return total, "the paper's 192" + ('' if total == BATCH else ', in equal parts')
+    per_gpu = int(wanted / args.gpus)
+    total = args.gpus * (per_gpu if per_gpu < 8 else per_gpu // 8 * 8)
+    return total, f'{args.images // total} steps an epoch: few images give more in more steps'
 
 
 def budget(args: argparse.Namespace) -> tuple[float, str]:
@@ -159,7 +172,7 @@ def budget(args: argparse.Namespace) -> tuple[float, str]:
 
 
 def budget_epochs(args: argparse.Namespace, steps_per_epoch: int, batch: int) -> int:
-    """Turn the budget into whole epochs.
+    """Turn the budget into whole epochs, without exceeding it.
 
     Raises:
         ValueError: for a budget of less than one epoch.
@@ -172,7 +185,7 @@ def budget_epochs(args: argparse.Namespace, steps_per_epoch: int, batch: int) ->
         raise UserError(f'--budget {" ".join(args.budget)} is less than one pass over '
                         f'{args.images:,} images ({steps_per_epoch:,} steps of {batch}): raise it, '
                         'or train on a part of the images.')
-    return round(epochs)
+    return int(epochs)
 
 
 def sides(args: argparse.Namespace) -> tuple[int, int, int]:
@@ -225,12 +238,10 @@ def reasons(recipe: Recipe, model: Model) -> list[tuple[str, str, str, str]]:
     measured = 'measured'
     start, end = model.temperature
     grid, local = recipe.crop // recipe.patch, recipe.local_crop // recipe.patch
-    per_epoch = recipe.steps // recipe.epochs
+    memory = round(1 / (1 - recipe.momentum))  # steps
     return [
         ('batch', f'{recipe.batch} ({recipe.gpus} x {recipe.batch // recipe.gpus})',
-         "the paper's 192" if recipe.batch == BATCH else
-         f'{per_epoch} steps an epoch: few images give more in more steps', source(
-             recipe.batch == BATCH, measured)),
+         recipe.batch_reason, source(recipe.batch == BATCH, measured)),
         ('learning rate', '0.001', 'the peak; three times as much is no better', 'authors'),
         ('its warm-up', f'{recipe.warmup:g} epochs', 'a tenth of the run', 'authors'),
         ('global crop', f'{recipe.crop} px', f'{grid} x {grid} patches, at most 7/8 of the side',
@@ -241,9 +252,9 @@ def reasons(recipe: Recipe, model: Model) -> list[tuple[str, str, str, str]]:
         ('prototypes', f'{recipe.prototypes}', 'as many as images, to a power of two, and at '
          f'most {PROTOTYPES}', source(recipe.prototypes == PROTOTYPES, measured)),
         ('teacher momentum', f'{recipe.momentum:g}, rising to 1',
-         f'it remembers {1 / (1 - recipe.momentum):.0f} steps' + (
+         f'it remembers {memory} steps' + (
              ", as the authors'" if recipe.momentum == model.momentum else
-             f', about 1/{MEMORY} of the run'),
+             f', about 1/{MEMORY} of the run' if memory > LEAST_MEMORY else ', the least'),
          source(recipe.momentum == model.momentum, measured)),
         ('teacher temperature', f'{start:g} to {end:g}', "the authors' for this ViT", 'authors'),
         ('its warm-up', f'{recipe.temperature_warmup:g} epochs', '15 % of the run', 'authors'),

@@ -112,6 +112,10 @@ def test_color_shortcut_where_knn_does_not_leave_the_floor_of_color():
         'kNN reaches 57.0 % on the features and 55.0 % on mean and deviation of the bands alone, '
         'a gain below 3 points; color explains 84% of their variance')
     assert problems(probe_knn=[50., 58.5]) == []
+    nearly_all = {'probe/knn': [97.], 'probe/knn_color': [96.]}  # 4 are left, a tenth is enough
+    assert judge_run(HEALTHY | nearly_all, NO_CONFIG) == []
+    finding, = judge_run(HEALTHY | nearly_all | {'probe/knn': [96.3]}, NO_CONFIG)
+    assert 'a gain below 0.4 points' in finding.evidence
     assert problems(probe_knn=[50., 57.], probe_color_share=[]) == ['color shortcut']
 
 

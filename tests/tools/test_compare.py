@@ -1,6 +1,7 @@
 """The comparison of pre-trainings: real ones of a tiny ViT, and the table of known results."""
 
 import json
+import re
 import signal
 import sys
 import time
@@ -93,13 +94,12 @@ def test_an_interrupt_ends_the_commands(tmp_path):
 SCORES = ('knn', 'linear', 'finetune', 'labels1', 'labels5', 'labels10', 'labels25')
 
 
-def row(name: str, *seeds: dict, failed: tuple = (), **values: object) -> dict:
+def row(name: str, *seeds: dict, **values: object) -> dict:
     """A row of results.json whose intervals reach from 2 below the mean of its seeds to 1 above."""
     keys = set.intersection(*map(set, seeds)) & set(SCORES) if seeds else set()
     means = {key: float(np.mean([scores[key] for scores in seeds])) for key in keys}
     return dict(name=name, lr=None, grid={}, unfinished=[],
                 seeds={str(10 + i): scores for i, scores in enumerate(seeds)},
-                failed={str(seed): 'the/log.txt' for seed in failed},
                 intervals={key: [mean, mean - 2, mean + 1] for key, mean in means.items()},
                 **values)
 
@@ -118,9 +118,11 @@ def results() -> dict:
         lr_grid=[3e-4, 1e-3], rows=[
             dict(row('pera', scores(60., 50., **cost), scores(62., 54., **cost), differences=gains),
                  lr=1e-3, grid={'0.0003': 58., '0.001': 59.5}),
-            row('mae', failed=(10, 11), differences={floor: {} for floor in compare_plan.FLOORS},
+            row('mae', differences={floor: {} for floor in compare_plan.FLOORS},
                 lead_of_first=dict(linear_cls=[3., -1., 6.])),
-            row(compare_plan.RANDOM, scores(40., 41.))])
+            row(compare_plan.RANDOM, scores(40., 41.))],
+        failed={'mae, seed 10': 'the/log.txt', 'mae, seed 11': 'the/log.txt',
+                'pera, learning rate 0.003': 'its/log.txt'})
 
 
 def test_table_of_known_results(results):
@@ -140,8 +142,12 @@ def test_table_of_known_results(results):
                  '| mae | +3.0 [-1.0, +6.0] |',
                  '| | 0.0003 | 0.001 |',
                  '| pera | 58.0 | **59.5** |',
-                 '- mae, seed 11: failed, see the/log.txt'):
+                 '- mae, seed 11: failed, see the/log.txt',
+                 '- pera, learning rate 0.003: failed, see its/log.txt'):
         assert line in text.splitlines(), line
+    assert 'interval over seeds and, in each class, blocks of test images]' in text
+    assert 'interval over blocks, in each class, of test images]' in compare_table.table(
+        results | dict(seeds=[10]))
 
 
 def test_the_table_says_which_share_of_the_labels_was_seen(results):
@@ -230,6 +236,8 @@ def test_a_fifth_of_the_budget_chooses_the_learning_rate(monkeypatch, classes, t
         ('pera', 3e-4, 20), ('pera', 1e-3, 20), (compare_plan.SUPERVISED, 3e-4, 20),
         (compare_plan.SUPERVISED, 1e-3, 20)]
     assert 'optim_wrapper.optimizer.lr=0.001' in search[1].job.steps[0].command
+    assert [run.job.steps[0].command[-1] == '--hold-out' for run in search] == [
+        False, False, True, True]
     for each, score in zip(search, (40, 50, 60, 55)):
         finish(each, score)
     comparison.runs = search
@@ -239,6 +247,7 @@ def test_a_fifth_of_the_budget_chooses_the_learning_rate(monkeypatch, classes, t
         ('pera', 1e-3, 100), (compare_plan.SUPERVISED, 3e-4, 100),
         *((floor, None, 0) for floor in compare_plan.FLOORS)]
     assert not any(run.job.next_step() is None for run in first)  # a search is not a first seed
+    assert '--hold-out' not in first[1].job.steps[0].command
     assert comparison.other_seeds() == []
     finish(first[0], 45)
     comparison.runs = search + first
@@ -270,8 +279,11 @@ def test_a_row_whose_search_failed_is_left_out_and_named(monkeypatch, classes, t
     comparison.choose()
     assert [run.row.name for run in comparison.first_seed()] == [
         compare_plan.SUPERVISED, *compare_plan.FLOORS]
-    pera, supervised = compare_table.collect(args, comparison.runs, comparison.failed)['rows']
-    assert pera['failed'] == {'10': str(comparison.failed[0].log)} and pera['lr'] is None
+    results = compare_table.collect(args, comparison.runs, comparison.failed)
+    pera, supervised = results['rows']
+    assert results['failed'] == {job.name: str(job.log) for job in comparison.failed}
+    assert 'pera, learning rate 0.001' in results['failed']
+    assert pera['lr'] is None and pera['unfinished'] == []
     assert supervised['unfinished'] == [10] and supervised['grid'] == {'0.0003': 50, '0.001': 50}
 
 
@@ -298,7 +310,8 @@ def test_what_the_runs_left_becomes_the_results(monkeypatch, classes, tmp_path):
     # Of the classes' four images each (0-3, 4-7) the row is right on 4 and 2, the floor on 2 and 0.
     assert pera['differences'][compare_plan.BANDS]['knn'][0] == 50
     assert pera['differences'][compare_plan.RANDOM] == {}
-    assert pera['failed'] == {'11': str(again.job.log)} and 'lead_of_first' not in pera
+    assert results['failed'] == {'pera, seed 11': str(again.job.log)}
+    assert pera['unfinished'] == [] and 'lead_of_first' not in pera
     assert supervised['lead_of_first'] == supervised['intervals'] == {}
     assert supervised['unfinished'] == [10]
     assert floor['intervals']['labels1'][0] == 25 and floor['unfinished'] == [11]
@@ -330,8 +343,8 @@ def test_the_default_budget_is_the_configs_epochs_of_the_images_that_are_left(mo
     assert compare_plan.budget_steps(args, rows[0]) == 3 * 8 // 4
 
 
-def test_a_share_of_the_training_half_for_all_that_learns_from_labels(monkeypatch, classes,
-                                                                      tmp_path):
+def test_a_share_of_the_training_half_for_all_that_learns_from_labels(monkeypatch, tmp_path):
+    classes = noise_classes(tmp_path / 'classes', 24, 48, bright=(128, 256), dark=(0, 128))
     args = parse(monkeypatch, SMALL / 'pera.py', '--data', classes, '--work-dir', tmp_path / 'work',
                  '--cfg-options', *TINY, '--train-share', .4)
     for each in compare.Comparison(args).first_seed():
@@ -365,15 +378,33 @@ def test_what_does_not_fit_together_is_said_before_anything_runs(monkeypatch, cl
             ((SMALL / 'pera.py', *pera), 'have the same name'),
             ((*pera, '--variant', 'pera', 'a=1'), 'have the same name'),
             ((*pera, '--variant', 'odd'), 'expected NAME KEY=VALUE'),
-            ((*pera, '--train-share', 1.5), '--train-share 1.5: expected above 0 and at most 1')):
+            ((*pera, '--seeds', 10, 11, 10), '--seeds has 10 more than once'),
+            ((*pera, '--lr-grid', '1e-3', '.001'), '--lr-grid has 0.001 more than once'),
+            ((*pera, '--lr', 'pera=1', 'pera=2'), '--lr has pera more than once')):
         with pytest.raises(SystemExit, match=message):
             compare.Comparison(parse(monkeypatch, *arguments, *work))
-    with pytest.raises(ValueError, match='does not exist'):
-        compare.Comparison(parse(monkeypatch, SMALL / 'pera.py', '--data', tmp_path / 'no', *work))
+    for arguments, message in (
+            (('--data', tmp_path / 'no'), 'does not exist'),
+            (('--data', tmp_path / 'no', '--probe-data', classes), 'does not exist'),
+            ((*pera[1:], '--train-share', 1.5), 'expected above 0 and at most 1'),
+            ((*pera[1:], '--train-share', .5), 'at least 4'),  # two images of a class are left
+            ((*pera[1:], '--size', 100), 'is not a multiple of the patch size 8')):
+        with pytest.raises(ValueError, match=message):
+            compare.Comparison(parse(monkeypatch, SMALL / 'pera.py', *arguments, *work))
     for options in (['--cfg-options', 'model.backbon=1'], ['--variant', 'x', 'model.backbon=1']):
         with pytest.raises(ValueError, match='no key'):
             compare.Comparison(parse(monkeypatch, *pera, *work, *options))
     assert not (tmp_path / 'work').exists()
+
+
+@pytest.mark.parametrize('option, value', [
+    ('--jobs', '0'), ('--seeds', '-1'), ('--epochs', '0'), ('--budget-images', '0'),
+    ('--budget-cpu-seconds', 'nan'), ('--budget-cpu-seconds', '0'), ('--lr-grid', '0'),
+    ('--size', '-8'), ('--finetune-epochs', '-1')])
+def test_numbers_out_of_range_are_refused_by_name(monkeypatch, classes, capsys, option, value):
+    with pytest.raises(SystemExit):
+        parse(monkeypatch, SMALL / 'pera.py', '--data', classes, f'{option}={value}')
+    assert re.search(f"argument {option}: expected a .*, got '{value}'", capsys.readouterr().err)
 
 
 def run_comparison(classes: Path, work_dir: Path, *arguments: object, code: int = 0) -> Done:
@@ -389,7 +420,8 @@ def test_real_runs_one_of_which_fails_and_none_is_repeated(classes, tmp_path):
                '--lr-grid', 1e-3, 3e-3, '--variant', 'broken', 'optim_wrapper.dtype=int8')
     done = run_comparison(classes, work, *options, code=1)
     assert '2 runs failed' in done.stderr, done.output
-    rows = {row['name']: row for row in json.loads((work / 'results.json').read_text())['rows']}
+    results = json.loads((work / 'results.json').read_text())
+    rows = {row['name']: row for row in results['rows']}
     assert list(rows) == ['pera', 'broken', compare_plan.SUPERVISED, *compare_plan.FLOORS]
     for name in ('pera', compare_plan.SUPERVISED):
         found = rows[name]['seeds']['10']
@@ -400,9 +432,10 @@ def test_real_runs_one_of_which_fails_and_none_is_repeated(classes, tmp_path):
         assert set(rows[name]['grid']) == {'0.001', '0.003'}
     # Brightness tells the classes apart.
     assert rows[compare_plan.BANDS]['intervals']['knn'] == [100, 100, 100]
+    assert list(results['failed']) == [f'broken, learning rate {lr}' for lr in ('0.001', '0.003')]
     assert 'AutocastOptimWrapper: dtype must be' in Path(
-        rows['broken']['failed']['10']).read_text()
-    assert 'broken, seed 10: failed, see' in (work / 'table.md').read_text()
+        results['failed']['broken, learning rate 0.001']).read_text()
+    assert 'broken, learning rate 0.001: failed, see' in (work / 'table.md').read_text()
     assert (work / 'plot.png').exists()
     before = {path: path.stat().st_mtime_ns for path in work.rglob('*.pth')}
     run_comparison(classes, work, *options, code=1)

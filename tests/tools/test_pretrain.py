@@ -41,9 +41,11 @@ def test_no_test_image_is_trained_on_also_under_another_name(classes, tmp_path):
     other = tmp_path / 'other'
     other.mkdir()
     (other / 'linked').symlink_to(classes / 'a')
-    (other / 'own.png').write_bytes((classes / 'a/2.png').read_bytes())
+    (other / 'own.png').write_bytes((classes / 'a/2.png').read_bytes() + b'other')
+    (other / 'copy.png').write_bytes((classes / 'a/2.png').read_bytes())
+    (other / 'gone.png').symlink_to(other / 'nothing.png')  # the training counts it as unreadable
     assert pretrain.training_images(str(other), str(classes)) == [
-        *(f'linked/{index}.png' for index in (0, 1, 4, 5)), 'own.png']
+        'gone.png', *(f'linked/{index}.png' for index in (0, 1, 4, 5)), 'own.png']
     (other / 'empty').mkdir()
     with pytest.raises(ValueError, match='holds no image to pre-train on'):
         pretrain.training_images(str(other / 'empty'), str(classes))

@@ -78,6 +78,31 @@ def test_budgets(budget, speed, epochs):
     assert found.warmup == pytest.approx(epochs / 10)
 
 
+@pytest.mark.parametrize('gpus, batch, reason', [
+    (8, 192, "the paper's 192"), (16, 192, "the paper's 192"),
+    (5, 190, "the paper's 192, in equal parts"),
+    (128, 256, 'two for each GPU, the least that KoLeo can compare')])
+def test_any_number_of_gpus_has_about_the_paper_s_batch(gpus, batch, reason):
+    found = recipe.work_out(arguments(5_000_000, gpus=gpus))
+    assert (found.batch, found.batch_reason) == (batch, reason)
+
+
+def test_a_budget_is_not_exceeded():
+    found = recipe.work_out(arguments(19_200, budget=('199', 'steps')))
+    assert (found.epochs, found.steps) == (1, 100)
+
+
+@pytest.mark.parametrize('steps, text', [
+    (5_208_200, "125 steps, as the authors'"), (1_000, '50 steps, about 1/20 of the run'),
+    (50, '10 steps, the least')])
+def test_the_memory_of_the_teacher_is_said_as_it_is(steps, text):
+    made = recipe.work_out(arguments(5_000_000))
+    made = made._replace(steps=steps, momentum=recipe.momentum(recipe.MODELS['base'], steps))
+    row, = (each for each in recipe.reasons(made, recipe.MODELS['base'])
+            if each[0] == 'teacher momentum')
+    assert row[2] == f'it remembers {text}'
+
+
 @pytest.mark.parametrize('changes, message', [
     (dict(images=15), 'less than two images a step'),
     (dict(side=63), 'images of 64 px or more'),

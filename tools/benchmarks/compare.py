@@ -18,7 +18,8 @@ turned into steps by a run of 20 steps before; so the schedule ends with the run
 that were really used are in the table. Schedules are stretched or shortened to the budget.
 
 With --lr-grid every learning rate first gets a fifth of the budget with the first seed; the best
-kNN on a quarter of the training half decides, and all seeds have that rate. --lr gives rates that
+kNN on a quarter of the training half decides, and all seeds have that rate. The search for
+supervised training does not learn the labels of that quarter. --lr gives rates that
 are known from an earlier search (--lr mae=3e-4 'supervised from scratch=3e-4').
 
 Whenever a run ends, it writes results.json, table.md and plot.png into the work folder. Stop it at
@@ -52,10 +53,11 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from runs import TrainingJob, logged_scalars, run_all
+from runs import TrainingJob, check_unique, logged_scalars, run_all
 
 from pera_mm.files import write_whole
 from pera_mm.launch import errors_in_one_sentence
+from pera_mm.options import positive_number, whole_number
 
 
 def parse_args() -> argparse.Namespace:
@@ -69,34 +71,41 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--variant', nargs='+', action='append', default=[],
                         metavar=('NAME', 'KEY=VALUE'),
                         help='a row more: the first config with these options; may be repeated')
-    parser.add_argument('--seeds', nargs='+', type=int, default=[10, 11, 12])
-    parser.add_argument('--jobs', type=int, default=2, help='runs at a time, one thread each')
+    parser.add_argument('--seeds', nargs='+', type=whole_number(0), default=[10, 11, 12])
+    parser.add_argument('--jobs', type=whole_number(1), default=2,
+                        help='runs at a time, one thread each')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/compare'))
     budget = parser.add_mutually_exclusive_group()
-    budget.add_argument('--epochs', type=int, help="of every training; the config's by default")
-    budget.add_argument('--budget-images', type=int, help='that every training sees')
-    budget.add_argument('--budget-cpu-seconds', type=float, help='that every training takes')
+    budget.add_argument('--epochs', type=whole_number(1),
+                        help="of every training; the config's by default")
+    budget.add_argument('--budget-images', type=whole_number(1), help='that every training sees')
+    budget.add_argument('--budget-cpu-seconds', type=positive_number,
+                        help='that every training takes')
     rates = parser.add_mutually_exclusive_group()
-    rates.add_argument('--lr-grid', nargs='+', type=float, default=[], metavar='LR',
+    rates.add_argument('--lr-grid', nargs='+', type=positive_number, default=[], metavar='LR',
                        help='learning rates of which each row gets its best')
     rates.add_argument('--lr', nargs='+', type=learning_rate, default=[], metavar='ROW=LR',
                        help="learning rates of rows; the config's for the others")
-    parser.add_argument('--size', type=int,
+    parser.add_argument('--size', type=whole_number(1),
                         help="side of the probed images, px; each config's own crops' by default")
     parser.add_argument('--train-share', type=float, metavar='S',
                         help='of the labelled training half of each class, for all that learns '
                              'from labels; 0.4 is AID with 20 %% for training')
-    parser.add_argument('--finetune-epochs', type=int, default=10)
+    parser.add_argument('--finetune-epochs', type=whole_number(0), default=10)
     parser.add_argument('--title', default='', help='of the table and the plot')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
                         help='for every pre-training')
-    return parser.parse_args()
+    args = parser.parse_args()
+    check_unique('--seeds', args.seeds)
+    check_unique('--lr-grid', args.lr_grid)
+    check_unique('--lr', [name for name, _ in args.lr])
+    return args
 
 
 def learning_rate(text: str) -> tuple[str, float]:
     """Parse ``ROW=LR``."""
     name, _, rate = text.rpartition('=')
-    return name, float(rate)
+    return name, positive_number(rate)
 
 
 class Comparison:

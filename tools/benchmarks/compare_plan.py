@@ -9,14 +9,15 @@ from typing import NamedTuple
 import numpy as np
 from mmengine.config import Config
 from pretrain import stretch, training_images
+from probe import labelled_split, validation_split
 from runs import ROOT, Step, TrainingJob
 
 from pera_mm.errors import UserError
-from pera_mm.evaluation.block_split import block_split
 from pera_mm.evaluation.features import read_labelled_folder
 from pera_mm.files import write_whole
 from pera_mm.launch import load_config
 from pera_mm.options import add_cfg_options
+from pera_mm.patches import patch_grid
 
 BENCHMARKS = ROOT / 'tools/benchmarks'
 BANDS, CONVOLUTIONS = 'band statistics', 'random convolutional features'
@@ -82,8 +83,6 @@ def table_rows(args: argparse.Namespace) -> list[Row]:
     if len(args.data) > 1 and args.probe_data is None:
         raise SystemExit('Several --data: name the images to score on with --probe-data.')
     args.probe_data = args.probe_data or args.data[0]
-    if args.train_share is not None and not 0 < args.train_share <= 1:
-        raise SystemExit(f'--train-share {args.train_share:g}: expected above 0 and at most 1.')
     settings = [(path.stem, path, ()) for path in args.configs]
     settings += [(name, args.configs[0], tuple(options)) for name, *options in args.variant]
     for name, *options in args.variant:
@@ -95,12 +94,18 @@ def table_rows(args: argparse.Namespace) -> list[Row]:
         if len(set(names)) < len(names):
             raise SystemExit(f'Two {kind} have the same name, which is their row in the table: '
                              f'{", ".join(names)}.')
-    labels = read_labelled_folder(args.probe_data).labels  # raises now and not in an hour
-    block_split(labels[block_split(labels).train], every=4)
+    labels = read_labelled_folder(args.probe_data).labels
+    for seed in args.seeds:  # raises now and not in an hour
+        share = 1. if args.train_share is None else args.train_share
+        validation_split(labels, labelled_split(labels, share, seed))
+    for folder in args.data:
+        training_images(folder, args.probe_data)
     rows = [Row(name if len(args.data) == 1 else f'{name}, {folder}', config, options, data)
             for name, config, options in settings for data, folder in zip(args.data, folders)]
     for row in rows:
-        resolved(args, row, args.seeds[0])
+        cfg = resolved(args, row, args.seeds[0])
+        if args.size:
+            patch_grid(args.size, args.size, cfg.model.backbone.get('patch_size', 16))
     return [*rows, *(Row(name, args.configs[0]) for name in (SUPERVISED, *FLOORS))]
 
 
@@ -188,7 +193,7 @@ def plan(args: argparse.Namespace, row: Row, seed: int, lr: float | None, folder
     commands, checkpoint = [], None
     if row.trains:
         checkpoint = folder / 'train' if row.data else folder / 'train/backbone.pth'
-        commands.append(train_step(args, row, seed, lr, folder, steps))
+        commands.append(train_step(args, row, seed, lr, folder, steps, hold_out=not counts))
     # The name of a pre-training's checkpoint is not known before, so the probe gets the folder.
     commands.append(Step(
         (sys.executable, str(BENCHMARKS / 'probe.py'), str(config),
@@ -202,8 +207,11 @@ def plan(args: argparse.Namespace, row: Row, seed: int, lr: float | None, folder
 
 
 def train_step(args: argparse.Namespace, row: Row, seed: int, lr: float | None, folder: Path,
-               steps: int) -> Step:
-    """Plan a training in ``folder``, which has a config.json and will have a training.json."""
+               steps: int, hold_out: bool = False) -> Step:
+    """Plan a training in ``folder``, which has a config.json and will have a training.json.
+
+    With ``hold_out`` no label of the validation blocks is learned.
+    """
     result = folder / 'training.json'
     where = ('--work-dir', str(folder / 'train'), '--json', str(result))
     if row.data:
@@ -214,7 +222,8 @@ def train_step(args: argparse.Namespace, row: Row, seed: int, lr: float | None, 
     rate = [] if lr is None else ['--lr', f'{lr:g}']
     return Step((sys.executable, str(BENCHMARKS / 'supervised.py'), str(folder / 'config.json'),
                  *where, '--data', args.probe_data, '--images', str(images), *share_option(args),
-                 *size_option(args), '--seed', str(seed), *rate), result)
+                 *size_option(args), '--seed', str(seed), *rate,
+                 *(['--hold-out'] if hold_out else [])), result)
 
 
 def size_option(args: argparse.Namespace) -> list[str]:

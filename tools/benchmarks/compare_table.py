@@ -50,7 +50,6 @@ def collect(args: argparse.Namespace, runs: list[Run], failed: list[TrainingJob]
             name=row.name, lr=counted[0].lr if counted[0].counts else None, grid=grid,
             seeds={str(seed): run.result() for seed, run in done.items()},
             intervals=intervals(outcomes[row.name], *groups),
-            failed={str(run.seed): str(run.job.log) for run in open_runs if run.job in failed},
             unfinished=[run.seed for run in open_runs if run.job not in failed]))
     for entry in rows:
         if entry['name'] not in FLOORS:
@@ -67,7 +66,8 @@ def collect(args: argparse.Namespace, runs: list[Run], failed: list[TrainingJob]
         probe_data=args.probe_data, size=args.size, train_share=args.train_share,
         finetune_epochs=args.finetune_epochs,
         configs=[str(path) for path in args.configs], variants=args.variant,
-        lr_grid=args.lr_grid, cfg_options=args.cfg_options, rows=rows)
+        lr_grid=args.lr_grid, cfg_options=args.cfg_options, rows=rows,
+        failed={job.name: str(job.log) for job in failed})
 
 
 def budget(args: argparse.Namespace) -> str:
@@ -107,14 +107,16 @@ def table(results: dict) -> str:
     rows = results['rows']
     size = f'{results["size"]} px' if results['size'] else "each config's own crop size"
     half = f'{results["train_share"]:.0%} of half' if results.get('train_share') else 'half'
+    drawn = 'over seeds and, in each class, blocks' if len(results['seeds']) > 1 else (
+        'over blocks, in each class,')
     lines = [f'# {results["title"]}', ''] if results['title'] else []
     lines += [
         f'Budget: {results["budget"]}, on {", ".join(results["data"])} without the test images; '
         f'seeds {", ".join(map(str, results["seeds"]))}. Accuracy in percent on '
         f'{results["probe_data"]} at {size}, {half} of each class for training, in blocks of ten '
-        'neighbors; [95 % bootstrap interval over seeds and, in each class, blocks of test '
-        'images]. "Better": of [cls] and the mean patch token, by validation blocks of the '
-        'training half.', '']
+        f'neighbors; [95 % bootstrap interval {drawn} of test images]. "Better": of [cls] and the '
+        'mean patch token, by validation blocks of the training half, whose labels supervised '
+        'training has learned.', '']
     lines += grid_of(rows, FROZEN, lambda row, key: interval_text(row['intervals'].get(key)),
                      {title: lambda row, key=key: cost_text(costs(row, key))
                       for key, title in COSTS.items()} | {'learning rate': rate_text})
@@ -139,8 +141,7 @@ def table(results: dict) -> str:
                   f'{SEARCH:.0%} of the budget; all seeds have the best:', '']
         lines += grid_of([row for row in rows if row['grid']],
                          {f'{rate:g}': f'{rate:g}' for rate in results['lr_grid']}, grid_text)
-    notes = [f'- {row["name"]}, seed {seed}: failed, see {log}' for row in rows
-             for seed, log in row['failed'].items()]
+    notes = [f'- {name}: failed, see {log}' for name, log in results['failed'].items()]
     unfinished = sum(len(row['unfinished']) for row in rows)
     if unfinished:
         notes.append(f'- {unfinished} runs are not finished')

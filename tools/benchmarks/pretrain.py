@@ -3,11 +3,12 @@
     python tools/benchmarks/pretrain.py CONFIG --data FOLDER --probe-data FOLDER --steps N \
         --work-dir DIR --json FILE [--cfg-options KEY=VALUE ...]
 
-Images that the probe tests on (--probe-data) are left out. The config's schedules are stretched or
-shortened to N steps: a warm-up of one epoch in eight takes an eighth of the steps, and so on. The
-images come in random passes, the last of which may end early. The same command continues a run that
-was interrupted. The JSON file has the images, images/s, and CPU seconds of the steps; of a model
-that paints hidden pixels, also how much of their variance it explains in test images, in percent.
+Images that the probe tests on (--probe-data) and copies of their files are left out. The config's
+schedules are stretched or shortened to N steps: a warm-up of one epoch in eight takes an eighth of
+the steps, and so on. The images come in random passes, the last of which may end early. The same
+command continues a run that was interrupted. The JSON file has the images, images/s, and CPU
+seconds of the steps; of a model that paints hidden pixels, also how much of their variance it
+explains in test images, in percent.
 """
 
 import argparse
@@ -26,9 +27,11 @@ from pera_mm.errors import UserError
 from pera_mm.evaluation.block_split import block_split
 from pera_mm.evaluation.features import images_below, read_labelled_folder, read_square
 from pera_mm.evaluation.painting import paint_hidden, variance_explained
-from pera_mm.files import write_whole
+from pera_mm.files import sha256, write_whole
 from pera_mm.launch import errors_in_one_sentence, load_config, make_parser, set_checkpoint, train
+from pera_mm.options import whole_number
 from pera_mm.stopping import stopped_in_one_line
+from pera_mm.weights.pretraining import MaskRatios, mask_ratios
 
 PAINTED = 64  # test images
 IN_EPOCHS = {'T_max', 'milestones', 'periods', 'restart_weights', 'step_size', 'total_iters'}
@@ -37,16 +40,21 @@ IN_EPOCHS = {'T_max', 'milestones', 'periods', 'restart_weights', 'step_size', '
 def training_images(data: str, probe_data: str) -> list[str]:
     """List the images below ``data`` without those that the probe of ``probe_data`` tests on.
 
+    A file with the same bytes is the same image, wherever it lies; one that was saved anew is not.
+
     Returns:
         Paths relative to ``data``.
 
     Raises:
-        ValueError: if nothing is left.
+        ValueError: if there is no such folder, or nothing is left.
     """
+    if not os.path.isdir(data):
+        raise UserError(f'{data} does not exist or is not a folder: name that of the images.')
     folder = read_labelled_folder(probe_data)
-    tested = {os.path.realpath(folder.paths[i]) for i in block_split(folder.labels).test}
-    kept = [os.path.relpath(path, data) for path in images_below(data)
-            if os.path.realpath(path) not in tested]
+    tested = [Path(folder.paths[i]) for i in block_split(folder.labels).test]
+    sizes, hashes = {path.stat().st_size for path in tested}, set(map(sha256, tested))
+    kept = [os.path.relpath(path, data) for path in map(Path, images_below(data))
+            if not (path.is_file() and path.stat().st_size in sizes and sha256(path) in hashes)]
     if not kept:
         raise UserError(f'{data} holds no image to pre-train on besides those that are tested.')
     return kept
@@ -96,10 +104,10 @@ def prepare(cfg: Config, data: str, steps: int, names: Path) -> None:
     cfg.train_dataloader.sampler = dict(type='pera_mm.DrawSampler', shuffle=False)
 
 
-def painted(model: nn.Module, probe_data: str) -> float:
+def painted(model: nn.Module, probe_data: str, ratios: MaskRatios) -> float:
     """Return the share of hidden pixels' variance that the student explains in test images, in %.
 
-    See :func:`variance_explained`. Masks are the paper's: 20 % visible, 20 % painted at a time.
+    See :func:`variance_explained`. The student sees and paints the shares of its training.
     """
     folder = read_labelled_folder(probe_data)
     tested = block_split(folder.labels).test
@@ -109,14 +117,14 @@ def painted(model: nn.Module, probe_data: str) -> float:
     readable = torch.stack([torch.from_numpy(image) for image in images if image is not None])
     with torch.no_grad():
         normalized = model.data_preprocessor.normalize(readable)
-        return 100 * variance_explained(paint_hidden(model, normalized))
+        return 100 * variance_explained(paint_hidden(model, normalized, *ratios))
 
 
 def parse_args() -> argparse.Namespace:
     parser = make_parser('Pre-train for a comparison.')
     parser.add_argument('--data', required=True)
     parser.add_argument('--probe-data', required=True)
-    parser.add_argument('--steps', type=int, required=True)
+    parser.add_argument('--steps', type=whole_number(2), required=True)
     parser.add_argument('--json', type=Path, required=True)
     return parser.parse_args()
 
@@ -135,7 +143,8 @@ def main() -> None:
     model = train(cfg)
     result = cost(Path(cfg.work_dir), args.steps * batch_size, batch_size)
     if getattr(model, 'predictor', None) is not None:
-        result['painted'] = painted(model, args.probe_data)
+        ratios = mask_ratios(cfg.work_dir) or MaskRatios()
+        result['painted'] = painted(model, args.probe_data, ratios)
     write_whole(args.json, json.dumps(result).encode())
 
 

@@ -46,6 +46,7 @@ from pera_mm.evaluation.linear_probe import linear_predictions
 from pera_mm.evaluation.random_patches import patch_features, patch_filters
 from pera_mm.files import write_whole
 from pera_mm.launch import build_runner, errors_in_one_sentence, keep_freed_memory
+from pera_mm.options import whole_number
 
 FEATURES = ('vit', 'bands', 'convolutions')
 TOKENS = ('cls', 'patch')
@@ -65,12 +66,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', type=Path, nargs='?')
     parser.add_argument('--data', required=True)
     parser.add_argument('--features', choices=FEATURES, default='vit')
-    parser.add_argument('--size', type=int,
+    parser.add_argument('--size', type=whole_number(1),
                         help="side of the images, px; the config's own crops' by default")
     parser.add_argument('--train-share', type=float, default=1.,
                         help='of the training half of each class, to learn from; default: 1')
-    parser.add_argument('--epochs', type=int, default=10, help='of the fine-tuning; 0: none')
-    parser.add_argument('--seed', type=int, default=10,
+    parser.add_argument('--epochs', type=whole_number(0), default=10,
+                        help='of the fine-tuning; 0: none')
+    parser.add_argument('--seed', type=whole_number(0), default=10,
                         help='of random weights, few labels and the fine-tuning')
     parser.add_argument('--json', type=Path, required=True, help='where the scores go, in percent')
     return parser.parse_args()
@@ -83,10 +85,25 @@ def labelled_split(labels: Tensor, share: float, seed: int) -> Split:
         labels: int64 ``[N]``, classes in the order of the listing.
         share: above 0, at most 1. At least one image of each class is kept.
         seed: of the draw; all rows of a comparison with the same seed have the same images.
+
+    Raises:
+        ValueError: for another share.
     """
+    if not 0 < share <= 1:
+        raise UserError(f'--train-share {share:g}: expected above 0 and at most 1.')
     split = block_split(labels)
     kept = some_labels(labels, split.train, 100 * share, seed)
     return Split(kept.sort().values, split.test)
+
+
+def validation_split(labels: Tensor, split: Split) -> Split:
+    """Split the training half once more, by blocks: to learn from, and to choose settings on.
+
+    Raises:
+        ValueError: if a class has too few images in it.
+    """
+    inner = block_split(labels[split.train], every=VALIDATION)
+    return Split(*(split.train[part] for part in inner))
 
 
 def vit_config(cfg: Config, checkpoint: Path | None) -> dict:
@@ -166,8 +183,7 @@ def frozen_outcomes(features: Features, labels: Tensor, split: Split, seed: int,
         ``labels1`` to ``labels25``: the share of draws in which each test image is right,
         ``[M]``. And ``knn_validation``: the accuracy of the better on the validation blocks, %.
     """
-    inner = block_split(labels[split.train], every=VALIDATION)
-    fit, validation = (split.train[part] for part in inner)
+    fit, validation = validation_split(labels, split)
     found: dict[str, np.ndarray] = {}
     best: dict[str, str] = {}
     for name, predict in CLASSIFIERS.items():

@@ -44,6 +44,17 @@ def train_command(config: Path, work_dir: Path, *options: str) -> tuple[str, ...
             '--resume', '--cfg-options', *options)
 
 
+def check_unique(option: str, values: Sequence) -> None:
+    """Refuse values that are given twice.
+
+    Raises:
+        SystemExit: if there are some.
+    """
+    twice = sorted({value for value in values if values.count(value) > 1})
+    if twice:
+        raise SystemExit(f'{option} has {", ".join(map(str, twice))} more than once.')
+
+
 def run_all(jobs: Sequence[TrainingJob], at_a_time: int,
             show: Callable[[list[TrainingJob], list[TrainingJob]], None] = lambda *_: None,
             ) -> list[TrainingJob]:

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rich.progress import Progress
-from runs import ROOT, Step, TrainingJob, logged_scalars, run_all, train_command
+from runs import ROOT, Step, TrainingJob, check_unique, logged_scalars, run_all, train_command
 
 from pera_mm.launch import errors_in_one_sentence
+from pera_mm.options import whole_number
 from pera_mm.scenes.folders import write_scenes
 
 STARTS = ('random', 'teacher')
@@ -55,8 +56,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--tasks', nargs='+', choices=TASKS, default=list(TASKS))
-    parser.add_argument('--seeds', nargs='+', type=int, default=[10, 11, 12])
-    parser.add_argument('--jobs', type=int, default=2, help='trainings at a time, one core each')
+    parser.add_argument('--seeds', nargs='+', type=whole_number(0), default=[10, 11, 12])
+    parser.add_argument('--jobs', type=whole_number(1), default=2,
+                        help='trainings at a time, one core each')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/transfer'),
                         help='use another folder for another teacher')
     parser.add_argument('--teacher', type=Path, default=Path('work_dirs/demo/iter_400.pth'))
@@ -65,19 +67,27 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    check_unique('--seeds', args.seeds)
     if not args.teacher.is_file():
         raise SystemExit(f'There is no teacher {args.teacher}: run make demo first.')
     draw_scenes()
     jobs = {(name, start, seed): job(args, name, start, seed)
             for name in args.tasks for seed in args.seeds for start in STARTS}
-    with Progress() as progress:
-        bar = progress.add_task('training', total=len(jobs))
-        failed = run_all(list(jobs.values()), args.jobs,
-                         lambda running, ended: progress.advance(bar, len(ended)))
+    try:
+        with Progress() as progress:
+            bar = progress.add_task('training', total=len(jobs))
+            failed = run_all(list(jobs.values()), args.jobs,
+                             lambda running, ended: progress.advance(bar, len(ended)))
+    except KeyboardInterrupt:
+        raise SystemExit(f'Stopped. The same command continues in {args.work_dir}.') from None
+    scores = {run: json.loads(job.steps[0].result.read_text()) for run, job in jobs.items()
+              if job not in failed}
+    print(table([name for name in args.tasks if all(
+        (name, start, seed) in scores for start in STARTS for seed in args.seeds)],
+        args.seeds, scores))
     if failed:
-        raise SystemExit('Failed, see ' + ', '.join(str(job.log) for job in failed) + '.')
-    scores = {run: json.loads(job.steps[0].result.read_text()) for run, job in jobs.items()}
-    print(table(args.tasks, args.seeds, scores))
+        raise SystemExit('Failed, and their tasks are not in the table; see '
+                         + ', '.join(str(job.log) for job in failed) + '.')
 
 
 def draw_scenes() -> None:

@@ -1,4 +1,4 @@
-# RSSCN7, 1,400 real images of 400 px (labels are not read): 43 steps an epoch. Crops have a quarter
+# RSSCN7, 1,400 real images of 256 px (labels are not read): 43 steps an epoch. Crops have a quarter
 # of the paper's side and patches half of it, so that the student still sees enough tokens of each.
 _base_ = 'rsrsd-5m.py'
 train_dataloader = dict(

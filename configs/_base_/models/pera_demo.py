@@ -8,5 +8,5 @@ model = dict(
     projector=dict(num_prototypes=2048, **head),
     predictor=head,
     # The paper's weight per value would be 0.04 (192 values a patch, not 768). In a run of minutes
-    # it costs [cls] nine points of kNN on drawn scenes (docs/measurements.md).
+    # it costs [cls] some nine points of kNN on drawn scenes (docs/measurements.md).
     pixel=dict(loss_weight=0.004))
