@@ -81,6 +81,9 @@ class Recipe(NamedTuple):
 def main() -> None:
     args = parse_args()
     with errors_in_one_sentence('recipe'):
+        if args.output and args.output.exists():
+            raise UserError(f'{args.output} exists and may hold changes of yours: delete it, or '
+                            'give another -o.')
         recipe = work_out(args)
         Console().print(explain(recipe, args.images))
         if args.output:

@@ -119,6 +119,16 @@ def test_what_does_not_fit_is_a_sentence(changes, message):
         recipe.work_out(arguments(**dict(dict(images=1000), **changes)))
 
 
+def test_a_config_that_is_there_is_not_replaced(monkeypatch, tmp_path):
+    config = tmp_path / 'mine.py'
+    monkeypatch.setattr(sys, 'argv', ['recipe.py', '--images', '1400', '-o', str(config)])
+    recipe.main()
+    config.write_text(changed := config.read_text() + 'work_dir = "x"\n')
+    with pytest.raises(SystemExit, match='mine.py exists and may hold changes of yours: delete it'):
+        recipe.main()
+    assert config.read_text() == changed
+
+
 @pytest.mark.slow
 def test_a_written_config_trains(tmp_path):
     noise_classes(tmp_path / 'images', 4, 64, bright=(128, 256), dark=(0, 128))
