@@ -50,6 +50,21 @@ def positive_number(text: str) -> float:
     return number
 
 
+def number_of_at_least(least: float) -> Callable[[str], float]:
+    """Make the ``type`` of an argument that is a finite number of at least ``least``."""
+    def parse(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not least <= number < math.inf:
+            raise argparse.ArgumentTypeError(
+                f'expected a number of at least {least:g}, got {text!r}')
+        return number
+
+    return parse
+
+
 class CollectOptions(argparse.Action):
     """Gather the pairs of :func:`key_and_value` in a dict."""
 

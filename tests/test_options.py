@@ -7,7 +7,7 @@ import pytest
 from mmengine.config import DictAction
 from programs import run
 
-from pera_mm.options import add_cfg_options, positive_number, whole_number
+from pera_mm.options import add_cfg_options, number_of_at_least, positive_number, whole_number
 
 
 def parse(*texts):
@@ -117,3 +117,10 @@ def test_a_positive_number_is_finite(text):
     assert positive_number('1e-3') == 1e-3
     with pytest.raises(argparse.ArgumentTypeError, match=f"above 0, got '{text}'"):
         positive_number(text)
+
+
+@pytest.mark.parametrize('text', ['-1e-3', 'nan', 'inf', 'fast', ''])
+def test_a_number_of_at_least_0_is_finite(text):
+    assert number_of_at_least(0)('0') == 0 and number_of_at_least(0)('1e-3') == 1e-3
+    with pytest.raises(argparse.ArgumentTypeError, match=f"at least 0, got '{text}'"):
+        number_of_at_least(0)(text)

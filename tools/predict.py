@@ -11,10 +11,11 @@ classifier and an OUT that ends in .csv, scenes are taken as images, one class e
 import argparse
 import sys
 import warnings
+from pathlib import Path
 
 import pera_mm  # before any toolbox: it supplies the operators of mmcv.ops
 from pera_mm.launch import errors_in_one_sentence
-from pera_mm.options import add_cfg_options
+from pera_mm.options import add_cfg_options, number_of_at_least, positive_number, whole_number
 from pera_mm.stopping import is_first_rank, stopped_in_one_line
 
 
@@ -32,9 +33,9 @@ def parse_args() -> argparse.Namespace:
                         help='the older date, for a model of change; or a folder of them, with the '
                              'names of the scenes')
     parser.add_argument('--aoi', metavar='POLYGONS', help='predict inside these polygons only')
-    parser.add_argument('--gsd', type=float, metavar='METERS',
+    parser.add_argument('--gsd', type=positive_number, metavar='METERS',
                         help='resample the scenes to pixels of this size')
-    parser.add_argument('--bands', type=int, nargs='+', metavar='BAND',
+    parser.add_argument('--bands', type=whole_number(1), nargs='+', metavar='BAND',
                         help='bands of the scenes, from 1 on (default: those of the config, else '
                              'the first ones)')
     parser.add_argument('--scale', type=float, nargs=2, metavar=('LOW', 'HIGH'),
@@ -51,14 +52,14 @@ def parse_args() -> argparse.Namespace:
                         help='also write the probability of each class, OUT_scores.tif')
     parser.add_argument('--vectors', choices=['gpkg', 'parquet', 'fgb', 'geojson'],
                         help='also write the polygons of the map; boxes are written in this format')
-    parser.add_argument('--min-area', type=float, default=0., metavar='M2',
+    parser.add_argument('--min-area', type=number_of_at_least(0), default=0., metavar='M2',
                         help='smallest polygon')
-    parser.add_argument('--simplify', type=float, default=0., metavar='TOLERANCE',
-                        help='of polygons, in units of the CRS')
-    parser.add_argument('--memory', type=float, default=1., metavar='GIB',
+    parser.add_argument('--simplify', type=number_of_at_least(0), default=0.,
+                        metavar='TOLERANCE', help='of polygons, in units of the CRS')
+    parser.add_argument('--memory', type=positive_number, default=1., metavar='GIB',
                         help='for the sums of windows; wider scenes are predicted in bands '
                              '(default: %(default)g)')
-    parser.add_argument('--batch-size', type=int, metavar='N',
+    parser.add_argument('--batch-size', type=whole_number(1), metavar='N',
                         help='windows at a time (default: 512 x 512 pixels of them on a CPU, 8 '
                              'times as many on a GPU)')
     parser.add_argument('--resume', action='store_true',
@@ -75,8 +76,14 @@ def main() -> None:
     warnings.filterwarnings('ignore')  # deprecation notes of the toolboxes
     if args['scale'] is None:
         args.pop('scale')
-    outcomes = pera_mm.predict(args.pop('config'), args.pop('checkpoint'), args.pop('scenes'),
-                               args.pop('output'), progress=True, **args)
+    output = Path(args.pop('output'))
+    try:
+        outcomes = pera_mm.predict(args.pop('config'), args.pop('checkpoint'), args.pop('scenes'),
+                                   output, progress=True, **args)
+    except SystemExit:  # by a signal
+        if is_first_rank():
+            print(about_stop(output), file=sys.stderr)
+        raise
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if is_first_rank():
         for outcome in outcomes:
@@ -94,6 +101,13 @@ def main() -> None:
 def about_overlap(overlap: float, before: str | None) -> str:
     """Say which share of the scene the older date covers."""
     return '' if before is None else f': {overlap:.0%} of the scene is in the older date'
+
+
+def about_stop(output: Path) -> str:
+    """Say where the work of a stopped run is."""
+    if output.suffix.lower() == '.csv':
+        return f'Finished rows are kept in {output}.*.part.'
+    return 'Finished strips are kept: the same command with --resume continues.'
 
 
 if __name__ == '__main__':

@@ -2,9 +2,10 @@
 
 import csv
 import io
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,16 @@ from rasterio.transform import Affine
 from pera_mm.datasets.reading import reason_of
 from pera_mm.datasets.scene import Scene
 from pera_mm.errors import UserError
-from pera_mm.files import write_whole
+from pera_mm.files import check_writable, write_whole
 from pera_mm.mapping.job import READ_AHEAD, MapJob, Writer, ahead, as_bytes
 from pera_mm.mapping.predictor import Classifier, pipeline_of
 from pera_mm.mapping.ranks import Ranks
 from pera_mm.mapping.rasters import NODATA, Part, write_part
 from pera_mm.mapping.windows import Band, Grid, Windows
+
+HEADER = ('path', 'class', 'name', 'score')
+
+Row = tuple[str, int, str, str]
 
 
 class GridJob(MapJob):
@@ -67,8 +72,10 @@ class GridJob(MapJob):
 
 
 def write_table(model: Classifier, cfg: Config, places: Sequence[str], output: Path,
-                ranks: Ranks) -> dict[str, str]:
+                ranks: Ranks, batch_size: int = 1) -> dict[str, str]:
     """Write the class of each image, taken whole as in the model's test: path, class, name, score.
+
+    Until all are done, the rows so far are in a file ``<output>.<rank>.part`` of each process.
 
     Args:
         model: the classifier.
@@ -76,17 +83,41 @@ def write_table(model: Classifier, cfg: Config, places: Sequence[str], output: P
         places: of the images.
         output: ``.csv``.
         ranks: the processes that share the images.
+        batch_size: images at a time.
 
     Returns:
         Why images have no class, by path.
 
     Raises:
-        UserError: if there are scenes of another kind.
+        UserError: if there are scenes of another kind, or the folder cannot be written to.
     """
-    pipeline = Compose(pipeline_of(cfg))
-    rows: list[tuple] = []
+    check_writable(output.parent, 'give another OUT')
+    rows: list[Row] = []
     errors: dict[str, str] = {}
-    for place in places[ranks.rank::ranks.world]:
+    images = _images(Compose(pipeline_of(cfg)), places[ranks.rank::ranks.world], errors)
+    part = output.with_name(f'{output.name}.{ranks.rank}.part')
+    with part.open('w', encoding='utf-8', errors='surrogateescape', newline='') as file:
+        table = csv.writer(file)
+        table.writerow(HEADER)
+        for row in _rows(model, images, batch_size):
+            rows.append(row)
+            table.writerow(row)
+            file.flush()
+    found = ranks.from_all((rows, errors))
+    if ranks.is_first:
+        text = io.StringIO()
+        table = csv.writer(text)
+        table.writerow(HEADER)
+        table.writerows(sorted(row for rows, _ in found for row in rows))
+        write_whole(output, text.getvalue().encode('utf-8', 'surrogateescape'))
+    part.unlink()
+    return {place: reason for _, errors in found for place, reason in errors.items()}
+
+
+def _images(pipeline: Compose, places: Sequence[str],
+            errors: dict[str, str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Read images ``[channels, H, W]``; add why one cannot be read to ``errors``."""
+    for place in places:
         try:
             sample = dict(img_path=place, skipped=[])
             packed = pipeline(sample)
@@ -96,14 +127,15 @@ def write_table(model: Classifier, cfg: Config, places: Sequence[str], output: P
             reason = str(error) if isinstance(error, UserError) else reason_of(error)
             errors[place] = f'{place} cannot be read ({reason}).'
             continue
-        [shares] = model(packed['inputs'][None].numpy())
-        best = int(shares.argmax())
-        rows.append((place, best, model.classes[best], f'{shares[best]:.4f}'))
-    found = ranks.from_all((rows, errors))
-    if ranks.is_first:
-        text = io.StringIO()
-        table = csv.writer(text)
-        table.writerow(('path', 'class', 'name', 'score'))
-        table.writerows(sorted(row for rows, _ in found for row in rows))
-        write_whole(output, text.getvalue().encode('utf-8', 'surrogateescape'))
-    return {place: reason for _, errors in found for place, reason in errors.items()}
+        yield place, packed['inputs'].numpy()
+
+
+def _rows(model: Classifier, images: Iterator[tuple[str, np.ndarray]],
+          batch_size: int) -> Iterator[Row]:
+    """Classify images, in batches of one size."""
+    for _, alike in groupby(images, key=lambda image: image[1].shape):
+        while batch := list(islice(alike, batch_size)):
+            places, pixels = zip(*batch)
+            for place, shares in zip(places, model(np.stack(pixels))):
+                best = int(shares.argmax())
+                yield place, best, model.classes[best], f'{shares[best]:.4f}'

@@ -1,7 +1,6 @@
 """Objects in whole scenes: the boxes of all windows, each object once."""
 
 import io
-import shutil
 from collections.abc import Generator
 from contextlib import closing
 from functools import partial
@@ -30,7 +29,11 @@ class BoxJob(Job):
         write_boxes(self.output, boxes[kept], scores[kept], labels[kept], self.info.classes,
                     self.info.transform, self.info.crs)
         write_whole(self._note, self.info.tags[RECIPE_TAG].encode())
-        shutil.rmtree(self.work)
+
+    @property
+    def outputs(self) -> list[Path]:
+        """The boxes and their note."""
+        return [self.output, self._note]
 
     @property
     def _note(self) -> Path:

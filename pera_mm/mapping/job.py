@@ -28,7 +28,7 @@ from pera_mm.datasets.reading import Scale
 from pera_mm.datasets.scene import Scene
 from pera_mm.datasets.scene_grids import URL
 from pera_mm.errors import UserError
-from pera_mm.files import sign_folder
+from pera_mm.files import Claim, check_signature, write_whole
 from pera_mm.mapping.blending import RollingSum
 from pera_mm.mapping.rasters import NODATA, MapInfo, Part, join, join_scores, write_part
 from pera_mm.mapping.styles import write_style
@@ -37,6 +37,7 @@ from pera_mm.mapping.windows import Band, Windows
 ROWS_AT_A_TIME = 64  # that become classes
 READ_AHEAD = 2  # batches
 RECIPE = 'recipe.json'
+LOCK = '.lock'  # of a claim
 RECIPE_TAG = 'RECIPE_SHA256'
 
 T = TypeVar('T')
@@ -107,7 +108,7 @@ class Job:
         output: a file.
         predictor: the model.
         options: how.
-        recipe: what the pixels depend on besides the scene.
+        recipe: what the strips depend on besides the scene.
         config: name of the config.
     """
 
@@ -118,12 +119,26 @@ class Job:
         self.place, self.output, self.predictor, self.options = place, output, predictor, options
         self.work = output.parent / f'.{output.stem}.parts'
         self.recipe, self.config = dict(recipe), config
+        self.claim: Claim | None = None
         self.error: str | None = None
         self.done = False  # by an earlier run
         self.pixel_area: float | None = None
         self.overlap = 1.
         self.windows: Windows
         self.bands: list[Band]
+
+    @property
+    def inputs(self) -> list[tuple[str, Path]]:
+        """What is read, and the file."""
+        files = [('its scene', None if URL.match(self.place) else Path(self.place)),
+                 ('its older date', self._before()),
+                 ('the polygons', None if self.options.aoi is None else Path(self.options.aoi))]
+        return [(what, path) for what, path in files if path is not None]
+
+    @property
+    def outputs(self) -> list[Path]:
+        """The files that are written."""
+        raise NotImplementedError
 
     @property
     def is_open(self) -> bool:
@@ -149,20 +164,52 @@ class Job:
         self.bands = self._bands()
         self.recipe.update(scene=_identity(self.place), before=None if self._before() is None
                            else _identity(str(self._before())))
-        digest = hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()
+        whole = dict(self.recipe, vectors=self.options.vectors, min_area=self.options.min_area,
+                     simplify=self.options.simplify)  # no strip depends on them
+        digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
         self.info = self.info._replace(tags={
             'TIFFTAG_SOFTWARE': f'pera_mm {pera_mm.__version__}', 'CONFIG': self.config,
             'CHECKPOINT_SHA256': self.recipe['checkpoint'],
             'CLASS_NAMES': json.dumps(list(predictor.classes)), RECIPE_TAG: digest})
 
     def begin(self) -> None:
-        """Make the folder of the strips, or find the map finished."""
+        """Claim the folder of the strips, or find the map finished.
+
+        Raises:
+            UserError: if another run works in the folder, or it cannot be written to. That strips
+                of another recipe cannot be continued is an error of this scene alone.
+        """
+        if not self.is_open:
+            return
         if self.options.resume and self._is_finished():
             self.done = True
             return
-        if not self.options.resume:
-            shutil.rmtree(self.work, ignore_errors=True)
-        sign_folder(self.work, RECIPE, self.recipe, 'leave out --resume to begin anew')
+        self.claim = Claim(self.work, 'give another OUT')
+        if self.options.resume and any(self.work.glob('*-*')):  # strips
+            self.try_to(lambda: check_signature(self.work, RECIPE, self.recipe,
+                                                'leave out --resume to begin anew'))
+        else:
+            self._empty()
+            write_whole(self.work / RECIPE, json.dumps(self.recipe).encode())
+
+    def release(self) -> None:
+        """Let other runs work in the folder of the strips."""
+        if self.claim is not None:
+            self.claim.release()
+
+    def clear(self) -> None:
+        """Delete the strips of a finished output, and let other runs work in their folder."""
+        if self.is_open:
+            self._empty()
+        self.release()  # before the lock is deleted: NFS keeps open files
+        if self.is_open:
+            shutil.rmtree(self.work, ignore_errors=True)  # it may be another run's by now
+
+    def _empty(self) -> None:
+        """Delete what is in the folder of the strips, but for the lock."""
+        for path in self.work.iterdir():
+            if path.name != LOCK:
+                path.unlink()
 
     def missing(self) -> list[Strip]:
         """List the strips that are still to be predicted."""
@@ -290,19 +337,40 @@ class MapJob(Job):
         parts = [self._part(*strip) for strip in self._strips()]
         scores = None
         if self.options.scores:
-            scores = self.output.with_name(f'{self.output.stem}_scores.tif')
+            scores = self._score_file
             join_scores(parts, scores, self.info, self.work, self.info.classes)
         elif self.options.vectors:
             scores = self.work / 'score.tif'
             join_scores(parts, scores, self.info, self.work, ['score'])
         join(parts, self.output, self.info, self.work)
-        write_style(self.output.with_suffix('.qml'), self.info.classes, self.info.palette)
+        write_style(self._style_file, self.info.classes, self.info.palette)
         if self.options.vectors:
             from pera_mm.mapping.vectors import vectorize
 
-            vectorize(self.output, self.output.with_suffix(f'.{self.options.vectors}'),
-                      self.info.classes, self.options.min_area, self.options.simplify, scores)
-        shutil.rmtree(self.work)
+            vectorize(self.output, self._vector_file, self.info.classes, self.options.min_area,
+                      self.options.simplify, scores)
+
+    @property
+    def outputs(self) -> list[Path]:
+        """The map and what was asked for besides it."""
+        files = [self.output, self._style_file]
+        if self.options.scores:
+            files.append(self._score_file)
+        if self.options.vectors:
+            files.append(self._vector_file)
+        return files
+
+    @property
+    def _style_file(self) -> Path:
+        return self.output.with_suffix('.qml')
+
+    @property
+    def _score_file(self) -> Path:
+        return self.output.with_name(f'{self.output.stem}_scores.tif')
+
+    @property
+    def _vector_file(self) -> Path:
+        return self.output.with_suffix(f'.{self.options.vectors}')
 
     @property
     def _score_bands(self) -> int:

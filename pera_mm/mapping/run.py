@@ -1,11 +1,14 @@
 """The prediction of whole scenes, on one process or many, and again after a kill."""
 
 import hashlib
+import math
 import os
 import re
+import resource
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,6 +65,7 @@ def predict(config: str | Path, checkpoint: str | Path, scenes: str | Path | Seq
         UserError: if the model or an option cannot be used, or there is no such scene.
     """
     chosen = Options(**options)
+    _check_numbers(chosen)
     places = list_scenes([scenes] if isinstance(scenes, str | os.PathLike) else scenes)
     cfg = read_config(str(config))
     merge_options(cfg, dict(cfg_options or {}))
@@ -69,8 +73,9 @@ def predict(config: str | Path, checkpoint: str | Path, scenes: str | Path | Seq
         raise MissingFileError(f'No checkpoint at {checkpoint}.')
     ranks = Ranks(launcher)
     predictor = load_model(cfg, checkpoint, ranks.device, chosen.tta)
-    if isinstance(predictor, Classifier) and Path(output).suffix == '.csv':
-        errors = write_table(predictor, cfg, places, Path(output), ranks)
+    if isinstance(predictor, Classifier) and _is_table(Path(output)):
+        _check_options_of_table(chosen)
+        errors = write_table(predictor, cfg, places, Path(output), ranks, chosen.batch_size or 1)
         return [Outcome(place, Path(output), errors.get(place), 1.) for place in places]
     _check_options(chosen, predictor, places)
     predictor.reading = _reading(predictor.reading, chosen)
@@ -81,9 +86,8 @@ def predict(config: str | Path, checkpoint: str | Path, scenes: str | Path | Seq
         'config': hashlib.sha256(repr(cfg.model.to_dict()).encode()).hexdigest(),
         'window': predictor.window, 'reading': list(predictor.reading), 'gsd': chosen.gsd,
         'blend': chosen.blend, 'overlap': chosen.overlap, 'tta': chosen.tta,
-        'scores': chosen.scores, 'vectors': chosen.vectors, 'min_area': chosen.min_area,
-        'simplify': chosen.simplify, 'memory': chosen.memory, 'batch_size': chosen.batch_size,
-        'version': pera_mm.__version__}
+        'scores': chosen.scores, 'vectors': chosen.vectors is not None, 'memory': chosen.memory,
+        'batch_size': chosen.batch_size, 'version': pera_mm.__version__}
     kind: type[Job] = MapJob
     suffixes = MapJob.suffixes
     if isinstance(predictor, Classifier):
@@ -94,9 +98,14 @@ def predict(config: str | Path, checkpoint: str | Path, scenes: str | Path | Seq
             suffixes = (f'.{chosen.vectors}',)
     jobs = [kind(place, target, predictor, chosen, recipe, Path(config).name)
             for place, target in zip(places, _outputs(places, Path(output), suffixes))]
+    _check_inputs(jobs)
     with rasterio.Env(**SETTINGS), warnings.catch_warnings():
         warnings.simplefilter('ignore', NotGeoreferencedWarning)
-        _run(jobs, ranks, progress)
+        try:
+            _run(jobs, ranks, progress)
+        finally:
+            for job in jobs:
+                job.release()
     return [Outcome(job.place, job.output, job.error, job.overlap) for job in jobs]
 
 
@@ -105,8 +114,9 @@ def _run(jobs: Sequence[Job], ranks: Ranks, progress: bool) -> None:
         job.try_to(job.look)
     _share_errors(jobs, ranks)
     if ranks.is_first:
+        _allow_open_files(len(jobs))  # the locks of their claims
         for job in jobs:
-            job.try_to(job.begin)
+            job.begin()
     _share_errors(jobs, ranks)
     for job, done in zip(jobs, ranks.from_first([job.done for job in jobs])):
         job.done = done
@@ -119,11 +129,22 @@ def _run(jobs: Sequence[Job], ranks: Ranks, progress: bool) -> None:
             job.predict_strips(part, meter.advance)
             if ranks.world == 1:
                 job.try_to(job.finish)
+                job.clear()
         if ranks.world > 1:
             _share_errors(jobs, ranks)
             for job in jobs[ranks.rank::ranks.world]:
                 job.try_to(job.finish)
             _share_errors(jobs, ranks)
+            if ranks.is_first:
+                for job in jobs:
+                    job.clear()
+
+
+def _allow_open_files(number: int) -> None:
+    """Let this process have so many more files open, as far as the system allows it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft + number, hard), hard))
 
 
 def _share(strips: Sequence[Sequence[Strip]], rank: int, world: int) -> list[list[Strip]]:
@@ -159,10 +180,35 @@ def _reading(reading: Reading, options: Options) -> Reading:
             raise UserError('--scale has no effect on this model, which takes the values as they '
                             'are: leave it out.')
         low, high = options.scale
-        if not low < high:
+        if not -math.inf < low < high < math.inf:
             raise UserError(f'--scale is LOW HIGH with LOW < HIGH, not {low:g} {high:g}.')
         reading = reading._replace(scale=(low, high))
     return reading
+
+
+def _check_numbers(options: Options) -> None:
+    if not 0 < options.memory < math.inf or (
+            options.batch_size is not None and options.batch_size < 1):
+        raise UserError('--memory is in GiB, above 0, and --batch-size at least 1.')
+    if options.gsd is not None and not 0 < options.gsd < math.inf:
+        raise UserError(f'--gsd is the size of a pixel in meters, above 0, not {options.gsd:g}.')
+
+
+def _is_table(output: Path) -> bool:
+    return output.suffix.lower() == '.csv' and not output.is_dir()
+
+
+def _check_options_of_table(options: Options) -> None:
+    """Check that no option is given that has no meaning for images taken whole.
+
+    Raises:
+        UserError: if one is.
+    """
+    given = [f'--{field.name.replace("_", "-")}' for field in fields(Options)
+             if field.name != 'batch_size' and getattr(options, field.name) != field.default]
+    if given:
+        raise UserError(f'A table of images (-o OUT.csv) takes no {", ".join(given)}, because '
+                        "images are read as in the model's test: leave that out, or give a folder.")
 
 
 def _check_options(options: Options, predictor: TrainedModel, places: Sequence[str]) -> None:
@@ -180,10 +226,11 @@ def _check_options(options: Options, predictor: TrainedModel, places: Sequence[s
         from pera_mm.mapping.vector_files import require_geo
 
         require_geo('writing polygons (--vectors)')
+        from pera_mm.mapping.vectors import check_limits
+
+        check_limits(options.min_area, options.simplify)
     if options.aoi is not None and not Path(options.aoi).is_file():
         raise MissingFileError(f'There are no polygons {options.aoi}: check the path.')
-    if options.memory <= 0 or options.batch_size is not None and options.batch_size < 1:
-        raise UserError('--memory is in GiB, above 0, and --batch-size at least 1.')
 
 
 def _outputs(places: Sequence[str], output: Path, suffixes: Sequence[str]) -> list[Path]:
@@ -195,25 +242,45 @@ def _outputs(places: Sequence[str], output: Path, suffixes: Sequence[str]) -> li
         suffixes: of files; scenes in a folder get the first.
 
     Raises:
-        UserError: if two scenes have one name, or a scene would be overwritten.
+        UserError: if two scenes have one name, or the output is a file of another kind.
     """
-    if output.suffix.lower() in suffixes:
+    if output.suffix.lower() in suffixes and not output.is_dir():
         if len(places) > 1:
             raise UserError(f'{output} is one file for {len(places)} scenes: give a folder.')
         targets = [output]
     elif output.is_file():
         raise UserError(f'{output} is a file: give a folder, or a file that ends in '
                         f'{" or ".join(suffixes)}.')
+    elif output.suffix[1:2].isalpha() and not output.is_dir():  # v1.2 is a folder
+        raise UserError(f'{output} ends in {output.suffix}: give a folder (make it first if this '
+                        f'is its name), or a file that ends in {" or ".join(suffixes)}.')
     else:
         targets = [output / f'{_stem(place)}{suffixes[0]}' for place in places]
     twice = {target for target in targets if targets.count(target) > 1}
     if twice:
         raise UserError(f'Two scenes are called {min(twice).stem}: rename one, or predict them '
                         'into two folders.')
-    for place, target in zip(places, targets):
-        if not URL.match(place) and target.exists() and target.samefile(place):
-            raise UserError(f'The output would overwrite its scene {place}: give another one.')
     return targets
+
+
+def _check_inputs(jobs: Sequence[Job]) -> None:
+    """Check that no file that is read would be overwritten.
+
+    Raises:
+        UserError: if one would be.
+    """
+    read = {_number(path): (what, path) for job in jobs for what, path in job.inputs
+            if path.exists()}
+    for path in (path for job in jobs for path in job.outputs if path.exists()):
+        if _number(path) in read:
+            what, place = read[_number(path)]
+            raise UserError(f'The output would overwrite {what} {place}: give another one.')
+
+
+def _number(path: Path) -> tuple[int, int]:
+    """Return the numbers of a file's disk and of the file there, the same under all its names."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _stem(place: str) -> str:

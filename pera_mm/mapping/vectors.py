@@ -9,6 +9,7 @@ first and the second end of an edge. All of this is done in whole numbers, so th
 trace.
 """
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -84,10 +85,11 @@ def vectorize(class_map: Path, output: Path, classes: Sequence[str], min_area: f
         The number of polygons.
 
     Raises:
-        UserError: if a raster cannot be read or does not fit, a class has no name, the output has
-            another suffix, or a package is missing.
+        UserError: if a raster cannot be read or does not fit, a class has no name, a number is out
+            of its range, the output has another suffix, or a package is missing.
     """
     require_geo('writing vectors')
+    check_limits(min_area, simplify)
     with _opened(class_map) as file:
         _check_map(file)
         geod = geod_of(file.crs)
@@ -108,6 +110,17 @@ def vectorize(class_map: Path, output: Path, classes: Sequence[str], min_area: f
                        'score': (found.scores / found.pixels / 255)[keep]}
 
         return write_features(output, columns, pieces(), file.crs)
+
+
+def check_limits(min_area: float, simplify: float) -> None:
+    """Check the numbers of :func:`vectorize`.
+
+    Raises:
+        UserError: if one is not finite, or below 0.
+    """
+    for name, value in (('smallest area', min_area), ('tolerance', simplify)):
+        if not 0 <= value < math.inf:
+            raise UserError(f'The {name} of polygons is at least 0, not {value:g}.')
 
 
 @contextmanager

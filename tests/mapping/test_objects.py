@@ -106,6 +106,44 @@ def test_images_become_a_table(tmp_path, classifier):
     assert 1 / 15 <= float(rows[0]['score']) <= 1 and rows[0]['score'] == rows[1]['score']
 
 
+def test_a_table_takes_batches_and_no_options_of_maps(tmp_path, classifier):
+    for number in range(3):
+        Image.fromarray(noise(40, 50 + number).transpose(1, 2, 0)).save(
+            tmp_path / f'{number}.png')
+    for name, size in (('one', 1), ('two', 2)):
+        pera_mm.predict(*classifier, tmp_path, tmp_path / f'{name}.csv', batch_size=size)
+    one, two = (list(csv.DictReader((tmp_path / f'{name}.csv').open())) for name in ('one', 'two'))
+    assert [row | dict(score=0) for row in one] == [row | dict(score=0) for row in two]
+    np.testing.assert_allclose([float(row['score']) for row in one],
+                               [float(row['score']) for row in two], atol=2e-4)
+    with pytest.raises(UserError, match='takes no --before, --gsd, --min-area, --resume, because '
+                                        'images are read as'):
+        pera_mm.predict(*classifier, tmp_path, tmp_path / 'a.csv', before='old', gsd=1.,
+                        min_area=2., resume=True)
+    with pytest.raises(UserError, match='cannot write to .*/one.csv .*: make .* give another OUT'):
+        pera_mm.predict(*classifier, tmp_path, tmp_path / 'one.csv/two.csv')
+    assert sorted(path.name for path in tmp_path.glob('*.*')) == [
+        '0.png', '1.png', '2.png', 'one.csv', 'two.csv']
+
+
+def test_a_stopped_table_leaves_its_rows(tmp_path, classifier, monkeypatch):
+    for number in range(2):
+        Image.fromarray(noise(40, 50).transpose(1, 2, 0)).save(tmp_path / f'{number}.png')
+    classify, left = Classifier.__call__, [1]
+
+    def stop(model, pixels):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return classify(model, pixels)
+
+    monkeypatch.setattr(Classifier, '__call__', stop)
+    with pytest.raises(KeyboardInterrupt):
+        pera_mm.predict(*classifier, tmp_path, tmp_path / 'a.csv')
+    [row] = csv.DictReader((tmp_path / 'a.csv.0.part').open())
+    assert row['path'] == str(tmp_path / '0.png') and not (tmp_path / 'a.csv').exists()
+
+
 def test_tta_is_for_maps(tmp_path, classifier):
     with pytest.raises(UserError, match='--tta is for segmentation and change'):
         pera_mm.predict(*classifier, write(tmp_path / 'a.tif', noise(8, 8)), tmp_path, tta='flips')

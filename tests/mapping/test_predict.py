@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import resource
+import runpy
 import signal
 import subprocess
 import sys
@@ -16,11 +18,12 @@ import rasterio
 from map_models import CHANGE, FCN, SIDE, save
 from mmengine.config import Config
 from PIL import Image
-from programs import ROOT, environment, run
+from programs import ROOT, claimed, environment, run
 from rasterio.transform import from_origin
 from rasterio.warp import transform as transform_points
 
 import pera_mm
+from pera_mm import files
 from pera_mm.errors import UserError
 from pera_mm.mapping import run as mapping_run
 from pera_mm.mapping.predictor import Predictor
@@ -259,6 +262,14 @@ def stop_after(strips: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Meter, 'advance', count)
 
 
+@pytest.fixture
+def predicted(monkeypatch) -> list[int]:
+    """The pixels of each strip that was predicted."""
+    counts: list[int] = []
+    monkeypatch.setattr(Meter, 'advance', lambda meter, pixels: counts.append(pixels))
+    return counts
+
+
 @pytest.mark.parametrize('strips', [1, 3, 5])
 def test_a_continued_run_gives_the_same_bytes(tmp_path, model, monkeypatch, strips):
     scene = write(tmp_path / 'a.tif', scene_pixels(150, 90))
@@ -287,6 +298,69 @@ def test_finished_maps_are_kept_by_resume_and_replaced_without(tmp_path, model):
     second = os.stat(tmp_path / 'out/a.tif').st_ino
     predict(model, scene, tmp_path / 'out', blend='none')
     assert len({first, second, os.stat(tmp_path / 'out/a.tif').st_ino}) >= 2
+
+
+def test_strips_are_kept_when_polygons_fail(tmp_path, model, predicted):
+    """A map without a CRS has no GeoJSON; no strip depends on the format or on a limit."""
+    pytest.importorskip('pyogrio')
+    Image.fromarray(scene_pixels(50, 60).transpose(1, 2, 0)).save(tmp_path / 'a.png')
+    options = dict(scenes=tmp_path / 'a.png', output=tmp_path / 'out')
+    [outcome] = pera_mm.predict(*model, **options, vectors='geojson', min_area=3)
+    assert 'choose .gpkg' in outcome.error and len(predicted) > 1
+    predicted.clear()
+    predict(model, **options, vectors='gpkg', min_area=5, simplify=1, resume=True)
+    assert not predicted and not (tmp_path / 'out/.a.parts').exists()
+    predict(model, **options, vectors='gpkg', min_area=5, resume=True)  # other polygons
+    assert predicted
+
+
+def test_a_second_run_leaves_the_strips_of_the_first(tmp_path, model, monkeypatch):
+    monkeypatch.setattr(files, 'MAX_WAIT', .2)
+    scene = write(tmp_path / 'a.tif', scene_pixels(60, 60))
+    parts = tmp_path / 'out/.a.parts'
+    with claimed(parts) as other:
+        (parts / '000-000000.tif').touch()
+        for resume in (False, True):
+            with pytest.raises(UserError, match=rf'at work in \S+/.a.parts \(process {other} .*: '
+                                                'wait for its end or give another OUT'):
+                pera_mm.predict(*model, scene, tmp_path / 'out', resume=resume)
+        assert (parts / '000-000000.tif').exists()
+    predict(model, scene, tmp_path / 'out')
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['a.qml', 'a.tif']
+
+
+def test_a_run_of_many_scenes_may_have_their_locks_open():
+    before = soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 100, hard))
+        mapping_run._allow_open_files(60)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (soft - 40, hard)
+        mapping_run._allow_open_files(hard)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def command(monkeypatch, *arguments: object) -> int:
+    """Run the command in this process; its exit code."""
+    monkeypatch.setattr(sys, 'argv', ['predict.py', *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / 'tools/predict.py'), run_name='__main__')
+    return end.value.code
+
+
+def test_a_stopped_command_names_resume(tmp_path, model, monkeypatch, capsys):
+    scene = write(tmp_path / 'a.tif', scene_pixels(100, 60))
+    monkeypatch.setattr(Meter, 'advance', lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    assert command(monkeypatch, *model, scene, '-o', tmp_path / 'out') == 130
+    assert capsys.readouterr().err.endswith(
+        'Stopped by SIGINT.\nFinished strips are kept: the same command with --resume '
+        'continues.\n')
+
+
+def test_numbers_of_the_command_are_in_their_range(model, monkeypatch, capsys):
+    assert command(monkeypatch, *model, 'a.tif', '-o', 'out', '--simplify', '-1') == 2
+    assert "--simplify: expected a number of at least 0, got '-1'" in capsys.readouterr().err
 
 
 def test_ranks_share_all_strips_in_order():
@@ -380,7 +454,14 @@ def test_a_sparse_scene_of_200_000_pixels_takes_little_memory(tmp_path, model):
     (dict(scale=(5, 5)), r'--scale is LOW HIGH with LOW < HIGH, not 5 5'),
     (dict(aoi='x.gpkg'), 'There are no polygons x.gpkg'),
     (dict(vectors='shp'), "vectors must be one of gpkg, parquet, fgb, geojson, not 'shp'"),
+    (dict(scale=(0, np.inf)), r'--scale is LOW HIGH with LOW < HIGH, not 0 inf'),
+    (dict(vectors='gpkg', min_area=np.nan), 'smallest area of polygons is at least 0, not nan'),
+    (dict(vectors='gpkg', simplify=-1.), 'tolerance of polygons is at least 0, not -1'),
+    (dict(gsd=np.nan), '--gsd is the size of a pixel in meters, above 0, not nan'),
+    (dict(gsd=np.inf), '--gsd is the size of a pixel in meters, above 0, not inf'),
     (dict(memory=0), '--memory is in GiB, above 0'),
+    (dict(memory=np.nan), '--memory is in GiB, above 0'),
+    (dict(memory=np.inf), '--memory is in GiB, above 0'),
     (dict(launcher='pytorch'), 'needs processes started by torchrun: use tools/dist_predict.sh'),
     (dict(tta='all'), "tta must be one of none, flips, rotations, not 'all'")])
 def test_options_that_do_not_fit_are_named(tmp_path, model, options, message):
@@ -403,9 +484,36 @@ def test_outputs_that_meet_are_named(tmp_path, model):
     for scenes, output, message in [
             (both, tmp_path / 'out', 'Two scenes are called a: rename one'),
             (both, tmp_path / 'map.tif', 'map.tif is one file for 2 scenes: give a folder'),
+            (both[0], tmp_path / 'map.png', 'map.png ends in .png: give a folder .*, or a file '
+                                            'that ends in .tif or .tiff'),
+            (both[0], tmp_path / 'map.csv', 'map.csv ends in .csv: give a folder'),
             (both[0], tmp_path / 'x', r'would overwrite its scene \S*x/a.tif')]:
         with pytest.raises(UserError, match=message):
             pera_mm.predict(*model, scenes, output)
+    predict(model, both[0], tmp_path / 'v1.2')
+
+
+def test_what_is_read_is_not_overwritten(tmp_path, model, change_model):
+    pytest.importorskip('pyogrio')
+    for name in ('old', 'new'):
+        (tmp_path / name).mkdir()
+        for scene in 'ab':
+            write(tmp_path / name / f'{scene}.tif', scene_pixels(8, 8))
+    scene = write(tmp_path / 'scene.tif', scene_pixels(8, 8))
+    scores = write(tmp_path / 'map_scores.tif', scene_pixels(8, 8))
+    areas = tmp_path / 'map.geojson'
+    areas.write_text('polygons')
+    held = {path: path.read_bytes() for path in tmp_path.rglob('*.*')}
+    for case, message in [
+            (dict(model=change_model, scenes=tmp_path / 'new', output=tmp_path / 'old',
+                  before=str(tmp_path / 'old')), r'its older date \S*old/a.tif'),
+            (dict(scenes=scene, output=tmp_path / 'map.tif', aoi=areas, vectors='geojson'),
+             r'the polygons \S*map.geojson'),
+            (dict(scenes=scores, output=tmp_path / 'map.tif', scores=True),
+             r'its scene \S*map_scores.tif')]:
+        with pytest.raises(UserError, match=f'would overwrite {message}: give another one'):
+            pera_mm.predict(*case.pop('model', model), **case)
+    assert {path: path.read_bytes() for path in tmp_path.rglob('*.*')} == held
 
 
 @pytest.mark.slow

@@ -200,6 +200,13 @@ def test_simplified_polygons_are_valid_and_keep_their_area(tmp_path):
     assert max(shapely.hausdorff_distance(plain, simple)) < 2 * 15
 
 
+@pytest.mark.parametrize('limits', [dict(min_area=np.nan), dict(simplify=-1)])
+def test_limits_are_finite_and_not_below_0(limits, tmp_path):
+    path = write_raster(tmp_path / 'map.tif', plain_map(['01']))
+    with pytest.raises(UserError, match='of polygons is at least 0, not (nan|-1)'):
+        vectorize(path, tmp_path / 'map.gpkg', NAMES, **limits)
+
+
 @pytest.mark.parametrize('suffix', ['.gpkg', '.fgb', '.parquet'])
 def test_each_format_has_the_polygons_in_the_maps_crs(suffix, tmp_path):
     turned = Affine(3, 4, 500_000, 4, -3, 5_000_000)

@@ -11,6 +11,7 @@ overviews are drawn.
 import argparse
 import json
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning
 
 from pera_mm.datasets.reading import PERCENTILES, to_uint8
-from pera_mm.datasets.scene_grids import open_raster
+from pera_mm.datasets.scene_grids import on_grid_of, open_raster, overlap
 from pera_mm.errors import UserError
 from pera_mm.launch import errors_in_one_sentence
 from pera_mm.mapping.rasters import NODATA
 from pera_mm.mapping.vector_files import require_geo
+from pera_mm.options import whole_number
 
 LONGEST = 800  # pixels of a panel's longer side
 PANEL = 3.2  # inches
@@ -40,7 +42,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--truth', metavar='RASTER',
                         help='a raster of the true classes, numbered as in the map')
     parser.add_argument('--vectors', metavar='POLYGONS', help='outlines to draw over the scene')
-    parser.add_argument('--bands', type=int, nargs=3, default=[1, 2, 3], metavar='BAND',
+    parser.add_argument('--bands', type=whole_number(1), nargs=3, default=[1, 2, 3], metavar='BAND',
                         help='of the scene for red, green and blue (default: 1 2 3)')
     parser.add_argument('--out', '-o', type=Path, required=True, metavar='PNG')
     return parser.parse_args()
@@ -51,14 +53,25 @@ def small_shape(file: Any) -> tuple[int, int]:
     return round(file.height / factor), round(file.width / factor)
 
 
-def read_scene(path: str, bands: list[int]) -> NDArray[np.uint8]:
-    """Read a small scene, ``[H, W, 3]``; pixels without a value are white."""
-    with open_raster(path) as file:
+def read_scene(path: str, bands: list[int], newer: str | None = None) -> NDArray[np.uint8]:
+    """Read a small scene, ``[H, W, 3]``, on the grid of the newer one if there is one.
+
+    Pixels without a value are white.
+    """
+    with ExitStack() as files:
+        file = files.enter_context(open_raster(path))
         if max(bands) > file.count:
             raise UserError(f'{path} has {file.count} bands: choose others with --bands.')
+        if newer is not None:
+            grid = files.enter_context(open_raster(newer))
+            overlap(file, grid)  # checks that both dates are of one place
+            file = files.enter_context(on_grid_of(grid, file))
         shape = small_shape(file)
         values = file.read(bands, out_shape=(3, *shape))
         valid = file.read_masks(bands, out_shape=(3, *shape)).min(axis=0) > 0
+    if not valid.any():
+        raise UserError(f'{path} has no pixel with a value in the bands '
+                        f'{" ".join(map(str, bands))}: choose others with --bands.')
     if values.dtype != np.uint8:
         values = np.concatenate([
             to_uint8(band[None], valid, tuple(np.percentile(band[valid], PERCENTILES)))
@@ -91,21 +104,43 @@ def draw_outlines(axis: Any, path: str, scene: str) -> None:
     """Draw the outlines of polygons over a panel of the scene."""
     require_geo('drawing outlines')
     import geopandas
+    import shapely
 
+    read = geopandas.read_parquet if path.endswith('.parquet') else geopandas.read_file
+    try:
+        polygons = read(path).geometry
+    except Exception as error:  # GDAL and Arrow raise anything
+        raise UserError(f'{path} cannot be read as polygons ({str(error).splitlines()[0]}): check '
+                        'the file.') from None
     with open_raster(scene) as file:
+        if file.crs is not None and polygons.crs is not None:
+            polygons = polygons.to_crs(file.crs.to_wkt())
         to_pixels = ~file.transform
         factor = small_shape(file)[1] / file.width
-    rings = geopandas.read_file(path).geometry.explode().boundary.explode()
-    for ring in rings:
-        x, y = to_pixels * np.array(ring.coords).T
+    axis.autoscale(False)  # the panel stays that of the scene
+    for ring in shapely.get_rings(shapely.get_parts(polygons.to_numpy())):
+        x, y = to_pixels * shapely.get_coordinates(ring).T
         axis.plot(x * factor - .5, y * factor - .5, color='yellow', linewidth=.5)  # pixel centers
 
 
+def check_suffix(out: Path) -> None:
+    """Check that Matplotlib draws such files.
+
+    Raises:
+        UserError: if it does not.
+    """
+    kinds = sorted(f'.{kind}' for kind in Figure().canvas.get_supported_filetypes())
+    if out.suffix.lower() not in kinds:
+        raise UserError(f'{out} is not a picture: give a file that ends in {", ".join(kinds)}.')
+
+
 def draw(args: argparse.Namespace) -> None:
+    check_suffix(args.out)
     classes, legend = read_map(args.map)
     panels: dict[str, NDArray] = {'scene': read_scene(args.scene, args.bands)}
     if args.before:
-        panels = {'before': read_scene(args.before, args.bands), 'after': panels['scene']}
+        panels = {'before': read_scene(args.before, args.bands, args.scene),
+                  'after': panels['scene']}
     drawn = [classes]
     if args.truth:
         with open_raster(args.truth) as file:
