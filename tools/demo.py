@@ -10,9 +10,9 @@ import shutil
 import sys
 import time
 import warnings
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
 from functools import partial
+from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,22 @@ from rich.progress import (  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 import pera_mm  # noqa: E402, F401  activates the bridges
+from pera_mm.errors import UserError  # noqa: E402
+from pera_mm.files import Claim  # noqa: E402
 from pera_mm.launch import errors_in_one_sentence  # noqa: E402
+from pera_mm.options import whole_number  # noqa: E402
 from pera_mm.scenes.drawing import draw_scene  # noqa: E402
 from pera_mm.scenes.folders import write_scenes  # noqa: E402
 from pera_mm.scenes.plans.land_uses import LAND_USES  # noqa: E402
+from pera_mm.stopping import stopped_in_one_line  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / 'configs/pera/pera_tiny_scenes.py'
 UNLABELED, LABELLED, SIZE = 1600, 1200, 128  # drawn images, and their side in pixels
 SHOWN_SEED = 10**6  # of the scenes in the report, which are in neither folder
+SEEDS = 2**32  # that NumPy takes
+MARKER = '.demo'  # an empty file in the folder of a demo
+KEPT = {MARKER, '.lock'}  # by the next demo; the claim is a lock on the second
 
 console = Console()
 
@@ -53,12 +60,14 @@ def main() -> None:
     args = parse_args()
     start = time.time()
     console.rule('pera_mm: PerA pre-training on drawn scenes')
-    with errors_in_one_sentence():
-        draw_scenes()
-        model = pretrain(args.work_dir, args.seed)
-        console.print(probe_table(args.work_dir))
-        verdict = verdict_on(args.work_dir, Config.fromfile(CONFIG))
-        report = draw_report(args.work_dir, model, shown_images(model), verdict=verdict)
+    with stopped_in_one_line(), errors_in_one_sentence():
+        check_folder(args.work_dir)
+        with Claim(args.work_dir):
+            draw_scenes()
+            model = pretrain(args.work_dir, args.seed)
+            console.print(probe_table(args.work_dir))
+            verdict = verdict_on(args.work_dir, Config.fromfile(CONFIG))
+            report = draw_report(args.work_dir, model, shown_images(model), verdict=verdict)
     console.print(f'Losses, probe, reconstructions and attention: [bold]{report}[/]\n'
                   f'Log and checkpoints: {args.work_dir}\n'
                   f'Took {(time.time() - start) / 60:.1f} minutes.')
@@ -68,39 +77,58 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'),
                         help='an earlier demo there is replaced')
-    parser.add_argument('--seed', type=int, default=10)
-    return parser.parse_args()
+    parser.add_argument('--seed', type=whole_number(0), default=10)
+    args = parser.parse_args()
+    if args.seed >= SEEDS:
+        parser.error(f'argument --seed: expected a number below {SEEDS}, got {args.seed}')
+    return args
 
 
 def draw_scenes() -> None:
     """Fill data/scenes, a folder on each of two cores; scenes of an earlier start stay."""
     unlabeled, labelled = (Path('data/scenes') / kind for kind in ('unlabeled', 'classification'))
-    with ProcessPoolExecutor(1) as other, progress() as bars:
-        done = other.submit(write_scenes, unlabeled, unlabeled.name, UNLABELED, SIZE)
+    with Pool(1) as other, progress() as bars:  # a Pool ends its process at Ctrl-C
+        done = other.apply_async(write_scenes, (unlabeled, unlabeled.name, UNLABELED, SIZE))
         write_scenes(labelled, labelled.name, LABELLED, SIZE,
                      track=partial(bars.track, description='drawing scenes'))
-        done.result()
+        done.get()
 
 
 def pretrain(work_dir: Path, seed: int) -> torch.nn.Module:
     """Run the config and return the trained model."""
-    remove_earlier_demo(work_dir)
     cfg = Config.fromfile(CONFIG)
     cfg.work_dir = str(work_dir)
     cfg.randomness.seed = seed
+    remove_earlier_demo(work_dir)
     runner = build_quietly(cfg)
     with progress() as bars:
         runner.register_hook(ProgressHook(bars), priority='LOWEST')
         return runner.train()
 
 
+def check_folder(work_dir: Path) -> None:
+    """Check that a folder is missing, empty or that of an earlier demo.
+
+    Raises:
+        UserError: if it holds anything else.
+    """
+    held = {path.name for path in work_dir.iterdir()} if work_dir.exists() else set()
+    if MARKER not in held and held - KEPT:
+        raise UserError(f'{work_dir} has no {MARKER}, so it may hold something other than a demo: '
+                        'if it is that of an older version, delete it yourself, else choose '
+                        'another --work-dir.')
+
+
 def remove_earlier_demo(work_dir: Path) -> None:
-    """Remove an earlier demo, and never anything else."""
-    if work_dir.exists() and any(work_dir.iterdir()):
-        if not (work_dir / CONFIG.name).exists():  # MMEngine leaves a copy of the config
-            raise SystemExit(f'{work_dir} holds something other than a demo; choose another '
-                             '--work-dir.')
-        shutil.rmtree(work_dir)
+    """Empty the folder of an earlier demo, and never any other, for the next one."""
+    check_folder(work_dir)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    (work_dir / MARKER).touch()
+    for path in work_dir.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name not in KEPT:
+            path.unlink()
 
 
 def build_quietly(cfg: Config) -> Runner:

@@ -30,6 +30,7 @@ from pera_mm.embedding.table import DTYPES, geo_package
 from pera_mm.errors import UserError, printable
 from pera_mm.files import write_whole
 from pera_mm.launch import errors_in_one_sentence
+from pera_mm.options import whole_number
 from pera_mm.stopping import stopped_in_one_line
 from pera_mm.weights.backbone import NormalizedViT, load_backbone
 
@@ -45,7 +46,7 @@ def parse_args() -> argparse.Namespace:
                         help='[cls], the mean patch token, or every patch token (default: cls)')
     parser.add_argument('--windows', action='store_true',
                         help='the images of DATA are scenes: cut each into windows')
-    parser.add_argument('--size', type=int, metavar='PX',
+    parser.add_argument('--size', type=whole_number(1), metavar='PX',
                         help="side of the images or windows (default: that of the model's crops)")
     parser.add_argument('--bands', type=int, nargs='+', metavar='BAND',
                         help='red, green and blue of rasters, from 1 (default: 1 2 3)')

@@ -16,7 +16,7 @@ import pera_mm  # noqa: F401  before any toolbox: it supplies the operators of m
 from pera_mm.errors import UserError
 from pera_mm.export_model import OPSET, export_model
 from pera_mm.launch import errors_in_one_sentence, merge_options, read_config
-from pera_mm.options import add_cfg_options
+from pera_mm.options import add_cfg_options, positive_number, whole_number
 from pera_mm.stopping import stopped_in_one_line
 
 
@@ -27,10 +27,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', metavar='CONFIG', help='config file')
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file')
     parser.add_argument('output', metavar='OUT', type=Path, help='the file, .onnx or .pt2')
-    parser.add_argument('--size', type=int, metavar='PX',
+    parser.add_argument('--size', type=whole_number(1), metavar='PX',
                         help='side of the images (default: the window or the size that the config '
                              'tests with)')
-    parser.add_argument('--gsd', type=float, metavar='METERS',
+    parser.add_argument('--gsd', type=positive_number, metavar='METERS',
                         help='size of a pixel on the ground, for the metadata')
     parser.add_argument('--grid-sample', action='store_true',
                         help='keep the GridSample of deformable attention, which TensorRT 10 '

@@ -34,6 +34,7 @@ from reproduce_tables import TABLES, Data, Row, Run, Table, Training
 from pera_mm.errors import RunError, UserError
 from pera_mm.files import write_whole
 from pera_mm.launch import errors_in_one_sentence
+from pera_mm.options import whole_number
 from pera_mm.stopping import sigterm_as_interrupt
 
 VERIFICATION, VERIFIED = 'verification.txt', 'all is well'  # prepare.py's file, and its last line
@@ -89,7 +90,8 @@ def parse_args() -> argparse.Namespace:
                         help='those with this name, or with this name before a comma; default: all')
     parser.add_argument('--dry-run', action='store_true', help='print the commands')
     parser.add_argument('--small', action='store_true', help='on drawn scenes, in minutes')
-    parser.add_argument('--gpus', type=int, default=1, help='of this machine, for every training')
+    parser.add_argument('--gpus', type=whole_number(1), default=1,
+                        help='of this machine, for every training')
     parser.add_argument('--work-dir', type=Path,
                         help='default: work_dirs/reproduce, with --small work_dirs/reproduce_small')
     return parser.parse_args()
@@ -118,7 +120,8 @@ def steps_of(table: Table, row: Row, scale: Scale) -> list[Step]:
         ValueError: if the images of a step cannot be shared by the GPUs.
     """
     if table.costs is not None:
-        return left(costs_step(table, scale))
+        step = costs_step(table, scale)
+        return [] if is_measured(step) else [step]
     run = scale.run_of(row)
     if run is None:
         return []
@@ -199,6 +202,12 @@ def costs_step(table: Table, scale: Scale) -> Step:
                  str(done)), done, 'cost of a step')
 
 
+def is_measured(step: Step) -> bool:
+    """Tell whether the costs are there, and none has failed; a skipped one has not."""
+    return step.done.exists() and all(
+        row['failed'] is None for row in json.loads(step.done.read_text())['rows'])
+
+
 def test_command(config: str, checkpoint: Path, folder: Path, scale: Scale) -> tuple[str, ...]:
     program = ('tools/test.py', config, str(checkpoint)) if scale.gpus == 1 else (
         'tools/dist_test.sh', config, str(checkpoint), str(scale.gpus))
@@ -213,13 +222,15 @@ def plan(tables: Sequence[Table], scale: Scale, names: Sequence[str] | None = No
     """Choose the rows and list what is left of each; a step stands in the first row that needs it.
 
     Raises:
-        ValueError: if no row has such a name, or as :func:`steps_of`.
+        ValueError: if no row has one of the names, or as :func:`steps_of`.
     """
-    rows = [(table, row) for table in tables for row in table.rows
+    every = [(table, row) for table in tables for row in table.rows]
+    rows = [(table, row) for table, row in every
             if names is None or {row.name, row.name.partition(',')[0]} & set(names)]
-    if not rows:
-        raise UserError(f'no row is called {" or ".join(names or ())}: take one of '
-                        f'{", ".join(row.name for table in tables for row in table.rows)}.')
+    known = {name for _, row in rows for name in (row.name, row.name.partition(',')[0])}
+    if unknown := [name for name in names or () if name not in known]:
+        raise UserError(f'no row is called {" or ".join(unknown)}: take one of '
+                        f'{", ".join(dict.fromkeys(row.name for _, row in every))}.')
     seen: set[Path] = set()
     chosen = []
     for table, row in rows:
@@ -249,7 +260,7 @@ def row_comment(table: Table, row: Row, steps: Sequence[Step], scale: Scale) -> 
     if table.costs is None and run is None:
         return f'{text}; not at the small scale'
     if not steps:
-        state = 'finished' if scores_of(table, row, scale) else 'the commands stand above'
+        state = 'the commands stand above' if steps_of(table, row, scale) else 'finished'
         return f'{text}; {state}'
     if run is None or run.start is None or scale.small:
         return text
@@ -344,7 +355,7 @@ def costs_of(table: Table, row: Row, scale: Scale) -> list[float] | None:
     if not path.exists():
         return None
     found = json.loads(path.read_text())['rows'][table.rows.index(row)]
-    if found['failed'] is not None:
+    if 'images_per_second' not in found:  # it has failed or was skipped
         return None
     return [found['images_per_second']['median'], found['gflops']['forward'],
             found['epoch_minutes'], found['peak_memory_gb']]

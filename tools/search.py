@@ -66,8 +66,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     vectors = Vectors(args.vectors)
+    check_arguments(args)
     check_result(args.out, vectors)
-    check_numbers(args)
     if args.like is not None:
         rows = like(args, vectors)
     elif args.duplicates is not None:
@@ -79,7 +79,11 @@ def main() -> None:
           + (f', cosines from {rows[0]["score"]:.4f} to {rows[-1]["score"]:.4f}' if rows else ''))
 
 
-def check_numbers(args: argparse.Namespace) -> None:
+def check_arguments(args: argparse.Namespace) -> None:
+    for source in (args.like, args.index):
+        if source is not None and Path(source).resolve() == args.out.resolve():
+            raise UserError(f'-o {args.out} would replace a file that the search reads: give '
+                            'another name.')
     if args.duplicates is not None and not -1 < args.duplicates <= 1:
         raise UserError(f'--duplicates is {args.duplicates}, but a cosine is above -1 and at most '
                         '1: try 0.98.')

@@ -16,6 +16,7 @@ from torch import Tensor
 from pera_mm.embedding.search import Duplicates, Found
 from pera_mm.embedding.table import Vectors
 from pera_mm.errors import UserError, needs_extra
+from pera_mm.files import check_writable
 
 BLOCK = 16_384  # rows at a time
 CANDIDATES = 64  # neighbors of a row among which its earlier twins are looked for
@@ -115,9 +116,10 @@ def build(vectors: Vectors, path: Path, progress: Progress = lambda rows: None) 
     """Build the index of a table and write it, whole or not at all.
 
     Raises:
-        ValueError: if faiss is not installed.
+        ValueError: if faiss is not installed, or the folder cannot be written to.
     """
     faiss = _faiss()
+    check_writable(path.parent, 'give another --index')
     graph = faiss.index_factory(vectors.width, f'HNSW{LINKS}_SQfp16', faiss.METRIC_INNER_PRODUCT)
     for _, block in vectors.blocks(BLOCK):
         graph.add(block.numpy())

@@ -14,7 +14,7 @@ from pera_mm.datasets.reading import UnreadableImage
 from pera_mm.embedding.pictures import Pictures, Scenes, open_pictures
 from pera_mm.embedding.table import Vectors, geo_package
 from pera_mm.errors import UserError
-from pera_mm.files import write_whole
+from pera_mm.files import check_writable, write_whole
 
 SUFFIXES = ('.geojson', '.csv', '.png')
 COLUMNS = 10  # pictures in a row of the sheet
@@ -29,14 +29,15 @@ def check_result(out: Path, vectors: Vectors) -> None:
     """Check before a search that its result can be written.
 
     Raises:
-        ValueError: if the suffix is not one of :data:`SUFFIXES`, or GeoJSON is asked of a table
-            without places.
+        ValueError: if the suffix is not one of :data:`SUFFIXES`, GeoJSON is asked of a table
+            without places, or the folder cannot be written to.
     """
     if out.suffix not in SUFFIXES:
         raise UserError(f'-o must end with {", ".join(SUFFIXES)}, not {out}.')
     if out.suffix == '.geojson' and not vectors.has_places:
         raise UserError(f'{vectors.path} has no places, so its rows have no polygons: write .csv '
                         'or .png.')
+    check_writable(out.parent, 'give another -o')
 
 
 def write_result(out: Path, rows: Sequence[Row], vectors: Vectors) -> None:

@@ -467,6 +467,11 @@ def test_a_subset_of_a_list_and_for_another_folder(work, tmp_path):
     subset(str(work / 'all.txt'), tmp_path / 'elsewhere/some.txt', 5, 0)
     lines = (tmp_path / 'elsewhere/some.txt').read_text().splitlines()
     assert all(line.startswith(f'{work}/tiles/') for line in lines)
+    (work / 'link.txt').symlink_to('all.txt')
+    for source in ('all.txt', 'link.txt'):
+        with pytest.raises(ValueError, match='all.txt is the source itself: give the list another'):
+            subset(str(work / source), work / 'tiles/../all.txt', 5, 0)
+    assert len((work / 'all.txt').read_text().splitlines()) == 25
     assert len(UnlabeledImages(str(tmp_path / 'elsewhere/some.txt'), [])) == 5
 
 

@@ -334,6 +334,10 @@ def test_verify_prints_some_problems_and_writes_all(tmp_path, monkeypatch, capsy
     assert said.count('.png') == 20 and 'altered: 25' in said
     run(monkeypatch, 'verify', tmp_path / 'packed', '--out', tmp_path / 'problems.csv')
     assert len(pd.read_csv(tmp_path / 'problems.csv')) == 25
+    manifest = tmp_path / 'packed/manifest.csv'
+    said = run(monkeypatch, 'verify', tmp_path / 'packed', '--out', manifest)
+    assert said.endswith('manifest.csv would replace what is verified: give another name.')
+    assert len(pd.read_csv(manifest)) == 30
 
 
 def test_a_missing_package_is_one_sentence(monkeypatch):

@@ -18,6 +18,7 @@ from test_rasters import write
 from pera_mm.collect.fetch.mercator import HALF_WORLD, ground_resolution
 from pera_mm.collect.fetch.rasters import RasterSource
 from pera_mm.collect.fetch.step import fetch
+from pera_mm.errors import UserError
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'data' / 'tile_server.py'
 TEXTS = dict(name='local', terms='mine', attribution='me')
@@ -110,6 +111,14 @@ def test_deep_pixels_need_a_scale(tmp_path):
         tool['open_rasters']([path], None, None)
     image, valid = tool['open_rasters']([path], None, [0, 2000]).read(100, 400, 10, 20)
     assert valid.all() and (image == 128).all()
+
+
+def test_a_port_that_cannot_be_had_is_a_sentence(raster, address):
+    make_server = runpy.run_path(str(TOOL))['make_server']
+    for port, reason in ((address.rpartition(':')[2], 'Address already in use'),
+                         (99999, 'bind.*: port must be 0-65535.')):
+        with pytest.raises(UserError, match=rf'port {port} \({reason}\): give another --port'):
+            make_server(RasterSource(paths=raster, **TEXTS), int(port))
 
 
 def test_the_command_explains_itself(tmp_path, monkeypatch):

@@ -320,3 +320,13 @@ def test_a_subset_is_for_pretraining(monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit):
         runpy.run_path(str(TOOL), run_name='__main__')
     assert '--subset is for rsrsd-5m, tov-rs, million-aid; the splits' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('count, said', [
+    ('0', "expected a whole number of at least 1, got '0'"),
+    ('1088942', '--subset 1088942: tov-rs has 1088941 images')])
+def test_a_subset_that_cannot_be_is_refused_first(monkeypatch, capsys, tmp_path, count, said):
+    monkeypatch.setattr(sys, 'argv', [str(TOOL), 'tov-rs', 'x', str(tmp_path), '--subset', count])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(TOOL), run_name='__main__')
+    assert said in capsys.readouterr().err

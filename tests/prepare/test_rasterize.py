@@ -516,6 +516,9 @@ def test_the_command_shows_shares_and_the_classes_for_a_config(tmp_path, tool, s
     with pytest.raises(SystemExit) as caught:
         tool(scene, fields, '--field', 'type', '-o', tmp_path / 'out')
     assert str(caught.value) == f"rasterize: {fields} has no field 'type'; it has 'class'."
+    with pytest.raises(SystemExit):
+        tool(scene, fields, '--field', 'class', '--tile', 0, '-o', tmp_path / 'out')
+    assert "--tile: expected a whole number of at least 1, got '0'" in capsys.readouterr().err
 
 
 def test_the_command_shows_the_scale_for_a_config_and_for_a_map(tmp_path, tool, fields, capsys):

@@ -423,6 +423,16 @@ def test_no_weights_at_all(tmp_path):
         run(tmp_path / 'nowhere.pth', tmp_path / 'a.pth', 'pera_mm')
 
 
+def test_a_folder_without_weights_and_heads_that_cannot_be(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['convert.py', str(tmp_path), 'a.pth', '--to', 'pera_mm'])
+    with pytest.raises(FileNotFoundError, match='has neither last_checkpoint, as the work folder'):
+        convert.convert(convert.parse_args())
+    monkeypatch.setattr(sys, 'argv', [*sys.argv, '--heads', '0'])
+    with pytest.raises(SystemExit):
+        convert.parse_args()
+    assert "--heads: expected a whole number of at least 1, got '0'" in capsys.readouterr().err
+
+
 def test_a_truncated_safetensors_file_is_a_sentence(raw, tmp_path):
     slim = run(raw, tmp_path / 'slim.safetensors', 'backbone')
     slim.write_bytes(slim.read_bytes()[:5000])

@@ -98,6 +98,11 @@ def test_the_image_needs_the_model_of_the_table(monkeypatch, capsys, checkpoint,
         monkeypatch, capsys, search, *arguments, '--model', tmp_path / 'b.pth', fails=True)
     run(monkeypatch, capsys, search, *arguments)
     assert (tmp_path / 'a.png').exists()
+    before = (images / '01.png').read_bytes()
+    assert run(monkeypatch, capsys, search, out, '--like', images / '01.png', '-o',
+               images / '../images/01.png', fails=True).endswith(
+        '01.png would replace a file that the search reads: give another name.')
+    assert (images / '01.png').read_bytes() == before
 
 
 def test_mistakes_are_one_sentence(monkeypatch, capsys, checkpoint, images, tmp_path):
@@ -108,6 +113,8 @@ def test_mistakes_are_one_sentence(monkeypatch, capsys, checkpoint, images, tmp_
 
     assert '-o must end with .parquet' in sentence(embed, checkpoint, images, '-o', 'a.csv')
     assert 'at least 1' in sentence(embed, checkpoint, images, '-o', out, '--batch-size', 0)
+    sentence(embed, checkpoint, images, '-o', out, '--size', 0)
+    assert "--size: expected a whole number of at least 1, got '0'" in capsys.readouterr().err
     run(monkeypatch, capsys, embed, checkpoint, images, '-o', out)
     assert 'exists: delete it' in sentence(embed, checkpoint, images, '-o', out)
     result = '-o', tmp_path / 'a.csv'
@@ -115,6 +122,7 @@ def test_mistakes_are_one_sentence(monkeypatch, capsys, checkpoint, images, tmp_
     assert 'cannot be read' in sentence(search, out, '--like', images / '09.png', *result)
     assert 'a cosine is above -1' in sentence(search, out, '--duplicates', 98, *result)
     assert '-k is 0' in sentence(search, out, '--like', 1, '-k', 0, *result)
+    assert 'give another -o' in sentence(search, out, '--like', 1, '-o', out / 'x/a.csv')
 
 
 def test_a_served_scene_is_embedded_as_its_file(monkeypatch, capsys, checkpoint, tmp_path):
@@ -153,6 +161,12 @@ def test_an_index_is_built_once_and_finds_the_same(monkeypatch, capsys, checkpoi
         assert exact == found != []
         built = index.stat().st_mtime_ns
     assert index.stat().st_mtime_ns == built
+    run(monkeypatch, capsys, search, table, '--like', 1, '--index', tmp_path / 'new/a.faiss', '-o',
+        tmp_path / 'new.csv')
+    monkeypatch.setattr(search.Vectors, 'blocks', lambda *_: pytest.fail('it builds'))
+    assert 'a file has its name or that of a folder above): make it writable' in run(
+        monkeypatch, capsys, search, table, '--like', 1, '--index', table / 'a.faiss', '-o',
+        tmp_path / 'new.csv', fails=True)
     said = run(monkeypatch, capsys, search, table, '--outliers', 2, '--index', index, '-o',
                tmp_path / 'out.csv', fails=True)
     assert said.startswith('search: --outliers compares with a sample') and 'leave out' in said

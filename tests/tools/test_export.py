@@ -241,3 +241,7 @@ def test_the_command_says_what_it_wrote_and_overwrites_nothing(
            f'{SIZE} x {SIZE} px; largest difference of a probability from PyTorch ' in printed
     with pytest.raises(UserError, match=r'm\.pt2 exists: give another name, or --force'):
         tool.main()
+    monkeypatch.setattr(sys, 'argv', [*sys.argv, '--gsd', '-0.5'])
+    with pytest.raises(SystemExit):
+        tool.main()
+    assert "--gsd: expected a number above 0, got '-0.5'" in capsys.readouterr().err

@@ -34,6 +34,12 @@ train_pipeline = [dict(type='pera_mm.DisjointMask', student=0.25, learnable=0.25
 """
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch) -> None:
+    """Work in a folder of the test, which gets what has no --out."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def model(model) -> nn.Module:
     """The tiny PerA, with networks that differ."""
@@ -166,7 +172,7 @@ def test_differences_are_those_of_student_and_teacher_on_aligned_views(tmp_path,
     assert (y.sum() * (x[1] - x[0])) == pytest.approx(0.99, abs=4e-3)
 
 
-def test_distribution_of_several_files(tmp_path, ours, theirs, folder, capsys):
+def test_distribution_of_several_files(tmp_path, ours, theirs, folder, capsys, monkeypatch):
     main(['distribution', str(ours), str(theirs), '--images', str(folder), '--number', '9',
           '--token', 'mean', '--json', '--out', str(tmp_path / 'out')])
     data = data_of('distribution', tmp_path / 'out')
@@ -175,8 +181,18 @@ def test_distribution_of_several_files(tmp_path, ours, theirs, folder, capsys):
     assert ours_['images'] == 9 and ours_['width'] == 32
     assert {**ours_, 'weights': ''} == {**theirs_, 'weights': ''}
     assert f'effective rank {ours_["rank"]:.1f} (9 images)' in capsys.readouterr().out
+    monkeypatch.setattr('analysis.figures.load_backbone', lambda _: pytest.fail('it computes'))
+    with pytest.raises(ValueError, match='There is no checkpoint .*/raw/prea.params: check the pa'):
+        main(['distribution', str(ours), f'B={theirs.with_stem("prea")}', '--images', str(folder),
+              '--out', str(tmp_path / 'out')])
+    with pytest.raises(ValueError, match='or give another --out'):
+        main(['distribution', str(ours), '--images', str(folder), '--out', str(ours / 'out')])
+    with pytest.raises(SystemExit):
+        main(['embedding', str(ours), '--images', str(folder), '--per-class', '1'])
+    assert "--per-class: expected a whole number of at least 2, got '1'" in capsys.readouterr().err
     with pytest.raises(ValueError, match='needs at least 2 images, and 0 are chosen from'):
-        main(['distribution', str(ours), '--images', str(tmp_path / 'nowhere')])
+        main(['distribution', str(ours), '--images', str(tmp_path / 'nowhere'), '--out',
+              str(tmp_path / 'out')])
 
 
 def test_a_random_vit_of_timm_is_drawn(tmp_path, folder):

@@ -1,9 +1,31 @@
-"""The benchmark of packed images runs, and its table has every form."""
+"""The benchmarks of reading and fetching images: what they refuse, and that packed.py runs."""
+
+import runpy
+import sys
 
 import pytest
 from programs import ROOT, run
 
-TOOL = ROOT / 'tools/benchmarks/packed.py'
+BENCHMARKS = ROOT / 'tools/benchmarks'
+TOOL = BENCHMARKS / 'packed.py'
+
+
+@pytest.mark.parametrize('tool, options, said', [
+    ('packed', '--paths 100', 'argument --paths: expected 0 or at least 200, got 100'),
+    ('file_index', '--paths 199', "expected a whole number of at least 200, got '199'"),
+    ('fetch', '--concurrency 0', "expected a whole number of at least 1, got '0'"),
+    ('fetch', f'--json {TOOL}/a.json', 'or give another --json.'),
+    ('data_pipeline', '--workers -1', "expected a whole number of at least 0, got '-1'"),
+    ('data_pipeline', f'--json {TOOL}/a.json', 'or give another --json.'),
+    ('data_pipeline', '--images nowhere', "the image source 'nowhere' does not exist"),
+])
+def test_what_cannot_be_is_a_sentence_before_anything_is_measured(monkeypatch, capsys, tool,
+                                                                  options, said):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setattr(sys, 'argv', [f'{tool}.py', *options.split()])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(BENCHMARKS / f'{tool}.py'), run_name='__main__')
+    assert said in f'{ended.value} {capsys.readouterr().err}'
 
 
 @pytest.mark.slow

@@ -125,6 +125,11 @@ def test_the_command_reports_a_run_from_its_folder(tmp_path, tiny_cfg, model, im
     assert printed[0] == 'Verdict: healthy: no sign of collapse, divergence or a shortcut.'
     assert printed[1].startswith('Not judged: collapse (no HealthHook); color shortcut (no Pro')
     assert printed[2:] == [f'wrote {work_dir / "report.png"}']
+    for out, said in (('report.jpeg2', '--out must end with .png, not .*report.jpeg2'),
+                      ('config.py/report.png', 'or give another --out')):
+        with pytest.raises(ValueError, match=said):
+            main([str(work_dir), '--out', str(work_dir / out)])
+    assert not capsys.readouterr().out
     (work_dir / 'config.py').write_text(f'model = {tiny_cfg!r}\n')
     with pytest.raises(ValueError, match='no ProbeHook.*give a folder of images with --images'):
         main([str(work_dir)])

@@ -131,6 +131,16 @@ def test_rows_by_name_or_what_stands_before_the_comma(empty):
         (8, 'PerA, TOV-100k'), (8, 'PerA, RSRSD-100k'), (9, 'DINO'), (9, 'PerA')]
     with pytest.raises(UserError, match='no row is called MoCo: take one of DINO, MAE, MoCo v3'):
         reproduce.plan([TABLES[9]], FULL, ['MoCo'])
+    with pytest.raises(UserError, match='no row is called MEA or ViT: take one of DINO, MAE, MoCo'):
+        reproduce.plan([TABLES[9]], FULL, ['PerA', 'MEA', 'ViT'])
+
+
+@pytest.mark.parametrize('gpus', ['0', '-2'])
+def test_a_training_has_a_gpu_or_more(monkeypatch, capsys, gpus):
+    monkeypatch.setattr(sys, 'argv', ['reproduce.py', '9', '--dry-run', '--gpus', gpus])
+    with pytest.raises(SystemExit):
+        reproduce.main()
+    assert f"expected a whole number of at least 1, got '{gpus}'" in capsys.readouterr().err
 
 
 def test_gpus_share_the_images_of_a_step(empty):
@@ -335,6 +345,13 @@ def test_costs_of_table_10(empty):
         [40., 500., 30., 20.], [41., 500., 30., 20.], [42., 500., 30., 20.], None]
     assert ('| MoCo v3 | 50.72 | 41.00 | -9.72 | 351.05 | 500.00 | +148.95 | 32.92 | 30.00 | -2.92 '
             '| 11.55 | 20.00 | +8.45 |') in reproduce.markdown(results)
+    failing = '# PerA: in the paper 112.69 images/s, 146.85 GFLOPs, 14.82 minutes of an epoch, '
+    assert failing + '6.64 GB of GPU memory; the commands stand above' in listing(10)
+    assert left_of(10, 'PerA') == ['cost of a step']  # it is measured anew
+    skipped = dict(failed=None, skipped='bfloat16 is slow here', gflops=dict(forward=500.))
+    touch(FULL.root / 'table10.json', json.dumps(dict(rows=[*rows, skipped])))
+    assert reproduce.scores_of(*row_of(10, 'PerA'), FULL) is None
+    assert left_of(10, 'PerA') == [] and listing(10).count('; finished') == 4
     costs = TABLES[10].costs
     assert costs is not None and [len(costs[small].configs) for small in (False, True)] == [4, 4]
 

@@ -1,7 +1,12 @@
 """The resource table: real steps of tiny models, arithmetic by formula, failures as lines."""
 
 import json
+import multiprocessing
+import os
+import signal
 import sys
+import threading
+import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -10,6 +15,9 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
+
+from pera_mm.errors import UserError
+from pera_mm.stopping import stopped_in_one_line
 
 sys.path.insert(0, str(Path(__file__).parents[2] / 'tools/benchmarks'))
 import downstream  # noqa: E402
@@ -34,7 +42,7 @@ def args(**changes) -> Namespace:
 @pytest.fixture
 def here(monkeypatch):
     """In this process: the seconds that another one needs to import torch are tested once."""
-    monkeypatch.setattr(resources, 'in_new_process', lambda run, variant, args: run(variant, args))
+    monkeypatch.setattr(resources, 'in_new_process', lambda run, *arguments: run(*arguments))
     monkeypatch.setattr(steps, 'keep_freed_memory', lambda: None)
 
 
@@ -123,6 +131,20 @@ def test_a_failure_is_a_line_with_its_reason_and_exit_code_1(here, monkeypatch, 
     assert code == '1 of 2 measurements failed.'
     assert '111' in first['failed'] and first['failed'].splitlines()[0] in text
     assert second['failed'] is None and second['peak_memory_gb'] >= 0
+
+
+@pytest.mark.parametrize('options, said', [
+    (('--steps', '-1'), "--steps: expected a whole number of at least 0, got '-1'"),
+    (('--repeats', 0), "--repeats: expected a whole number of at least 1, got '0'"),
+    (('--json', SMALL / 'mae.py/a.json'), 'make it writable with room on its disk, or give another '
+                                          '--json'),
+])
+def test_what_cannot_be_is_refused_before_anything_is_measured(monkeypatch, capsys, options, said):
+    monkeypatch.setattr(resources, 'measure_all', lambda *_: pytest.fail('it measures'))
+    monkeypatch.setattr(sys, 'argv', ['resources.py', str(SMALL / 'mae.py'), *map(str, options)])
+    with pytest.raises((SystemExit, UserError)) as ended:
+        resources.main()
+    assert said in f'{ended.value} {capsys.readouterr().err}'
 
 
 def test_no_steps_count_only(here, monkeypatch, capsys):
@@ -258,9 +280,24 @@ def test_every_config_is_a_pretraining_or_a_finetuning():
 # -- processes -------------------------------------------------------------------------------------
 
 
+def test_a_signal_ends_the_measurement_too():
+    """SIGTERM comes to this process alone, as from a scheduler or reproduce.py."""
+    def interrupt() -> None:
+        while not multiprocessing.active_children():
+            time.sleep(.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    start = time.monotonic()
+    with pytest.raises(SystemExit, match='143'), stopped_in_one_line():
+        resources.in_new_process(time.sleep, 60)
+    thread.join()
+    assert time.monotonic() - start < 30 and not multiprocessing.active_children()
+
+
 def die(variant: Variant, args: Namespace) -> None:
     """As when the system kills a process for its memory."""
-    import os
     os.kill(os.getpid(), 9)
 
 

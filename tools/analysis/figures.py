@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from pera_mm.errors import UserError
+from pera_mm.errors import MissingFileError, UserError
 from pera_mm.evaluation import plane
 from pera_mm.evaluation.attention import cls_attention, strongest
 from pera_mm.evaluation.distribution import aligned_views, difference, histograms, spread
@@ -45,10 +45,14 @@ from pera_mm.evaluation.features import (
 )
 from pera_mm.evaluation.painting import reconstruct
 from pera_mm.evaluation.pictures import attention_rows, in_rows, read_pictures
-from pera_mm.files import write_whole
+from pera_mm.files import check_writable, write_whole
 from pera_mm.launch import errors_in_one_sentence
+from pera_mm.options import whole_number
+from pera_mm.stopping import stopped_in_one_line
 from pera_mm.weights.backbone import NormalizedViT, load_backbone
+from pera_mm.weights.loading import file_of
 from pera_mm.weights.pretraining import MaskRatios, load_painter, load_pair, mask_ratios
+from pera_mm.weights.sources import how_to_make
 
 TILES = 8  # pictures in a row of a sheet, about
 PLANES = {'tsne': ('t-SNE', plane.tsne), 'umap': ('UMAP', plane.umap)}
@@ -311,7 +315,7 @@ def name_weights(arguments: Sequence[str]) -> dict[str, str]:
     """Split ``NAME=WEIGHTS``; without a name it is that of the file or folder.
 
     Raises:
-        ValueError: if two have one name.
+        ValueError: if two have one name, or a file of weights is missing.
     """
     named: dict[str, str] = {}
     for argument in arguments:
@@ -320,6 +324,9 @@ def name_weights(arguments: Sequence[str]) -> dict[str, str]:
             name, path = Path(argument).stem, argument
         if name in named:
             raise UserError(f'two checkpoints are called {name}: name them, as in A={path}.')
+        if not file_of(path).is_file():
+            raise MissingFileError(f'There is no checkpoint {path}: '
+                                   f'{how_to_make(path) or "check the path"}.')
         named[name] = path
     return named
 
@@ -371,19 +378,19 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         sub.add_argument('weights', metavar='WEIGHTS', help='a file, or the work folder of a run')
         sub.add_argument('--images', nargs='+', required=True, metavar='PATH',
                          help='files, and folders of images')
-        sub.add_argument('--number', type=int, default=8, metavar='N',
+        sub.add_argument('--number', type=whole_number(1), default=8, metavar='N',
                          help='images of a folder, spread evenly over it (default: 8)')
-        sub.add_argument('--size', type=int, metavar='PX',
+        sub.add_argument('--size', type=whole_number(1), metavar='PX',
                          help="of the images' shorter side (default: that of training); each side "
                          'becomes a multiple of the patch size')
     for sub in (points, *values):
         sub.add_argument('weights', nargs='+', metavar='[NAME=]WEIGHTS',
                          help='a file, or the work folder of a run')
-        sub.add_argument('--size', type=int, metavar='PX',
+        sub.add_argument('--size', type=whole_number(1), metavar='PX',
                          help='side of the images (default: that of training, for each)')
         sub.add_argument('--token', choices=('cls', 'mean'), default='cls',
                          help='[cls] or the mean of the patch tokens (default: cls)')
-        sub.add_argument('--batch-size', type=int, default=32, metavar='N')
+        sub.add_argument('--batch-size', type=whole_number(1), default=32, metavar='N')
     attention_, reconstruction_ = pictures
     attention_.add_argument('--layers', type=int, nargs='+', metavar='N',
                             help='from 1 (default: the last)')
@@ -396,14 +403,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
                         help='with a folder of images per class')
     points.add_argument('--method', nargs='+', choices=PLANES,
                         help='(default: tsne, and umap where it is installed)')
-    points.add_argument('--per-class', type=int, metavar='N',
+    points.add_argument('--per-class', type=whole_number(2), metavar='N',
                         help='images of a class, spread evenly over it (default: all)')
     for sub in values:
         sub.add_argument('--images', required=True, metavar='FOLDER')
-        sub.add_argument('--number', type=int, default=500, metavar='N',
+        sub.add_argument('--number', type=whole_number(2), default=500, metavar='N',
                          help='images, spread evenly over the folder (default: 500)')
     for sub in (reconstruction_, points, values[0]):
-        sub.add_argument('--seed', type=int, default=0, metavar='N')
+        sub.add_argument('--seed', type=whole_number(0), default=0, metavar='N')
     for sub in (*pictures, points, *values):
         sub.add_argument('--out', '-o', type=Path, default=Path('work_dirs/figures'),
                          metavar='FOLDER', help='(default: %(default)s)')
@@ -416,9 +423,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    check_writable(args.out, 'give another --out')
     args.draw(args)
 
 
 if __name__ == '__main__':
-    with errors_in_one_sentence():
+    with stopped_in_one_line(), errors_in_one_sentence():
         main()

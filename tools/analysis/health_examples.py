@@ -3,7 +3,8 @@
     python tools/analysis/health_examples.py --data data/rsscn7 --work-dir work_dirs/health
 
 Roughly 20 minutes on a free core, one run after the other; what is finished is not trained again.
-It writes health.png into the work folder, and prints a table of the numbers and all verdicts.
+A work folder is for one folder of images. It gets health.png; a table of the numbers and all
+verdicts are printed.
 """
 
 import argparse
@@ -17,10 +18,15 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 from mmengine.config import Config
 
+from pera_mm.errors import RunError
+from pera_mm.evaluation.features import read_labelled_folder
 from pera_mm.evaluation.verdict import late
+from pera_mm.files import sign_folder
 from pera_mm.launch import errors_in_one_sentence
+from pera_mm.stopping import stopped_in_one_line
 
 ROOT = Path(__file__).resolve().parents[2]
+SIGNATURE = '.health.json'  # the images of the runs in a work folder
 sys.path.insert(0, str(ROOT / 'tools'))
 
 from analysis.report import Curve, read_scalars, verdict_on  # noqa: E402
@@ -68,7 +74,11 @@ CASES = (
 
 
 def train(case: Case, data: str, folder: Path) -> None:
-    """Train a case on one thread; a run that stops itself is a result, too."""
+    """Train a case on one thread; a run that stops itself is a result, too.
+
+    Raises:
+        RunError: if it was killed or logged nothing.
+    """
     ended = folder / 'ended'
     if ended.exists():
         return
@@ -80,10 +90,19 @@ def train(case: Case, data: str, folder: Path) -> None:
     command = [sys.executable, str(ROOT / 'tools/train.py'), str(ROOT / 'configs/small/pera.py'),
                '--work-dir', str(folder), '--cfg-options', *options]
     folder.mkdir(parents=True, exist_ok=True)
+    before = logs_of(folder)  # of starts that were stopped
     with open(folder / 'output.txt', 'w') as output:
         code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False,
                               env=os.environ | {'OMP_NUM_THREADS': '1'}).returncode
+    if code not in (0, 1) or logs_of(folder) == before:
+        raise RunError(f'the training {case.name!r} failed (exit code {code}): {folder}/output.txt '
+                       'says why; remove the cause, and the same command continues here.')
     ended.write_text(f'{code}\n')
+
+
+def logs_of(folder: Path) -> set[Path]:
+    """List the files of numbers that all starts of a run have logged."""
+    return set(folder.glob('*/vis_data/scalars.json'))
 
 
 class Run(NamedTuple):
@@ -151,6 +170,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--data', default='data/rsscn7', help='folder of class folders')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/health'))
     args = parser.parse_args(argv)
+    read_labelled_folder(args.data)  # raises if it is none
+    sign_folder(args.work_dir, SIGNATURE, dict(data=os.path.realpath(args.data)),
+                'give another --work-dir')
     folders = {case: args.work_dir / case.name.replace(' ', '_') for case in CASES}
     for case, folder in folders.items():
         train(case, args.data, folder)
@@ -162,5 +184,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    with errors_in_one_sentence():
+    with stopped_in_one_line(), errors_in_one_sentence():
         main()

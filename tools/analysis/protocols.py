@@ -35,6 +35,7 @@ from pera_mm.launch import (
     require_test_loop,
     set_checkpoint,
 )
+from pera_mm.stopping import stopped_in_one_line
 
 OUTPUT = 'protocols.md'
 RGB_LOADERS = ('pera_mm.LoadRGB', 'pera_mm.LoadPair')
@@ -144,5 +145,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    with errors_in_one_sentence():
+    with stopped_in_one_line(), errors_in_one_sentence():
         main()

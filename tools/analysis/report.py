@@ -29,9 +29,12 @@ from pera_mm.evaluation.attention import cls_attention
 from pera_mm.evaluation.features import read_evenly
 from pera_mm.evaluation.painting import reconstruct
 from pera_mm.evaluation.verdict import describe, judge_run, not_judged
+from pera_mm.files import check_writable
 from pera_mm.launch import errors_in_one_sentence
 from pera_mm.models.selfsup.self_distillation import SelfDistillation
+from pera_mm.options import whole_number
 from pera_mm.registry import MODELS
+from pera_mm.stopping import stopped_in_one_line
 from pera_mm.weights.backbone import NormalizedViT, load_backbone
 from pera_mm.weights.loading import load_checkpoint
 from pera_mm.weights.pretraining import MaskRatios, mask_ratios
@@ -282,18 +285,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('work_dir', metavar='WORK_DIR')
     parser.add_argument('--images', metavar='FOLDER',
                         help="images to show (default: the probe's of the config)")
-    parser.add_argument('--number', type=int, default=5, help='images to show (default: 5)')
-    parser.add_argument('--out', metavar='PNG', help='default: WORK_DIR/report.png')
+    parser.add_argument('--number', type=whole_number(1), default=5,
+                        help='images to show (default: 5)')
+    parser.add_argument('--out', metavar='PNG', type=Path, help='default: WORK_DIR/report.png')
     args = parser.parse_args(argv)
     cfg, model = load_run(args.work_dir)
+    out = args.out or Path(args.work_dir) / 'report.png'
+    if out.suffix.lower() != '.png':
+        raise UserError(f'--out must end with .png, not {out}.')
+    check_writable(out.parent, 'give another --out')
     side = model.img_size if isinstance(model, NormalizedViT) else (
         model.student.backbone.img_size[0])  # the global crops of the training
     images = pick_images(args.images or _probe_folder(cfg), args.number, side)
     verdict = verdict_on(args.work_dir, cfg)
     print(verdict)
-    print(f'wrote {draw_report(args.work_dir, model, images, args.out, verdict)}')
+    print(f'wrote {draw_report(args.work_dir, model, images, out, verdict)}')
 
 
 if __name__ == '__main__':
-    with errors_in_one_sentence():
+    with stopped_in_one_line(), errors_in_one_sentence():
         main()

@@ -30,6 +30,9 @@ from PIL import Image
 
 from pera_mm.collect.fetch.results import IMAGES_PER_FOLDER
 from pera_mm.collect.fetch.step import fetch
+from pera_mm.files import check_writable
+from pera_mm.launch import errors_in_one_sentence
+from pera_mm.options import whole_number
 
 SERVERS = 2  # processes
 TILES = 16  # different ones
@@ -40,11 +43,11 @@ JPEG_QUALITY = 85
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--images', type=int, default=300)
-    parser.add_argument('--size', type=int, default=512, help='of an image, px')
-    parser.add_argument('--concurrency', type=int, default=16)
-    parser.add_argument('--repeats', type=int, default=3)
-    parser.add_argument('--points', type=int, default=200_000,
+    parser.add_argument('--images', type=whole_number(1), default=300)
+    parser.add_argument('--size', type=whole_number(1), default=512, help='of an image, px')
+    parser.add_argument('--concurrency', type=whole_number(1), default=16)
+    parser.add_argument('--repeats', type=whole_number(1), default=3)
+    parser.add_argument('--points', type=whole_number(1), default=200_000,
                         help='of the finished folder; default: 200000')
     parser.add_argument('--json', type=Path, help='write all figures here')
     return parser.parse_args()
@@ -157,6 +160,8 @@ def cpu_seconds() -> float:
 
 def main() -> None:
     args = parse_args()
+    if args.json is not None:
+        check_writable(args.json.parent, 'give another --json')
     served = multiprocessing.Value('L')
     with socket.create_server(('127.0.0.1', 0), backlog=128) as listener:
         servers = [multiprocessing.Process(target=serve, args=(listener, served), daemon=True)
@@ -178,4 +183,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with errors_in_one_sentence():
+        main()

@@ -29,12 +29,15 @@ from pera_mm.datasets.packed import LmdbImages, position_key
 from pera_mm.datasets.sampler import DrawSampler
 from pera_mm.datasets.shard_index import INDEX, PLACE, SHARD, write_index
 from pera_mm.datasets.unlabeled import UnlabeledImages
+from pera_mm.launch import errors_in_one_sentence
+from pera_mm.options import whole_number
 
 PER_SHARD, IMAGE_BLOCKS, JSON_BLOCKS = 1000, 118, 2  # 60 KB per image
 BLOCK = 512  # bytes, of a tar
 FEW_IMAGES = 10_000  # for the memory of Python and libraries alone
 LMDB_BYTES = 1 << 34  # most that the file may take
 BATCH, BATCHES_PER_WORKER = 100, 200  # of the look-ups
+LEAST_PATHS = 2 * BATCH
 
 
 class PathsOnly(Dataset):
@@ -143,12 +146,13 @@ def start_table(count: int, workers: int, method: str = 'fork') -> str:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--paths', type=int, default=5_000_000)
-    parser.add_argument('--workers', type=int, default=4)
+    parser.add_argument('--paths', type=whole_number(LEAST_PATHS), default=5_000_000)
+    parser.add_argument('--workers', type=whole_number(1), default=4)
     parser.add_argument('--method', default='fork', choices=['fork', 'spawn', 'forkserver'])
     args = parser.parse_args()
     print(start_table(args.paths, args.workers, args.method))
 
 
 if __name__ == '__main__':
-    main()
+    with errors_in_one_sentence():
+        main()

@@ -25,13 +25,15 @@ import cv2
 import pandas as pd
 import torch
 from data_pipeline import write_textures
-from file_index import start_table
+from file_index import LEAST_PATHS, start_table
 
 from pera_mm.collect.common.tables import TILE
 from pera_mm.collect.pack.step import FORMS, pack
 from pera_mm.datasets.sampler import Draw
 from pera_mm.datasets.shard_index import INDEX
 from pera_mm.datasets.unlabeled import UnlabeledImages
+from pera_mm.launch import errors_in_one_sentence
+from pera_mm.options import whole_number
 
 
 def parse_args() -> argparse.Namespace:
@@ -40,11 +42,15 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--work-dir', type=Path, help='has tiles, kept.csv; default: generated')
     parser.add_argument('--folder', type=Path, help='for the packed sets, which are temporary')
-    parser.add_argument('--images', type=int, default=2000, help='to generate')
-    parser.add_argument('--repeats', type=int, default=5)
-    parser.add_argument('--paths', type=int, default=5_000_000, help='of the start; 0: skip it')
-    parser.add_argument('--workers', type=int, default=4, help='of the start')
-    return parser.parse_args()
+    parser.add_argument('--images', type=whole_number(1), default=2000, help='to generate')
+    parser.add_argument('--repeats', type=whole_number(1), default=5)
+    parser.add_argument('--paths', type=whole_number(0), default=5_000_000,
+                        help='of the start; 0: skip it')
+    parser.add_argument('--workers', type=whole_number(1), default=4, help='of the start')
+    args = parser.parse_args()
+    if 0 < args.paths < LEAST_PATHS:
+        parser.error(f'argument --paths: expected 0 or at least {LEAST_PATHS}, got {args.paths}')
+    return args
 
 
 def write_tiles(folder: Path, count: int) -> None:
@@ -147,4 +153,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with errors_in_one_sentence():
+        main()

@@ -23,23 +23,25 @@ whole scene as float64, so it is stopped where it takes more than --limit.
 
 import argparse
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import rasterio
 import torch
 from predict_parts import PARTS, Task, measure, measure_imports, write_model, write_scene
+from processes import in_new_process
 from rich.progress import Progress
 
 from pera_mm.errors import RunError
+from pera_mm.files import check_writable
 from pera_mm.launch import errors_in_one_sentence
+from pera_mm.options import positive_number, whole_number
+from pera_mm.stopping import stopped_in_one_line
 
 HEIGHT = 1194  # pixels; three rows of windows
 
@@ -47,20 +49,23 @@ HEIGHT = 1194  # pixels; three rows of windows
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--demo-side', type=int, default=1000, help='px of its scene; 0: none')
-    parser.add_argument('--vitb-side', type=int, default=853, help='px of its scene; 0: none')
-    parser.add_argument('--widths', type=int, nargs='*', default=[10_000, 40_000],
+    parser.add_argument('--demo-side', type=whole_number(0), default=1000,
+                        help='px of its scene; 0: none')
+    parser.add_argument('--vitb-side', type=whole_number(0), default=853,
+                        help='px of its scene; 0: none')
+    parser.add_argument('--widths', type=whole_number(1), nargs='*', default=[10_000, 40_000],
                         help=f'px of the scenes of the memory, which are {HEIGHT} px high')
-    parser.add_argument('--memory', type=float, default=0.25,
+    parser.add_argument('--memory', type=positive_number, default=0.25,
                         help='GiB, measured beside the default of tools/predict.py')
     parser.add_argument('--peer', type=Path, metavar='PYTHON',
                         help='with geoai-py and the same torch')
-    parser.add_argument('--peer-sides', type=int, nargs='*', default=[4000, 6000],
+    parser.add_argument('--peer-sides', type=whole_number(1), nargs='*', default=[4000, 6000],
                         help='px of the scenes beside the peer, of the thin model')
-    parser.add_argument('--limit', type=float, default=10., help='GiB for the peer')
-    parser.add_argument('--repeats', type=int, default=3, help='turns of every measurement')
-    parser.add_argument('--threads', type=int, default=2)
-    parser.add_argument('--gsd', type=float, default=0.3, help='meters, for km²/h')
+    parser.add_argument('--limit', type=positive_number, default=10., help='GiB for the peer')
+    parser.add_argument('--repeats', type=whole_number(1), default=3,
+                        help='turns of every measurement')
+    parser.add_argument('--threads', type=whole_number(1), default=2)
+    parser.add_argument('--gsd', type=positive_number, default=0.3, help='meters, for km²/h')
     parser.add_argument('--folder', type=Path, help='for temporary files')
     parser.add_argument('--json', type=Path, help='write all figures here')
     return parser.parse_args()
@@ -78,12 +83,6 @@ def tasks_of(args: argparse.Namespace) -> list[Task]:
         tasks += [Task('peer', model, side, side, program=program)
                   for model, side in pairs for program in ('pera_mm', 'geoai')]
     return tasks
-
-
-def in_new_process(run: Callable, *arguments: Any) -> Any:
-    """Call ``run`` in a new process, which starts with no memory of this one."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process:
-        return process.submit(run, *arguments).result()
 
 
 def measure_peer(task: Task, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -235,6 +234,8 @@ def ratio(row: dict, base: dict, key: str) -> str:
 
 def main() -> None:
     args = parse_args()
+    if args.json is not None:
+        check_writable(args.json.parent, 'give another --json')
     os.environ |= dict(OMP_WAIT_POLICY='PASSIVE', PYTHONWARNINGS='ignore')  # of the processes
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         result = measure_all(args, Path(folder))
@@ -246,5 +247,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    with errors_in_one_sentence():
+    with stopped_in_one_line(), errors_in_one_sentence():
         main()

@@ -30,22 +30,23 @@ workspaces, what the allocator wastes, and DDP's copy of the gradients.
 import argparse
 import json
 import math
-import multiprocessing
 import statistics
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from processes import in_new_process
 from rich.progress import Progress
 from steps import AMP, PARTS, Variant, count, measure
 
 from pera_mm.engine.optim_wrapper import slow_bfloat16
 from pera_mm.errors import RunError
+from pera_mm.files import check_writable, write_whole
 from pera_mm.launch import errors_in_one_sentence
-from pera_mm.options import add_cfg_options
+from pera_mm.options import add_cfg_options, whole_number
+from pera_mm.stopping import stopped_in_one_line
 
 EPOCH = 100_000  # images
 
@@ -55,10 +56,12 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('configs', nargs='+', type=Path, metavar='CONFIG',
                         help='of pre-trainings or fine-tunings')
-    parser.add_argument('--batch-size', type=int, default=4)
-    parser.add_argument('--image-size', type=int, default=512, help='side of the images, px')
-    parser.add_argument('--steps', type=int, default=3, help='steps to time; 0: compute only')
-    parser.add_argument('--repeats', type=int, default=3, help='turns of every config')
+    parser.add_argument('--batch-size', type=whole_number(1), default=4)
+    parser.add_argument('--image-size', type=whole_number(1), default=512,
+                        help='side of the images, px')
+    parser.add_argument('--steps', type=whole_number(0), default=3,
+                        help='steps to time; 0: compute only')
+    parser.add_argument('--repeats', type=whole_number(1), default=3, help='turns of every config')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--dtype', nargs='+', choices=AMP, default=['fp32'],
                         help='bf16 is autocast, on a CPU too where it is fast')
@@ -68,12 +71,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--markdown', type=Path, help='write the table here')
     add_cfg_options(parser)
     return parser.parse_args()
-
-
-def in_new_process(run: Callable, variant: Variant, args: argparse.Namespace) -> Any:
-    """Call ``run`` in a new process, so that no earlier run affects the figures."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process:
-        return process.submit(with_plain_error, run, variant, args).result()
 
 
 def with_plain_error(run: Callable, variant: Variant, args: argparse.Namespace) -> Any:
@@ -101,7 +98,7 @@ def measure_all(variants: list[Variant], args: argparse.Namespace) -> list[dict]
         def attempt(run: Callable, variant: Variant) -> Any:
             progress.update(bar, description=f'{variant.config.stem} {variant.dtype}')
             with failure_noted(rows[variant]):
-                return in_new_process(run, variant, args)
+                return in_new_process(with_plain_error, run, variant, args)
 
         for variant in variants:
             if variant.config not in counted:
@@ -247,6 +244,9 @@ def device_name(device: str) -> str:
 
 def main() -> None:
     args = parse_args()
+    for option, file in (('--json', args.json), ('--markdown', args.markdown)):
+        if file is not None:
+            check_writable(file.parent, f'give another {option}')
     variants = [Variant(config, dtype, compiled) for dtype in args.dtype
                 for compiled in ([False, True] if args.compile else [False])
                 for config in args.configs]
@@ -256,7 +256,7 @@ def main() -> None:
     text = table(result)
     print(text)
     if args.json:
-        args.json.write_text(json.dumps(result, indent=2))
+        write_whole(args.json, json.dumps(result, indent=2).encode())
     if args.markdown:
         args.markdown.write_text(text)
     failed = [row for row in result['rows'] if row['failed'] is not None]
@@ -265,5 +265,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    with errors_in_one_sentence():
+    with stopped_in_one_line(), errors_in_one_sentence():
         main()

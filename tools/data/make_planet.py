@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pera_mm.launch import errors_in_one_sentence
 from pera_mm.scenes.planet import ISLANDS, make_planet
+from pera_mm.stopping import stopped_in_one_line
 
 
 def main() -> None:
@@ -19,7 +20,7 @@ def main() -> None:
     parser.add_argument('folder', type=Path, help='a new folder, or one to continue')
     parser.add_argument('--seed', type=int, default=0, help='default: 0')
     args = parser.parse_args()
-    with errors_in_one_sentence('make_planet'):
+    with stopped_in_one_line(), errors_in_one_sentence('make_planet'):
         make_planet(args.folder, args.seed)
     print(f'{args.folder}: {len(ISLANDS)} islands')
 

@@ -14,6 +14,7 @@ from rich.progress import track
 
 from pera_mm.launch import errors_in_one_sentence
 from pera_mm.scenes.folders import KINDS, write_scenes
+from pera_mm.stopping import stopped_in_one_line
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,7 +32,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     progress = partial(track, description=f'drawing {args.kind}')
-    with errors_in_one_sentence('make_scenes'):
+    with stopped_in_one_line(), errors_in_one_sentence('make_scenes'):
         drawn = write_scenes(args.root, args.kind, args.count, args.size, args.seed, progress)
     print(f'{args.root}: {drawn} drawn, {args.count - drawn} kept')
 

@@ -25,6 +25,7 @@ from rich.table import Table
 
 from pera_mm.errors import needs_extra
 from pera_mm.launch import errors_in_one_sentence
+from pera_mm.options import whole_number
 from pera_mm.prepare.classification import aid, ucm
 from pera_mm.prepare.dior import Dior
 from pera_mm.prepare.levircd import LevirCD
@@ -52,7 +53,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('root', metavar='DST', type=Path, help='the folder to create')
     parser.add_argument('--partial', action='store_true',
                         help='accept fewer files than published; the rest is checked as usual')
-    parser.add_argument('--subset', type=int, metavar='N',
+    parser.add_argument('--subset', type=whole_number(1), metavar='N',
                         help='pre-training: also list N images, drawn by --seed, e.g. in '
                              'data/tov-rs-100k.txt; those in shards are copied beside the list')
     parser.add_argument('--seed', type=int, default=0, help='of the subset (default: 0)')
@@ -60,6 +61,8 @@ def parse_args() -> argparse.Namespace:
     if args.subset is not None and args.dataset not in SETS:
         parser.error(f'--subset is for {", ".join(SETS)}; the splits of {args.dataset} are made '
                      'by tools/data/make_splits.py')
+    if args.subset is not None and args.subset > (most := SETS[args.dataset].images):
+        parser.error(f'--subset {args.subset}: {args.dataset} has {most} images')
     return args
 
 

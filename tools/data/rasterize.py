@@ -31,6 +31,7 @@ from rich.progress import track
 from rich.table import Table
 
 from pera_mm.launch import errors_in_one_sentence
+from pera_mm.options import whole_number
 from pera_mm.prepare.rasterize import Request, Summary, rasterize_scenes
 
 
@@ -48,7 +49,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--before', metavar='SCENE', type=Path, nargs='+', default=(),
                         help='for each scene an older one')
     parser.add_argument('--before-labels', metavar='LABELS', help='the classes of the older date')
-    parser.add_argument('--tile', type=int, default=512, help='side in pixels, default: 512')
+    parser.add_argument('--tile', type=whole_number(1), default=512,
+                        help='side in pixels, default: 512')
     parser.add_argument('--val', type=float, default=0.2,
                         help='share of the tiles that validate, default: 0.2')
     return parser.parse_args()

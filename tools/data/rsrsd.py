@@ -41,7 +41,7 @@ try:
     from pera_mm.collect.common.tables import log, write_table
     from pera_mm.collect.fetch.step import fetch
     from pera_mm.collect.filter.step import filter_tiles
-    from pera_mm.collect.pack.step import pack
+    from pera_mm.collect.pack.step import MANIFEST, pack
     from pera_mm.collect.pack.subset import subset
     from pera_mm.collect.pack.verify import verify
     from pera_mm.collect.sample.step import sample
@@ -209,6 +209,8 @@ def run_data_command(args: argparse.Namespace) -> None:
     elif args.command == 'subset':
         show(subset(args.data, args.out, args.count, args.seed))
     else:
+        if args.out is not None and args.out.resolve() == (args.data / MANIFEST).resolve():
+            raise UserError(f'--out {args.out} would replace what is verified: give another name.')
         show_problems(verify(args.data), args.data, args.out)
 
 

@@ -23,6 +23,7 @@ from pera_mm.collect.fetch.mercator import HALF_WORLD
 from pera_mm.collect.fetch.rasters import RasterSource
 from pera_mm.errors import UserError
 from pera_mm.launch import errors_in_one_sentence
+from pera_mm.options import whole_number
 
 TILE_SIZE = 256  # pixels
 MAX_ZOOM = 23
@@ -62,7 +63,11 @@ def render_tile(source: RasterSource, zoom: int, column: int, row: int,
 
 
 def make_server(source: RasterSource, port: int) -> ThreadingHTTPServer:
-    """Make a server of the source's tiles on 127.0.0.1, ready for ``serve_forever()``."""
+    """Make a server of the source's tiles on 127.0.0.1, ready for ``serve_forever()``.
+
+    Raises:
+        UserError: if the port cannot be had.
+    """
     tile = lru_cache(CACHED)(lambda *place: render_tile(source, *place))
 
     class XYZHandler(BaseHTTPRequestHandler):
@@ -92,7 +97,11 @@ def make_server(source: RasterSource, port: int) -> ThreadingHTTPServer:
                 return
             print(f'tile_server: {error}', file=sys.stderr, flush=True)
 
-    return Server(('127.0.0.1', port), XYZHandler)
+    try:
+        return Server(('127.0.0.1', port), XYZHandler)
+    except (OSError, OverflowError) as error:
+        raise UserError(f'cannot serve at port {port} ({getattr(error, "strerror", error)}): give '
+                        'another --port, or 0 for any free one.') from None
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -100,7 +109,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('rasters', nargs='+', help='GeoTIFFs, or patterns in quotes')
-    parser.add_argument('--port', type=int, default=8000, help='default: 8000; 0: any free one')
+    parser.add_argument('--port', type=whole_number(0), default=8000,
+                        help='default: 8000; 0: any free one')
     parser.add_argument('--bands', type=int, nargs='+', help='one or three, 1-based')
     parser.add_argument('--scale', type=float, nargs=2, metavar=('LOW', 'HIGH'),
                         help='the values that become 0 and 255 if pixels are not 8-bit')

@@ -30,6 +30,8 @@ from pera_mm import export
 from pera_mm.errors import UserError
 from pera_mm.files import sha256
 from pera_mm.launch import errors_in_one_sentence
+from pera_mm.options import whole_number
+from pera_mm.stopping import stopped_in_one_line
 from pera_mm.weights.backbone import find_with_facts
 from pera_mm.weights.facts import ACTIVATIONS
 from pera_mm.weights.loading import file_of, load_checkpoint, read_metadata
@@ -47,13 +49,13 @@ WRITERS = dict(backbone=export.write_backbone, timm=export.write_timm, hf=export
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('src', metavar='SRC', type=file_of,
+    parser.add_argument('src', metavar='SRC', type=Path,
                         help='the file to read, or the folder that it is in')
     parser.add_argument('dst', metavar='DST', type=Path, help='the file or folder to write')
     parser.add_argument('--to', required=True, choices=list(SUFFIXES))
     parser.add_argument('--network', choices=['teacher', 'student'],
                         help='whose backbone to take (default: teacher)')
-    parser.add_argument('--heads', type=int, metavar='N',
+    parser.add_argument('--heads', type=whole_number(1), metavar='N',
                         help='of the attention, needed if no arch of PerAViT has this width and '
                              'depth')
     parser.add_argument('--activation', choices=list(ACTIVATIONS),
@@ -94,6 +96,7 @@ def targets(args: argparse.Namespace) -> list[Path]:
 
 
 def convert(args: argparse.Namespace) -> None:
+    args.src = file_of(args.src)
     check_paths(args)
     checkpoint = load_checkpoint(args.src)
     if not isinstance(checkpoint, Mapping):
@@ -212,5 +215,5 @@ def check_model(weights: Mapping[str, Tensor], part: Path) -> int:
 
 
 if __name__ == '__main__':
-    with errors_in_one_sentence('convert'):
+    with stopped_in_one_line(), errors_in_one_sentence('convert'):
         convert(parse_args())

@@ -40,9 +40,11 @@ def subset(source: str, out: Path, count: int, seed: int,
         The list, the source, the numbers of their images, and the seed.
 
     Raises:
-        UserError: if ``count`` is not a number of images in the source, the folder for copies holds
-            something else, or a packed image cannot be read.
+        UserError: if ``out`` is the source itself, ``count`` is not a number of images in it, the
+            folder for copies holds something else, or a packed image cannot be read.
     """
+    if out.resolve() in (Path(source).resolve(), Path(index_file or source).resolve()):
+        raise UserError(f'{out} is the source itself: give the list another name.')
     images = open_source(source, index_file=index_file)
     if not is_whole(count) or not 1 <= count <= len(images):
         raise UserError(f'count is {count!r}, but must lie between 1 and {len(images)}, the number '
