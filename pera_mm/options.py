@@ -17,6 +17,7 @@ from functools import wraps
 from os.path import expanduser
 from typing import Any
 
+import torch
 from mmengine.config import Config, DictAction
 
 QUOTES = 'correct it, and put quotes around a text that begins with a bracket'
@@ -63,6 +64,22 @@ def number_of_at_least(least: float) -> Callable[[str], float]:
         return number
 
     return parse
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Give a command the option ``--device``: by default the first GPU, or the CPU."""
+    parser.add_argument('--device', type=device, default='cuda' if torch.cuda.is_available()
+                        else 'cpu', help='(default here: %(default)s)')
+
+
+def device(text: str) -> str:
+    """Parse an argument that is a device of this machine, like ``cpu`` or ``cuda:1``."""
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:  # the latter without CUDA in torch
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f'{text!r} cannot be used here ({reason})') from None
+    return text
 
 
 class CollectOptions(argparse.Action):

@@ -7,7 +7,13 @@ import pytest
 from mmengine.config import DictAction
 from programs import run
 
-from pera_mm.options import add_cfg_options, number_of_at_least, positive_number, whole_number
+from pera_mm.options import (
+    add_cfg_options,
+    device,
+    number_of_at_least,
+    positive_number,
+    whole_number,
+)
 
 
 def parse(*texts):
@@ -124,3 +130,10 @@ def test_a_number_of_at_least_0_is_finite(text):
     assert number_of_at_least(0)('0') == 0 and number_of_at_least(0)('1e-3') == 1e-3
     with pytest.raises(argparse.ArgumentTypeError, match=f"at least 0, got '{text}'"):
         number_of_at_least(0)(text)
+
+
+@pytest.mark.parametrize('text', ['gpu', 'cuda:99', ''])
+def test_a_device_is_one_of_this_machine(text):
+    assert device('cpu') == 'cpu'
+    with pytest.raises(argparse.ArgumentTypeError, match=f"^'{text}' cannot be used here [(]"):
+        device(text)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import rasterio
-import torch
 from rich.progress import MofNCompleteColumn, Progress
 
 import pera_mm
@@ -30,7 +29,7 @@ from pera_mm.embedding.table import DTYPES, geo_package
 from pera_mm.errors import UserError, printable
 from pera_mm.files import write_whole
 from pera_mm.launch import errors_in_one_sentence
-from pera_mm.options import whole_number
+from pera_mm.options import add_device, whole_number
 from pera_mm.stopping import stopped_in_one_line
 from pera_mm.weights.backbone import NormalizedViT, load_backbone
 
@@ -56,8 +55,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--dtype', choices=DTYPES, default=DTYPES[0],
                         help='of the vectors in a table (default: %(default)s)')
     parser.add_argument('--batch-size', type=int, default=32, metavar='N')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu',
-                        help='(default here: %(default)s)')
+    add_device(parser)
     return parser.parse_args()
 
 

@@ -47,7 +47,7 @@ from pera_mm.evaluation.painting import reconstruct
 from pera_mm.evaluation.pictures import attention_rows, in_rows, read_pictures
 from pera_mm.files import check_writable, write_whole
 from pera_mm.launch import errors_in_one_sentence
-from pera_mm.options import whole_number
+from pera_mm.options import add_device, whole_number
 from pera_mm.stopping import stopped_in_one_line
 from pera_mm.weights.backbone import NormalizedViT, load_backbone
 from pera_mm.weights.loading import file_of
@@ -416,8 +416,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
                          metavar='FOLDER', help='(default: %(default)s)')
         sub.add_argument('--json', action='store_true',
                          help='also write the data behind the figure')
-        sub.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu',
-                         help='(default here: %(default)s)')
+        add_device(sub)
     return parser.parse_args(argv)
 
 

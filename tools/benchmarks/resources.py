@@ -45,7 +45,7 @@ from pera_mm.engine.optim_wrapper import slow_bfloat16
 from pera_mm.errors import RunError
 from pera_mm.files import check_writable, write_whole
 from pera_mm.launch import errors_in_one_sentence
-from pera_mm.options import add_cfg_options, whole_number
+from pera_mm.options import add_cfg_options, add_device, whole_number
 from pera_mm.stopping import stopped_in_one_line
 
 EPOCH = 100_000  # images
@@ -62,7 +62,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--steps', type=whole_number(0), default=3,
                         help='steps to time; 0: compute only')
     parser.add_argument('--repeats', type=whole_number(1), default=3, help='turns of every config')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    add_device(parser)
     parser.add_argument('--dtype', nargs='+', choices=AMP, default=['fp32'],
                         help='bf16 is autocast, on a CPU too where it is fast')
     parser.add_argument('--compile', action='store_true', help='measure also with torch.compile')
