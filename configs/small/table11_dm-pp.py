@@ -3,7 +3,7 @@
 Student and teacher each cut the crop of a pair anew (another box, other flips), so their patches
 are apart in the patch grid only, not on the ground.
 
-Target:   measured: docs/measurements.md.
+Target:   measured with patches of 16 px only: docs/measurements.md.
 Command:  python tools/train.py configs/small/table11_dm-pp.py
 """
 

@@ -3,7 +3,7 @@
 Student and teacher see all patches of the same crop, in different colors. The paper gives no
 details; this reading changes nothing else.
 
-Target:   measured: docs/measurements.md.
+Target:   measured with patches of 16 px only: docs/measurements.md.
 Command:  python tools/train.py configs/small/table11_sa.py
 """
 
