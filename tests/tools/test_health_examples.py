@@ -8,7 +8,7 @@ from made_data import noise_classes
 
 from pera_mm.errors import RunError, UserError
 
-sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))  # tools/ is no package
+sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))  # tools/ is not a package
 
 from analysis import health_examples  # noqa: E402
 from analysis.health_examples import CASES, main, train  # noqa: E402
