@@ -15,6 +15,7 @@ from pera_mm.errors import UserError
 
 MAX_WAIT = 5.  # s; a killed process may take this long to end
 ANOTHER = 'give another --work-dir'
+LOCK = '.lock'  # of a claim, in its folder
 READ_BYTES = 2**24  # of a file at a time
 PROBE_BYTES = 65_536  # the first log lines fit
 WORK_FOLDER_MARKER = '.rsrsd'  # an empty file in a work folder of tools/data/rsrsd.py
@@ -114,12 +115,12 @@ class Claim:
 
 
 def _locked_file(folder: Path, instead: str) -> TextIO:
-    """Lock ``.lock`` in a folder, and write there who holds it.
+    """Lock :data:`LOCK` in a folder, and write there who holds it.
 
     Raises:
         UserError: if another process holds it for longer than ``MAX_WAIT``.
     """
-    file = open(folder / '.lock', 'a+', encoding='utf-8')
+    file = open(folder / LOCK, 'a+', encoding='utf-8')
     deadline = time.monotonic() + MAX_WAIT
     while not _lock(file):
         if time.monotonic() > deadline:

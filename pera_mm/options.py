@@ -42,10 +42,7 @@ def whole_number(least: int) -> Callable[[str], int]:
 
 def positive_number(text: str) -> float:
     """Parse an argument that is a finite number above 0."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
+    number = _float(text)
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f'expected a number above 0, got {text!r}')
     return number
@@ -54,16 +51,21 @@ def positive_number(text: str) -> float:
 def number_of_at_least(least: float) -> Callable[[str], float]:
     """Make the ``type`` of an argument that is a finite number of at least ``least``."""
     def parse(text: str) -> float:
-        try:
-            number = float(text)
-        except ValueError:
-            number = math.nan
+        number = _float(text)
         if not least <= number < math.inf:
             raise argparse.ArgumentTypeError(
                 f'expected a number of at least {least:g}, got {text!r}')
         return number
 
     return parse
+
+
+def _float(text: str) -> float:
+    """Return a number; NaN, which lies in no range, for what is not one."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

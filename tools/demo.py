@@ -36,7 +36,7 @@ from rich.table import Table  # noqa: E402
 
 import pera_mm  # noqa: E402, F401  activates the bridges
 from pera_mm.errors import UserError  # noqa: E402
-from pera_mm.files import Claim  # noqa: E402
+from pera_mm.files import LOCK, Claim  # noqa: E402
 from pera_mm.launch import errors_in_one_sentence  # noqa: E402
 from pera_mm.options import whole_number  # noqa: E402
 from pera_mm.scenes.drawing import draw_scene  # noqa: E402
@@ -50,7 +50,7 @@ UNLABELED, LABELLED, SIZE = 1600, 1200, 128  # drawn images, and their side in p
 SHOWN_SEED = 10**6  # of the scenes in the report, which are in neither folder
 SEEDS = 2**32  # that NumPy takes
 MARKER = '.demo'  # an empty file in the folder of a demo
-KEPT = {MARKER, '.lock'}  # by the next demo; the claim is a lock on the second
+KEPT = {MARKER, LOCK}  # by the next demo; the claim is a lock on the second
 
 console = Console()
 

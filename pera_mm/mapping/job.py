@@ -28,7 +28,7 @@ from pera_mm.datasets.reading import Scale
 from pera_mm.datasets.scene import Scene
 from pera_mm.datasets.scene_grids import URL
 from pera_mm.errors import UserError
-from pera_mm.files import Claim, check_signature, write_whole
+from pera_mm.files import LOCK, Claim, check_signature, write_whole
 from pera_mm.mapping.blending import RollingSum
 from pera_mm.mapping.rasters import NODATA, MapInfo, Part, join, join_scores, write_part
 from pera_mm.mapping.styles import write_style
@@ -37,7 +37,6 @@ from pera_mm.mapping.windows import Band, Windows
 ROWS_AT_A_TIME = 64  # that become classes
 READ_AHEAD = 2  # batches
 RECIPE = 'recipe.json'
-LOCK = '.lock'  # of a claim
 RECIPE_TAG = 'RECIPE_SHA256'
 
 T = TypeVar('T')

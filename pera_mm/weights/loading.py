@@ -77,6 +77,17 @@ def file_of(path: str | Path) -> Path:
                            'nor model.safetensors, as an exported model: give a checkpoint.')
 
 
+def check_exists(path: Path) -> None:
+    """Check that there is a file of weights.
+
+    Raises:
+        FileNotFoundError: If not, with a remedy.
+    """
+    if not path.is_file():
+        remedy = how_to_make(path) or 'check the path'
+        raise MissingFileError(f'There is no checkpoint {path}: {remedy}.')
+
+
 def load_checkpoint(
     path: str | Path, map_location: MapLocation = 'cpu', mmap: bool | None = None
 ) -> Any:
@@ -98,9 +109,7 @@ def load_checkpoint(
             checkpoint of MMEngine or of the PerA authors holds.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
-        remedy = how_to_make(path) or 'check the path'
-        raise MissingFileError(f'There is no checkpoint {path}: {remedy}.')
+    check_exists(path)
     if _is_safetensors(path):
         return _load_safetensors(path, map_location)
     place = torch.serialization._get_restore_location(map_location)

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from pera_mm.errors import MissingFileError, UserError
+from pera_mm.errors import UserError
 from pera_mm.evaluation import plane
 from pera_mm.evaluation.attention import cls_attention, strongest
 from pera_mm.evaluation.distribution import aligned_views, difference, histograms, spread
@@ -50,9 +50,8 @@ from pera_mm.launch import errors_in_one_sentence
 from pera_mm.options import add_device, whole_number
 from pera_mm.stopping import stopped_in_one_line
 from pera_mm.weights.backbone import NormalizedViT, load_backbone
-from pera_mm.weights.loading import file_of
+from pera_mm.weights.loading import check_exists, file_of
 from pera_mm.weights.pretraining import MaskRatios, load_painter, load_pair, mask_ratios
-from pera_mm.weights.sources import how_to_make
 
 TILES = 8  # pictures in a row of a sheet, about
 PLANES = {'tsne': ('t-SNE', plane.tsne), 'umap': ('UMAP', plane.umap)}
@@ -324,9 +323,7 @@ def name_weights(arguments: Sequence[str]) -> dict[str, str]:
             name, path = Path(argument).stem, argument
         if name in named:
             raise UserError(f'two checkpoints are called {name}: name them, as in A={path}.')
-        if not file_of(path).is_file():
-            raise MissingFileError(f'There is no checkpoint {path}: '
-                                   f'{how_to_make(path) or "check the path"}.')
+        check_exists(file_of(path))
         named[name] = path
     return named
 

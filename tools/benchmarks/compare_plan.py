@@ -95,8 +95,8 @@ def table_rows(args: argparse.Namespace) -> list[Row]:
             raise SystemExit(f'Two {kind} have the same name, which is their row in the table: '
                              f'{", ".join(names)}.')
     labels = read_labelled_folder(args.probe_data).labels
+    share = 1. if args.train_share is None else args.train_share
     for seed in args.seeds:  # raises now and not in an hour
-        share = 1. if args.train_share is None else args.train_share
         validation_split(labels, labelled_split(labels, share, seed))
     for folder in args.data:
         training_images(folder, args.probe_data)

@@ -82,9 +82,9 @@ def main() -> None:
         raise SystemExit(f'Stopped. The same command continues in {args.work_dir}.') from None
     scores = {run: json.loads(job.steps[0].result.read_text()) for run, job in jobs.items()
               if job not in failed}
-    print(table([name for name in args.tasks if all(
-        (name, start, seed) in scores for start in STARTS for seed in args.seeds)],
-        args.seeds, scores))
+    finished = [name for name in args.tasks
+                if all((name, start, seed) in scores for start in STARTS for seed in args.seeds)]
+    print(table(finished, args.seeds, scores))
     if failed:
         raise SystemExit('Failed, and their tasks are not in the table; see '
                          + ', '.join(str(job.log) for job in failed) + '.')
