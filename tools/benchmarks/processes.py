@@ -14,4 +14,5 @@ def in_new_process(run: Callable, *arguments: Any) -> Any:
         except (KeyboardInterrupt, SystemExit):  # the pool would wait for the end of ``run``
             for child in multiprocessing.active_children():
                 child.terminate()
+                child.join()  # a pool that was still starting does not
             raise
