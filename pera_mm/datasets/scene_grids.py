@@ -3,7 +3,7 @@
 import math
 import re
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,19 @@ def open_raster(place: str) -> Any:
         raise UserError(f'{place} has complex pixels, which no model takes: convert them to '
                         'amplitudes.')
     return file
+
+
+def files_of(place: str) -> list[Path]:
+    """List the files of a raster: itself and, of a mosaic (VRT), its sources.
+
+    Of a URL, or of what cannot be opened, only what is a file of this machine.
+    """
+    try:
+        with closing(open_raster(place)) as file:
+            paths = [place, *file.files]
+    except UserError:
+        paths = [place]
+    return [Path(path) for path in paths if not URL.match(path)]
 
 
 def has_grid(file: Any) -> bool:

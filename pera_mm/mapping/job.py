@@ -26,7 +26,7 @@ from rasterio.errors import RasterioError
 import pera_mm
 from pera_mm.datasets.reading import Scale
 from pera_mm.datasets.scene import Scene
-from pera_mm.datasets.scene_grids import URL
+from pera_mm.datasets.scene_grids import URL, files_of
 from pera_mm.errors import UserError
 from pera_mm.files import LOCK, Claim, check_signature, write_whole
 from pera_mm.mapping.blending import RollingSum
@@ -128,11 +128,13 @@ class Job:
 
     @property
     def inputs(self) -> list[tuple[str, Path]]:
-        """What is read, and the file."""
-        files = [('its scene', None if URL.match(self.place) else Path(self.place)),
-                 ('its older date', self._before()),
-                 ('the polygons', None if self.options.aoi is None else Path(self.options.aoi))]
-        return [(what, path) for what, path in files if path is not None]
+        """What is read, and the files of this machine that hold it."""
+        rasters = [('its scene', self.place), ('its older date', self._before())]
+        files = [(what, path) for what, place in rasters if place is not None
+                 for path in files_of(place)]
+        if self.options.aoi is not None:
+            files.append(('the polygons', Path(self.options.aoi)))
+        return files
 
     @property
     def outputs(self) -> list[Path]:
@@ -161,8 +163,9 @@ class Job:
                                 predictor.classes, predictor.palette, {})
             self.pixel_area, self.overlap = scene.pixel_area(), scene.overlap
         self.bands = self._bands()
-        self.recipe.update(scene=_identity(self.place), before=None if self._before() is None
-                           else _identity(str(self._before())))
+        before = self._before()
+        self.recipe.update(scene=_identity(self.place),
+                           before=None if before is None else _identity(before))
         whole = dict(self.recipe, vectors=self.options.vectors, min_area=self.options.min_area,
                      simplify=self.options.simplify)  # no strip depends on them
         digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
@@ -261,16 +264,16 @@ class Job:
         """Divide the columns of the scene."""
         return self.windows.bands(self.windows.width)
 
-    def _before(self) -> Path | None:
+    def _before(self) -> str | None:
+        """Return the path or URL of the older date."""
         before = self.options.before
         if before is None or not Path(before).is_dir():
-            return None if before is None else Path(before)
-        return Path(before) / Path(self.place).name
+            return before and str(before)
+        return str(Path(before) / Path(self.place).name)
 
     def _scene(self) -> Scene:
-        before = self._before()
-        return Scene(self.place, self.predictor.reading, None if before is None else str(before),
-                     self.options.gsd, self.options.aoi)
+        return Scene(self.place, self.predictor.reading, self._before(), self.options.gsd,
+                     self.options.aoi)
 
     def _is_finished(self) -> bool:
         """Whether an earlier run with this recipe wrote the output and what belongs to it."""

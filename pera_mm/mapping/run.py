@@ -78,6 +78,7 @@ def predict(config: str | Path, checkpoint: str | Path, scenes: str | Path | Seq
         errors = write_table(predictor, cfg, places, Path(output), ranks, chosen.batch_size or 1)
         return [Outcome(place, Path(output), errors.get(place), 1.) for place in places]
     _check_options(chosen, predictor, places)
+    _check_polygons(chosen, predictor)
     predictor.reading = _reading(predictor.reading, chosen)
     if chosen.batch_size is None:
         chosen = replace(chosen, batch_size=_batch_size(predictor.window, ranks.device))
@@ -219,18 +220,29 @@ def _check_options(options: Options, predictor: TrainedModel, places: Sequence[s
     if options.before is not None and len(places) > 1 and not Path(options.before).is_dir():
         raise UserError(f'--before is one file, {options.before}, for {len(places)} scenes: give a '
                         'folder with a date of the same name for each.')
-    if options.vectors is not None:
-        if options.vectors not in VECTORS:
-            raise UserError(f'vectors must be one of {", ".join(VECTORS)}, not '
-                            f'{options.vectors!r}.')
-        from pera_mm.mapping.vector_files import require_geo
-
-        require_geo('writing polygons (--vectors)')
-        from pera_mm.mapping.vectors import check_limits
-
-        check_limits(options.min_area, options.simplify)
     if options.aoi is not None and not Path(options.aoi).is_file():
         raise MissingFileError(f'There are no polygons {options.aoi}: check the path.')
+
+
+def _check_polygons(options: Options, predictor: TrainedModel) -> None:
+    """Check the format of polygons or boxes, and that there are polygons for their limits."""
+    if options.min_area or options.simplify:
+        if isinstance(predictor, Detector):
+            raise UserError('--min-area and --simplify are for the polygons of a map, and this '
+                            'model writes boxes: leave them out.')
+        if options.vectors is None:
+            raise UserError('--min-area and --simplify are for the polygons of --vectors: give '
+                            'that too, or leave them out.')
+    if options.vectors is None:
+        return
+    if options.vectors not in VECTORS:
+        raise UserError(f'vectors must be one of {", ".join(VECTORS)}, not {options.vectors!r}.')
+    from pera_mm.mapping.vector_files import require_geo
+
+    require_geo('writing polygons (--vectors)')
+    from pera_mm.mapping.vectors import check_limits
+
+    check_limits(options.min_area, options.simplify)
 
 
 def _outputs(places: Sequence[str], output: Path, suffixes: Sequence[str]) -> list[Path]:

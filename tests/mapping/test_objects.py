@@ -42,6 +42,12 @@ def write(path: Path, pixels: np.ndarray, **options) -> str:
     return str(path)
 
 
+def test_polygon_limits_are_refused_for_boxes(tmp_path, detector):
+    scene = write(tmp_path / 'a.tif', noise(8, 8))
+    with pytest.raises(UserError, match='this model writes boxes: leave them out'):
+        pera_mm.predict(*detector, scene, tmp_path / 'a.gpkg', min_area=5.)
+
+
 def test_a_detector_gives_the_boxes_of_its_own_test(detector):
     config, checkpoint = detector
     model = load_model(Config.fromfile(config), checkpoint)

@@ -19,6 +19,7 @@ from map_models import CHANGE, FCN, SIDE, save
 from mmengine.config import Config
 from PIL import Image
 from programs import ROOT, claimed, environment, run
+from ranges import serve
 from rasterio.transform import from_origin
 from rasterio.warp import transform as transform_points
 
@@ -209,6 +210,9 @@ def test_change_is_mapped_where_both_dates_are(tmp_path, change_model):
     found = read(tmp_path / 'map.tif')
     assert (found[:, :30] == 255).all() and (found[:, 30:] < 2).all()
     assert outcome.overlap == pytest.approx(2 / 3, abs=.02)
+    with serve(Path(older)) as address:
+        predict(change_model, newer, tmp_path / 'by_url.tif', before=address)
+    np.testing.assert_array_equal(read(tmp_path / 'by_url.tif'), found)
 
 
 # -- many scenes, and scenes that fail -----------------------------------------------------------
@@ -457,6 +461,7 @@ def test_a_sparse_scene_of_200_000_pixels_takes_little_memory(tmp_path, model):
     (dict(scale=(0, np.inf)), r'--scale is LOW HIGH with LOW < HIGH, not 0 inf'),
     (dict(vectors='gpkg', min_area=np.nan), 'smallest area of polygons is at least 0, not nan'),
     (dict(vectors='gpkg', simplify=-1.), 'tolerance of polygons is at least 0, not -1'),
+    (dict(min_area=5.), 'for the polygons of --vectors: give that too, or leave them out'),
     (dict(gsd=np.nan), '--gsd is the size of a pixel in meters, above 0, not nan'),
     (dict(gsd=np.inf), '--gsd is the size of a pixel in meters, above 0, not inf'),
     (dict(memory=0), '--memory is in GiB, above 0'),
@@ -503,10 +508,16 @@ def test_what_is_read_is_not_overwritten(tmp_path, model, change_model):
     scores = write(tmp_path / 'map_scores.tif', scene_pixels(8, 8))
     areas = tmp_path / 'map.geojson'
     areas.write_text('polygons')
+    mosaic = tmp_path / 'a.vrt'
+    mosaic.write_text("""<VRTDataset rasterXSize="8" rasterYSize="8">""" + ''.join(
+        f'<VRTRasterBand dataType="Byte" band="{band}"><SimpleSource><SourceFilename '
+        f'relativeToVRT="1">new/a.tif</SourceFilename><SourceBand>{band}</SourceBand>'
+        '</SimpleSource></VRTRasterBand>' for band in (1, 2, 3)) + '</VRTDataset>')
     held = {path: path.read_bytes() for path in tmp_path.rglob('*.*')}
     for case, message in [
             (dict(model=change_model, scenes=tmp_path / 'new', output=tmp_path / 'old',
                   before=str(tmp_path / 'old')), r'its older date \S*old/a.tif'),
+            (dict(scenes=mosaic, output=tmp_path / 'new'), r'its scene \S*new/a.tif'),
             (dict(scenes=scene, output=tmp_path / 'map.tif', aoi=areas, vectors='geojson'),
              r'the polygons \S*map.geojson'),
             (dict(scenes=scores, output=tmp_path / 'map.tif', scores=True),
