@@ -88,6 +88,14 @@ def test_small_configs_share_budget_optimizer_and_schedule():
         assert cfgs[name].default_hooks.schedule.momentum == dict(start=.95, end=1.)
 
 
+def test_the_small_pera_that_paints_differs_in_head_and_positions_alone():
+    ours, base = (Config.fromfile(CONFIGS / f'small/{name}.py') for name in ('pera_paints', 'pera'))
+    assert ours.model.backbone.pop('sine_positions') == .25
+    assert ours.model.pop('predictor').type == 'pera_mm.MLPPixelHead'
+    assert base.model.pop('predictor').type == 'pera_mm.PixelHead'
+    assert ours.to_dict() == base.to_dict()
+
+
 def test_variants_of_the_views_have_the_other_methods_colors_and_nothing_else():
     def small(name: str) -> Config:
         return Config.fromfile(CONFIGS / f'small/{name}.py')

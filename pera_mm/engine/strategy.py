@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from pera_mm.models.backbones.pera_vit import PackedEncoderLayer
-from pera_mm.models.heads.pixel_head import PixelHead
+from pera_mm.models.heads.pixel_head import MLPPixelHead, PixelHead
 from pera_mm.models.heads.prototype_head import PrototypeHead
 
 
@@ -18,7 +18,8 @@ def wrap_policy(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool
     Student and teacher are cut alike, so their shards match and the teacher can follow shard by
     shard; :class:`~pera_mm.engine.hooks.teacher.TeacherHook` gathers the small rest.
     """
-    return recurse or isinstance(module, (PackedEncoderLayer, PixelHead, PrototypeHead))
+    return recurse or isinstance(
+        module, (PackedEncoderLayer, MLPPixelHead, PixelHead, PrototypeHead))
 
 
 class ShardedStrategy(FSDPStrategy):

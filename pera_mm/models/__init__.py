@@ -1,5 +1,5 @@
 from pera_mm.models.backbones import PerAViT, PretrainedBackbone, ViTAdapter, ViTPyramid
-from pera_mm.models.heads import PixelHead, PrototypeHead
+from pera_mm.models.heads import MLPPixelHead, PixelHead, PrototypeHead
 from pera_mm.models.losses import (
     CrossCropLoss,
     DistillationLoss,
@@ -12,6 +12,6 @@ from pera_mm.models.selfsup import DINO, DINOv2, PerA
 
 __all__ = [
     'DINO', 'CropPreprocessor', 'CrossCropLoss', 'DINOv2', 'DistillationLoss', 'IBOTLoss',
-    'KoLeoLoss', 'PerA', 'PerAViT', 'PixelHead', 'PixelLoss', 'PretrainedBackbone',
+    'KoLeoLoss', 'MLPPixelHead', 'PerA', 'PerAViT', 'PixelHead', 'PixelLoss', 'PretrainedBackbone',
     'PrototypeHead', 'ViTAdapter', 'ViTPyramid', 'ViewsPreprocessor'
 ]

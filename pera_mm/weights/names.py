@@ -11,6 +11,8 @@ from pera_mm.weights.layouts import TIMM, check_names
 
 StateDict: TypeAlias = Mapping[str, Tensor]
 
+MLP_PREDICTOR = {f'predictor.{layer}.{kind}' for layer in ('hidden', 'output')
+                 for kind in ('weight', 'bias')}
 CENTER = 'distillation.center.value'  # of the prototype scores; the authors' files do not have it
 
 
@@ -57,6 +59,9 @@ def pera_to_reference(state: Mapping[str, Any]) -> dict[str, Tensor]:
         ValueError: If a key is missing or unknown.
     """
     state = {k: v for k, v in weights_of(state).items() if k != CENTER}
+    if MLP_PREDICTOR <= state.keys():
+        raise UserError("this PerA paints with an MLPPixelHead, which the authors' code does not "
+                        'have: convert its teacher alone.')
     return _rename(state, _names_for(state), 'the PerA state dict')
 
 
@@ -75,7 +80,9 @@ def pera_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
     state = weights_of(state)
     if 's_mask_token' in state or any('cls_head.' in key for key in state):
         return reference_to_pera(state)
-    known = [*_names_for(state), CENTER] if CENTER in state else _names_for(state)
+    known = [*_names_for(state), CENTER] if CENTER in state else list(_names_for(state))
+    if MLP_PREDICTOR <= state.keys():
+        known = [key for key in known if not key.startswith('predictor.')] + sorted(MLP_PREDICTOR)
     return _rename(state, {key: key for key in known}, 'the PerA model')
 
 

@@ -19,7 +19,9 @@ from pera_mm.weights.names import CENTER, pera_weights, weights_of
 from pera_mm.weights.public import find_backbone
 
 MOMENTUM_ENCODER = 'momentum_encoder.module.0.'  # MoCo v3's teacher in MMPretrain
-PREDICTORS = {'predictor.last_layer.weight_v', 'pred_head.last_layer.weight_v'}  # ours, theirs
+# Of the head of the reference (our name, theirs), and of the plain one.
+MLP_OUTPUT = 'predictor.output.weight'
+PREDICTORS = {'predictor.last_layer.weight_v', 'pred_head.last_layer.weight_v', MLP_OUTPUT}
 
 
 class MaskRatios(NamedTuple):
@@ -84,13 +86,16 @@ def _config(state: Mapping[str, torch.Tensor], vit: nn.Module) -> dict[str, Any]
         return dict(type=f'pera_mm.{kind}', bottleneck_channels=last.shape[1],
                     hidden_channels=len(state[f'{prefix}.mlp.0.weight']))
 
+    predictor = (
+        dict(type='pera_mm.MLPPixelHead', hidden_channels=state[MLP_OUTPUT].shape[1])
+        if MLP_OUTPUT in state else head('PixelHead', 'predictor'))
     prototypes = len(state['student.projector.last_layer.weight_g'])
     return dict(
         type='pera_mm.PerA',
         backbone=dict(type='pera_mm.PerAViT', arch=arch, img_size=vit.img_size,
                       patch_size=vit.patch_size),
         projector=dict(head('PrototypeHead', 'student.projector'), num_prototypes=prototypes),
-        predictor=head('PixelHead', 'predictor'),
+        predictor=predictor,
         distillation=dict(type='pera_mm.DistillationLoss'), pixel=dict(type='pera_mm.PixelLoss'))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from reference import paper
 
-from pera_mm.models.heads.pixel_head import PixelHead
+from pera_mm.models.heads.pixel_head import MLPPixelHead, PixelHead
 from pera_mm.models.heads.prototype_head import PrototypeHead
 from pera_mm.registry import MODELS
 
@@ -126,6 +126,18 @@ def test_autocast_keeps_scores_in_float():
     torch.testing.assert_close(scores.float(), head(tokens), rtol=0.1, atol=0.05)
 
 
-@pytest.mark.parametrize('name', ['PrototypeHead', 'PixelHead'])
+def test_the_plain_head_reaches_any_pixel():
+    head = MLPPixelHead(32, patch_size=4, hidden_channels=24)
+    tokens, target = torch.randn(2, 7, 32), 3 * torch.randn(48)
+    with torch.no_grad():
+        hidden = torch.nn.functional.gelu(tokens @ head.hidden.weight.T + head.hidden.bias)
+        expected = hidden @ head.output.weight.T + head.output.bias
+        torch.testing.assert_close(head(tokens), expected)
+        head.output.weight.zero_()
+        head.output.bias.copy_(target)
+    assert torch.equal(head(tokens), target.expand(2, 7, 48))
+
+
+@pytest.mark.parametrize('name', ['PrototypeHead', 'PixelHead', 'MLPPixelHead'])
 def test_registered(name):
     assert MODELS.get(f'pera_mm.{name}').__name__ == name

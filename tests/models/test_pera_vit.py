@@ -338,6 +338,24 @@ def test_initial_values_are_the_reference_ones():
             assert not parameter.any(), name
 
 
+def test_positions_can_start_as_sines():
+    vit = PerAViT(arch=ARCH, img_size=(64, 96), sine_positions=.25)
+    vit.init_weights()
+    assert vit.cls_token.abs().max() < 1e-5
+    table = vit.pos_embed[0, 1:]
+    assert table.std().item() == pytest.approx(.25, rel=1e-5) and vit.pos_embed.requires_grad
+    planes = table.detach().unflatten(0, (4, 6))  # rows, columns
+    halves = planes[..., :16], planes[..., 16:]  # of one axis each
+    along = [[not torch.allclose(half.diff(dim=axis), torch.zeros(())) for half in halves]
+             for axis in (0, 1)]
+    assert sorted(along) == [[False, True], [True, False]]
+    omega = 10000**(-torch.arange(8) / 8)
+    columns = torch.arange(6)[:, None] * omega
+    wanted = torch.cat([columns.sin(), columns.cos()], dim=1)
+    found = next(half for half, moves in zip(halves, along[1]) if moves)[0]
+    torch.testing.assert_close(found / found[0, 8], wanted, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(('arch', 'layers', 'count'), [
     ('base', 12, 86_250_240), ('pera-g', 40, 505_443_328), ('tiny', 12, None), ('small', 12, None),
     ('large', 24, None)])
@@ -361,6 +379,8 @@ def test_sizes(arch, layers, count):
     (dict(arch=ARCH, img_size=96, patch_size=14), ['96', '14', '98']),
     (dict(arch=ARCH, drop_path_rate=1.), ['drop_path_rate', '[0, 1)']),
     (dict(arch=ARCH, drop_path_rate=-0.1), ['drop_path_rate', '-0.1']),
+    (dict(arch=ARCH, sine_positions=0.), ['sine_positions', 'above 0', 'leave it out']),
+    (dict(arch=dict(ARCH, embed_dims=30), sine_positions=.2), ['4 divides', 'embed_dims=30']),
     (dict(arch=ARCH, drop_rate=0.1), ['drop_rate=0.1', 'no token dropout']),
     (dict(arch=ARCH, final_norm=False), ['final_norm=False', 'needs the final norm']),
     (dict(arch='base', frozen_stages=40), ['frozen_stages=40', '12 freezes the whole']),

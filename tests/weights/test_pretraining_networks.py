@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pera_mm.evaluation.painting import reconstruct
+from pera_mm.registry import MODELS
 from pera_mm.weights.names import pera_to_reference
 from pera_mm.weights.pretraining import MaskRatios, load_painter, load_pair, mask_ratios
 
@@ -50,6 +51,17 @@ def test_the_painter_of_our_and_of_the_authors_file_paints_as_the_model(tmp_path
         assert not painter.training and not any(p.requires_grad for p in painter.parameters())
         assert not any(value.is_meta for value in painter.state_dict().values())
         assert mask_ratios(path) == MaskRatios(0.3, 0.25)
+
+
+def test_the_painter_of_a_plain_head_is_found_by_its_tensors(tmp_path, tiny_cfg, images):
+    tiny_cfg['predictor'] = dict(type='pera_mm.MLPPixelHead', hidden_channels=24)
+    model = MODELS.build(tiny_cfg)
+    model.init_weights()
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(cfg=CONFIG)), tmp_path / 'a.pth')
+    found = reconstruct(load_painter(tmp_path / 'a.pth'), images)
+    assert (found.predicted == reconstruct(model, images).predicted).all()
+    with pytest.raises(ValueError, match="which the authors' code does not have: convert its teac"):
+        pera_to_reference(model.state_dict())
 
 
 def test_weights_that_cannot_paint_are_a_sentence(tmp_path, tiny_cfg, model):

@@ -12,6 +12,7 @@ in attention. A layer on 2 global crops of 157 patches and 8 local ones of 7, fo
     concatenate    [2B * 158 + 8B * 8, D]        LayerNorm, MLP; split and added in the same way
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -25,7 +26,7 @@ from mmpretrain.models.backbones.vision_transformer import (
     TransformerEncoderLayer,
     VisionTransformer,
 )
-from mmpretrain.models.utils import resize_pos_embed
+from mmpretrain.models.utils import build_2d_sincos_position_embedding, resize_pos_embed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -165,6 +166,14 @@ GRID_MARGIN = .1  # patches
 FIXED_ARGUMENTS = dict(drop_rate=0., final_norm=True, with_cls_token=True)
 
 
+def _check_sines(std: float, width: int) -> None:
+    if not 0 < std < math.inf:
+        raise UserError(f'sine_positions is a standard deviation above 0, not {std}; leave it out '
+                        'for random positions.')
+    if width % 4:
+        raise UserError(f'sine_positions needs a width that 4 divides, not embed_dims={width}.')
+
+
 @MODELS.register_module()
 class PerAViT(VisionTransformer):
     """A Vision Transformer with a sparse forward.
@@ -183,14 +192,18 @@ class PerAViT(VisionTransformer):
             in the first layer to ``drop_path_rate`` in the last (DINO). At least one row of a
             group is left out of a layer whose share is above 0.
         with_cp: recompute activations in the backward pass (less memory, about a third more time).
+        sine_positions: let the positions of the patches start as the two-dimensional sines and
+            cosines of MAE and MoCo v3, with this standard deviation, and learn from there; None:
+            from N(0, 0.02²), as in the reference.
         **kwargs: further arguments of MMPretrain's ViT (``out_type``, ``out_indices``, ...). CLIP's
             is ``pre_norm=True, norm_cfg=dict(type='LN', eps=1e-5)`` and, if trained with
             QuickGELU, ``layer_cfgs=dict(act_cfg=dict(type='mmpretrain.QuickGELU'))``.
 
     Raises:
         ValueError: for an unknown ``arch``, an ``img_size`` that is not a multiple of
-            ``patch_size``, a ``drop_path_rate`` outside [0, 1), more ``frozen_stages`` than
-            layers, or another value of one of the :data:`FIXED_ARGUMENTS`.
+            ``patch_size``, a ``drop_path_rate`` outside [0, 1), ``sine_positions`` not above 0 or
+            with a width that 4 does not divide, more ``frozen_stages`` than layers, or another
+            value of one of the :data:`FIXED_ARGUMENTS`.
     """
 
     arch_zoo = {
@@ -208,6 +221,7 @@ class PerAViT(VisionTransformer):
                  drop_path_rate: float = 0.,
                  drop_path_uniform: bool = True,
                  with_cp: bool = False,
+                 sine_positions: float | None = None,
                  **kwargs: Any) -> None:
         _check_arch(arch, tuple(self.arch_zoo))
         patch_grid(*((img_size, img_size) if isinstance(img_size, int) else img_size), patch_size)
@@ -225,6 +239,9 @@ class PerAViT(VisionTransformer):
                             f'is not possible; {depth} freezes the whole ViT.')
         super().__init__(arch, img_size, patch_size, **kwargs)
         self.patch_size = patch_size
+        self.sine_positions = sine_positions
+        if sine_positions is not None:
+            _check_sines(sine_positions, self.embed_dims)
         last = max(depth - 1, 1)
         for number, layer in enumerate(self.layers):
             # The parent names its layer class in its constructor; ours has the same parameters
@@ -248,6 +265,15 @@ class PerAViT(VisionTransformer):
         super().init_weights()
         if kinds != {'Pretrained'}:
             nn.init.normal_(self.cls_token, std=1e-6)
+            if self.sine_positions is not None:
+                self._start_with_sines(self.sine_positions)
+
+    @torch.no_grad()
+    def _start_with_sines(self, std: float) -> None:
+        rows, columns = self.patch_resolution
+        table = build_2d_sincos_position_embedding((rows, columns), self.embed_dims)[0]
+        table = table.unflatten(0, (columns, rows)).transpose(0, 1).flatten(0, 1)  # row by row
+        self.pos_embed[0, 1:] = table / table.std() * std
 
     def embed(self, images: Tensor, indices: Tensor) -> Tensor:
         """Embed only the named patches; hidden ones never reach the network.
