@@ -64,8 +64,10 @@ def open_raster(place: str) -> Any:
 def files_of(place: str) -> list[Path]:
     """List the files of a raster: itself and, of a mosaic (VRT), its sources.
 
-    Of a URL, or of what cannot be opened, only what is a file of this machine.
+    A URL has none on this machine; what cannot be opened is a single file.
     """
+    if URL.match(place):
+        return []
     try:
         with closing(open_raster(place)) as file:
             paths = [place, *file.files]

@@ -225,7 +225,11 @@ def _check_options(options: Options, predictor: TrainedModel, places: Sequence[s
 
 
 def _check_polygons(options: Options, predictor: TrainedModel) -> None:
-    """Check the format of polygons or boxes, and that there are polygons for their limits."""
+    """Check the format of polygons or boxes, and that there are polygons for their limits.
+
+    Raises:
+        UserError: if the format is unknown, or a limit is out of range or has no polygons.
+    """
     if options.min_area or options.simplify:
         if isinstance(predictor, Detector):
             raise UserError('--min-area and --simplify are for the polygons of a map, and this '

@@ -12,7 +12,7 @@ from pera_mm.weights.layouts import TIMM, check_names
 StateDict: TypeAlias = Mapping[str, Tensor]
 
 MLP_PREDICTOR = {f'predictor.{layer}.{kind}' for layer in ('hidden', 'output')
-                 for kind in ('weight', 'bias')}
+                 for kind in ('weight', 'bias')}  # an MLPPixelHead, which the authors do not have
 CENTER = 'distillation.center.value'  # of the prototype scores; the authors' files do not have it
 
 
@@ -72,7 +72,8 @@ def pera_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
         state: A checkpoint of ours or the authors' raw training file.
 
     Returns:
-        The 24 x depth + 37 tensors, and ``distillation.center.value`` where the file has it.
+        The 24 x depth + 37 tensors (33 with an ``MLPPixelHead``), and
+        ``distillation.center.value`` where the file has it.
 
     Raises:
         ValueError: If a key is missing or unknown.

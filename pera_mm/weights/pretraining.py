@@ -15,13 +15,12 @@ from pera_mm.registry import MODELS
 from pera_mm.weights.backbone import NormalizedViT, backbone_of
 from pera_mm.weights.facts import config_texts, config_texts_in
 from pera_mm.weights.loading import file_of, load_checkpoint
-from pera_mm.weights.names import CENTER, pera_weights, weights_of
+from pera_mm.weights.names import CENTER, MLP_PREDICTOR, pera_weights, weights_of
 from pera_mm.weights.public import find_backbone
 
 MOMENTUM_ENCODER = 'momentum_encoder.module.0.'  # MoCo v3's teacher in MMPretrain
-# Of the head of the reference (our name, theirs), and of the plain one.
-MLP_OUTPUT = 'predictor.output.weight'
-PREDICTORS = {'predictor.last_layer.weight_v', 'pred_head.last_layer.weight_v', MLP_OUTPUT}
+PREDICTORS = {'predictor.last_layer.weight_v', 'pred_head.last_layer.weight_v',  # ours, theirs
+              *MLP_PREDICTOR}
 
 
 class MaskRatios(NamedTuple):
@@ -86,9 +85,11 @@ def _config(state: Mapping[str, torch.Tensor], vit: nn.Module) -> dict[str, Any]
         return dict(type=f'pera_mm.{kind}', bottleneck_channels=last.shape[1],
                     hidden_channels=len(state[f'{prefix}.mlp.0.weight']))
 
-    predictor = (
-        dict(type='pera_mm.MLPPixelHead', hidden_channels=state[MLP_OUTPUT].shape[1])
-        if MLP_OUTPUT in state else head('PixelHead', 'predictor'))
+    if MLP_PREDICTOR <= state.keys():
+        predictor = dict(type='pera_mm.MLPPixelHead',
+                         hidden_channels=len(state['predictor.hidden.weight']))
+    else:
+        predictor = head('PixelHead', 'predictor')
     prototypes = len(state['student.projector.last_layer.weight_g'])
     return dict(
         type='pera_mm.PerA',

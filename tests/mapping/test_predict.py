@@ -509,7 +509,7 @@ def test_what_is_read_is_not_overwritten(tmp_path, model, change_model):
     areas = tmp_path / 'map.geojson'
     areas.write_text('polygons')
     mosaic = tmp_path / 'a.vrt'
-    mosaic.write_text("""<VRTDataset rasterXSize="8" rasterYSize="8">""" + ''.join(
+    mosaic.write_text('<VRTDataset rasterXSize="8" rasterYSize="8">' + ''.join(
         f'<VRTRasterBand dataType="Byte" band="{band}"><SimpleSource><SourceFilename '
         f'relativeToVRT="1">new/a.tif</SourceFilename><SourceBand>{band}</SourceBand>'
         '</SimpleSource></VRTRasterBand>' for band in (1, 2, 3)) + '</VRTDataset>')
