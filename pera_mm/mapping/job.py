@@ -267,9 +267,9 @@ class Job:
     def _before(self) -> str | None:
         """Return the path or URL of the older date."""
         before = self.options.before
-        if before is None or not Path(before).is_dir():
-            return before and str(before)
-        return str(Path(before) / Path(self.place).name)
+        if before is None:
+            return None
+        return str(Path(before) / Path(self.place).name if Path(before).is_dir() else before)
 
     def _scene(self) -> Scene:
         return Scene(self.place, self.predictor.reading, self._before(), self.options.gsd,

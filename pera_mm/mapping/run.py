@@ -285,9 +285,12 @@ def _check_inputs(jobs: Sequence[Job]) -> None:
     Raises:
         UserError: if one would be.
     """
+    existing = [path for job in jobs for path in job.outputs if path.exists()]
+    if not existing:
+        return  # before all scenes are opened to list their files
     read = {_number(path): (what, path) for job in jobs for what, path in job.inputs
             if path.exists()}
-    for path in (path for job in jobs for path in job.outputs if path.exists()):
+    for path in existing:
         if _number(path) in read:
             what, place = read[_number(path)]
             raise UserError(f'The output would overwrite {what} {place}: give another one.')
