@@ -137,12 +137,12 @@ class Backbone:
 
 
 def known_heads(state: Mapping[str, Tensor]) -> int | None:
-    """Return the heads of a ViT of this width and depth, if there is a known one."""
+    """Return the heads of a ViT of this width and depth, if all known ones have as many."""
     shape = shape_of(state)
     heads = {arch['num_heads'] for arch in PerAViT.arch_zoo.values()
              if {**shape, 'num_heads': arch['num_heads']} == arch}
     sizes = shape['embed_dims'], shape['num_layers'], shape['feedforward_channels']
-    return heads.pop() if heads else _PUBLIC_HEADS.get(sizes)
+    return heads.pop() if len(heads) == 1 else _PUBLIC_HEADS.get(sizes)
 
 
 def usual_normalization(state: Mapping[str, Tensor]) -> str:

@@ -8,6 +8,7 @@ import torch
 from mmengine.config import Config
 
 from pera_mm.datasets.unlabeled import compose
+from pera_mm.models import PerAViT
 from pera_mm.registry import MODELS
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
@@ -88,12 +89,34 @@ def test_small_configs_share_budget_optimizer_and_schedule():
         assert cfgs[name].default_hooks.schedule.momentum == dict(start=.95, end=1.)
 
 
-def test_the_small_pera_that_paints_differs_in_head_and_positions_alone():
-    ours, base = (Config.fromfile(CONFIGS / f'small/{name}.py') for name in ('pera_paints', 'pera'))
-    assert ours.model.backbone.pop('sine_positions') == .25
+def test_the_small_pera_for_short_runs_differs_in_its_start_head_and_pixel_weight_alone():
+    ours, base = (Config.fromfile(CONFIGS / f'small/{name}.py') for name in ('pera_short', 'pera'))
+    vit = ours.model.backbone
+    assert vit.pop('sine_positions') == .25
+    assert vit.pop('mimetic') == dict(query_key=1., value_output=.2)
+    wide, narrow = (PerAViT.arch_zoo[cfg.model.backbone.pop('arch')] for cfg in (base, ours))
+    assert narrow == dict(wide, num_heads=8)
     assert ours.model.pop('predictor').type == 'pera_mm.MLPPixelHead'
     assert base.model.pop('predictor').type == 'pera_mm.PixelHead'
+    assert ours.model.pixel.pop('loss_weight') == 5 * base.model.pixel.pop('loss_weight')
     assert ours.to_dict() == base.to_dict()
+
+
+def test_the_moco_v3_for_short_runs_differs_in_its_heads_and_attention_alone():
+    ours, base, pera = (Config.fromfile(CONFIGS / f'small/{name}.py')
+                        for name in ('mocov3_short', 'mocov3', 'pera_short'))
+    vit, other = ours.model.backbone, pera.model.backbone
+    assert vit.pop('mimetic') == other.mimetic
+    assert vit.arch == PerAViT.arch_zoo[other.arch]
+    vit.update(type='MoCoV3ViT', arch=dict(vit.arch, num_heads=2))
+    assert ours.to_dict() == base.to_dict()
+
+
+def test_the_twins_on_drawn_scenes_have_the_vit_of_the_demo():
+    twin = Config.fromfile(CONFIGS / 'scenes/aid_pera_scenes.py').model.backbone
+    demo = Config.fromfile(CONFIGS / 'pera/pera_tiny_scenes.py').model.backbone
+    for key in ('arch', 'patch_size', 'sine_positions', 'mimetic'):
+        assert twin[key] == demo[key], key
 
 
 def test_variants_of_the_views_have_the_other_methods_colors_and_nothing_else():

@@ -144,6 +144,7 @@ DINOV2_RSRSD = pretraining('baselines/dinov2_vitb_rsrsd-100k', RSRSD_100K, 69.28
 MAE = pretraining('baselines/mae_vitb_tov-100k')
 MOCOV3 = pretraining('baselines/mocov3_vitb_tov-100k', images_per_second=50.72)
 SMALL_PERA = small_pretraining('pera')
+SMALL_ARCH = 'demo'  # of configs/small; that of the twins, and of make demo, is 'mini'
 
 
 def classified(start: Training, config: str = FINE_TUNED) -> Run:
@@ -163,7 +164,8 @@ def small_classified(start: Training, *options: str, percent: int = 20) -> Run:
              for key in where]
     data = tuple(f'{key}={value}' for key, value in zip(where, which))
     tuning = Training('configs/scenes/aid_pera_scenes.py', 'epoch_20.pth', 16, (split, ),
-                      (*data, *options), f'{start.folder}_aid-tr{percent}')
+                      (*data, f'{CLASSIFIER}.arch={SMALL_ARCH}', *options),
+                      f'{start.folder}_aid-tr{percent}')
     return Run(start, tuning, CLASSIFIER, 'accuracy/top1')
 
 
@@ -182,7 +184,7 @@ def small_dense(config: str, data: Data, epochs: int, batch: int, score: str,
     options = tuple(f'{part}_dataloader.dataset.data_root={folder}'
                     for part in ('train', 'val', 'test'))
     tuning = Training(f'configs/scenes/{config}.py', f'epoch_{epochs}.pth', batch, (data, ),
-                      options)
+                      (*options, f'{DENSE}.arch={SMALL_ARCH}'))
     return Run(SMALL_PERA, tuning, DENSE, score, factor)
 
 

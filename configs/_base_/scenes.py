@@ -1,7 +1,8 @@
 # The twins on drawn scenes: the paper's configs made small, for minutes on two cores. They start
 # from the teacher that `make demo` leaves; tools/data/make_scenes.py draws the scenes.
 demo_vit = dict(
-    arch='demo', patch_size=8, drop_path_rate=0.1,
+    arch='mini', patch_size=8, drop_path_rate=0.1, sine_positions=0.25,
+    mimetic=dict(query_key=1.0, value_output=0.2),  # for a run from random weights
     init_cfg=dict(checkpoint='work_dirs/demo/iter_400.pth'))
 # One epoch of warm-up, then a half cosine. A short run needs ten or more times the paper's learning
 # rate; with its decay over the layers the ViT keeps more of what it has learned.

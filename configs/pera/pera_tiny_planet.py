@@ -4,5 +4,5 @@ Hardware: two CPU cores, about a minute.
 Command:  python tools/train.py configs/pera/pera_tiny_planet.py
 """
 
-_base_ = '../small/pera.py'
+_base_ = '../small/pera_short.py'
 train_dataloader = dict(dataset=dict(source='work_dirs/collect/planet/packed'))

@@ -1,4 +1,10 @@
-from pera_mm.models.backbones import PerAViT, PretrainedBackbone, ViTAdapter, ViTPyramid
+from pera_mm.models.backbones import (
+    MimeticMoCoV3ViT,
+    PerAViT,
+    PretrainedBackbone,
+    ViTAdapter,
+    ViTPyramid,
+)
 from pera_mm.models.heads import MLPPixelHead, PixelHead, PrototypeHead
 from pera_mm.models.losses import (
     CrossCropLoss,
@@ -12,6 +18,6 @@ from pera_mm.models.selfsup import DINO, DINOv2, PerA
 
 __all__ = [
     'DINO', 'CropPreprocessor', 'CrossCropLoss', 'DINOv2', 'DistillationLoss', 'IBOTLoss',
-    'KoLeoLoss', 'MLPPixelHead', 'PerA', 'PerAViT', 'PixelHead', 'PixelLoss', 'PretrainedBackbone',
-    'PrototypeHead', 'ViTAdapter', 'ViTPyramid', 'ViewsPreprocessor'
+    'KoLeoLoss', 'MLPPixelHead', 'MimeticMoCoV3ViT', 'PerA', 'PerAViT', 'PixelHead', 'PixelLoss',
+    'PretrainedBackbone', 'PrototypeHead', 'ViTAdapter', 'ViTPyramid', 'ViewsPreprocessor'
 ]

@@ -109,7 +109,7 @@ def load_backbone(path: str | Path) -> NormalizedViT:
     Width, depth, patch and image size come from the tensors. The number of heads, mean, std,
     LayerNorm's eps and the activation come from the header of an exported file, or from the config
     in the checkpoint or beside it, which is read as data. Without these, heads are those of the
-    known ViT of this width and depth, and mean and std are ImageNet's, or CLIP's.
+    only known ViT of this width and depth, and mean and std are ImageNet's, or CLIP's.
 
     Args:
         path: a checkpoint of ours, the authors' raw training file, a ViT in a layout that

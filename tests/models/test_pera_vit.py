@@ -10,6 +10,7 @@ from mmpretrain.models import VisionTransformer
 from reference import paper
 from torch import Tensor
 
+from pera_mm.models.backbones.mimetic import MimeticMoCoV3ViT
 from pera_mm.models.backbones.pera_vit import PerAViT
 from pera_mm.registry import MODELS
 from pera_mm.weights.layouts import TIMM
@@ -356,6 +357,30 @@ def test_positions_can_start_as_sines():
     torch.testing.assert_close(found / found[0, 8], wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('kind', [PerAViT, MimeticMoCoV3ViT])
+def test_attention_can_start_as_in_trained_vits(kind):
+    vit = kind(arch=ARCH, img_size=64, patch_size=16, mimetic=dict(query_key=3., value_output=.2))
+    vit.init_weights()
+    x, y = torch.randn(2, 7, vit.embed_dims)
+    for layer in vit.layers:
+        attention = layer.attn
+        assert not attention.qkv.bias.any() and not attention.proj.bias.any()
+        queries, _, values = attention.qkv(x).chunk(3, dim=1)
+        _, keys, _ = attention.qkv(y).chunk(3, dim=1)
+        width = attention.head_dims
+        found = []
+        for head in range(attention.num_heads):
+            rows = attention.qkv.weight[head * width:(head + 1) * width].detach()
+            torch.testing.assert_close(rows @ rows.T, 3. * torch.eye(width))
+            projection = rows.T @ rows  # 3 times that on the head's subspace
+            logits = [z[:, head * width:(head + 1) * width] for z in (queries, keys)]
+            torch.testing.assert_close(logits[0] @ logits[1].T, x @ projection @ y.T)
+            found.append(projection)
+        assert not torch.allclose(found[0], found[1])  # each head has its own
+        torch.testing.assert_close(attention.proj(values), -.2 * x)
+    assert not torch.allclose(vit.layers[0].attn.qkv.weight, vit.layers[1].attn.qkv.weight)
+
+
 @pytest.mark.parametrize(('arch', 'layers', 'count'), [
     ('base', 12, 86_250_240), ('pera-g', 40, 505_443_328), ('tiny', 12, None), ('small', 12, None),
     ('large', 24, None)])
@@ -381,6 +406,9 @@ def test_sizes(arch, layers, count):
     (dict(arch=ARCH, drop_path_rate=-0.1), ['drop_path_rate', '-0.1']),
     (dict(arch=ARCH, sine_positions=0.), ['sine_positions', 'above 0', 'leave it out']),
     (dict(arch=dict(ARCH, embed_dims=30), sine_positions=.2), ['4 divides', 'embed_dims=30']),
+    (dict(arch=ARCH, mimetic=dict(query_key=1.)), ['query_key and value_output', "{'query_key'"]),
+    (dict(arch=ARCH, mimetic=dict(query_key=0., value_output=.2)),
+     ['query_key', 'above 0', 'leave mimetic out']),
     (dict(arch=ARCH, drop_rate=0.1), ['drop_rate=0.1', 'no token dropout']),
     (dict(arch=ARCH, final_norm=False), ['final_norm=False', 'needs the final norm']),
     (dict(arch='base', frozen_stages=40), ['frozen_stages=40', '12 freezes the whole']),

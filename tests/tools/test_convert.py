@@ -210,7 +210,7 @@ def test_a_public_vit_comes_with_what_its_config_says(tmp_path, capsys):
 
 
 def test_statistics_without_a_name_are_kept(tmp_path):
-    torch.save(PerAViT('demo', 32, 8).state_dict(), tmp_path / 'vit.pth')
+    torch.save(PerAViT('tiny', 32, 8).state_dict(), tmp_path / 'vit.pth')
     (tmp_path / 'config.json').write_text(json.dumps(dict(
         architecture='vit', pretrained_cfg=dict(mean=[.1, .2, .3], std=[.4, .5, .6]))))
     slim = run(tmp_path / 'vit.pth', tmp_path / 'out/slim.safetensors', 'backbone', heads=None)
@@ -332,7 +332,7 @@ def test_a_distilled_student_as_perascd_reads_it(raw, tmp_path):
     ('a.safetensors', 'pera_mm', {}, 'a file that ends with .pth, not'),
     ('a.txt', 'reference', {}, 'ends with .params or .pth, not'),
     ('a.safetensors', 'timm', {}, '--to timm writes a folder: leave out the .safetensors'),
-    ('timm', 'timm', dict(heads=None), 'no arch of PerAViT has width 32 .* give --heads'),
+    ('timm', 'timm', dict(heads=None), 'PerAViT has no arch of width 32 .* give --heads'),
     ('timm', 'timm', dict(heads=5), 'give --heads, which divides 32'),
     ('a.pth', 'pera_mm', dict(network='student'), 'the whole model, so --network'),
 ])

@@ -20,7 +20,8 @@ import probe  # noqa: E402
 SMALL = Path(__file__).parents[2] / 'configs/small'
 
 
-@pytest.mark.parametrize('config', ['pera', 'dino', 'dinov2', 'mae', 'mocov3'])
+@pytest.mark.parametrize('config', ['pera', 'pera_short', 'dino', 'dinov2', 'mae', 'mocov3',
+                                    'mocov3_short'])
 def test_the_probes_vit_is_that_of_the_config(config):
     cfg = Config.fromfile(SMALL / f'{config}.py')
     vit = probe.vit_config(cfg, Path('x.pth'))
@@ -29,6 +30,12 @@ def test_the_probes_vit_is_that_of_the_config(config):
     assert vit['img_size'] == cfg.model.backbone.img_size
     assert vit['init_cfg']['checkpoint'] == 'x.pth'
     assert probe.vit_config(cfg, None)['init_cfg'] is None
+
+
+def test_the_random_vit_starts_as_that_of_the_config():
+    vit = probe.vit_config(Config.fromfile(SMALL / 'pera_short.py'), None)
+    assert vit['sine_positions'] == .25
+    assert vit['mimetic'] == dict(query_key=1., value_output=.2)
 
 
 def test_an_arch_by_name_is_that_of_its_own_vit():

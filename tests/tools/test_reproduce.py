@@ -17,6 +17,7 @@ from programs import run
 
 from pera_mm.errors import RunError, UserError
 from pera_mm.launch import merge_options
+from pera_mm.models.backbones.pera_vit import PerAViT
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / 'tools'))
@@ -181,8 +182,8 @@ def test_the_fine_tuned_vit_computes_what_the_pretrained_one_did(found: Run):
         vit = cfg.model.backbone.get('vit', cfg.model.backbone)
         eps = float(vit.get('norm_cfg', {}).get('eps', 1e-6))
         arch = vit.get('arch', 'base')
-        width = {'base': 768, 'demo': 128}[arch] if isinstance(arch, str) else arch['embed_dims']
-        facts.append((eps, int(vit.patch_size), width))
+        shape = dict(PerAViT.arch_zoo[arch] if isinstance(arch, str) else arch)
+        facts.append((eps, int(vit.patch_size), shape))
     assert facts[0] == facts[1]
 
 

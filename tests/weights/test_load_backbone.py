@@ -123,10 +123,16 @@ def test_an_exported_file_brings_its_normalization(state, tmp_path):
 
 
 def test_the_heads_of_a_known_arch_need_no_config(tmp_path):
-    vit = PerAViT(arch='demo', img_size=32, patch_size=8)
+    vit = PerAViT(arch='tiny', img_size=32, patch_size=8)
     model = load_backbone(save(tmp_path / 'a.pth', ours(vit.state_dict(), None)))
-    assert model.vit.layers[0].attn.num_heads == 2
+    assert model.vit.layers[0].attn.num_heads == 3
     torch.testing.assert_close(model.mean.flatten(), torch.tensor(IMAGENET[0]))
+
+
+def test_the_heads_of_two_known_archs_of_a_size_are_not_guessed(tmp_path):
+    state = PerAViT(arch='demo', img_size=32, patch_size=8).state_dict()
+    with pytest.raises(ValueError, match='the number of attention heads .* --heads N'):
+        load_backbone(save(tmp_path / 'a.pth', ours(state, None)))
 
 
 @pytest.mark.parametrize('config', [
@@ -189,7 +195,7 @@ def test_a_header_with_a_senseless_mean_is_refused(state, tmp_path, mean, reason
 
 
 def test_hugging_face_files_of_others_need_only_a_known_arch(tmp_path):
-    state = PerAViT(arch='demo', img_size=32, patch_size=8).state_dict()
+    state = PerAViT(arch='tiny', img_size=32, patch_size=8).state_dict()
     save_file({key: value.contiguous() for key, value in HF.from_ours(state).items()},
               tmp_path / 'model.safetensors')
     assert load_backbone(tmp_path).img_size == 32

@@ -205,7 +205,7 @@ def test_the_clip_of_open_clip_is_that_of_hugging_face(tmp_path):
 
 
 def test_a_clip_of_unknown_activation_is_a_sentence(tmp_path):
-    vit = PerAViT('demo', SIZE, PATCH, pre_norm=True)
+    vit = PerAViT('tiny', SIZE, PATCH, pre_norm=True)
     torch.save(vit.state_dict(), tmp_path / 'clip.pth')
     with pytest.raises(ValueError, match=r'the activation of this CLIP, .* --activation NAME\.$'):
         load_backbone(tmp_path / 'clip.pth')
@@ -266,13 +266,13 @@ def test_maes_file_with_and_without_its_decoder(plain, with_decoder):
 
 
 def test_the_configs_heads_are_not_those_of_another_vit(tmp_path):
-    vit = PerAViT('demo', SIZE, PATCH)  # of 2 heads
+    vit = PerAViT('tiny', SIZE, PATCH)  # of 3 heads
     torch.save(vit.state_dict(), tmp_path / 'a.pth')
     for config in (dict(model_type='vit', hidden_size=64, num_attention_heads=8), [], 'text',
-                   dict(model_type='vit', hidden_size=128, num_hidden_layers=5),
+                   dict(model_type='vit', hidden_size=192, num_hidden_layers=5),
                    dict(architecture='vit', num_features=64, model_args=dict(num_heads=8))):
         (tmp_path / 'config.json').write_text(json.dumps(config))
-        assert load_backbone(tmp_path / 'a.pth').vit.layers[0].attn.num_heads == 2
+        assert load_backbone(tmp_path / 'a.pth').vit.layers[0].attn.num_heads == 3
 
 
 # Refused ----------------------------------------------------------------------------------------

@@ -56,8 +56,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--network', choices=['teacher', 'student'],
                         help='whose backbone to take (default: teacher)')
     parser.add_argument('--heads', type=whole_number(1), metavar='N',
-                        help='of the attention, needed if no arch of PerAViT has this width and '
-                             'depth')
+                        help='of the attention, needed if not exactly one arch of PerAViT has '
+                             'this width and depth')
     parser.add_argument('--activation', choices=list(ACTIVATIONS),
                         help='of a CLIP, needed if there is no config.json beside it')
     parser.add_argument('--normalization', choices=list(export.NORMALIZATIONS),
@@ -122,10 +122,10 @@ def convert_backbone(args: argparse.Namespace, checkpoint: Mapping[str, Any]) ->
         print(change)
     heads, width = args.heads or facts.heads, shape_of(found.state)['embed_dims']
     if not heads or width % heads:
-        raise UserError(f'the number of attention heads is not in the weights, and no arch of '
-                        f'PerAViT has width {width} and this depth: give --heads, which divides '
-                        f'{width} (most ViTs have {width // HEAD_WIDTH or 1} there, one per '
-                        f'{HEAD_WIDTH}).')
+        raise UserError(f'the number of attention heads is not in the weights, and PerAViT has '
+                        f'no arch of width {width} and this depth, or two with different heads: '
+                        f'give --heads, which divides {width} (most ViTs have '
+                        f'{width // HEAD_WIDTH or 1} there, one per {HEAD_WIDTH}).')
     activation = args.activation or facts.activation
     if not activation:
         raise UserError('the activation of a CLIP is not in its weights, and there is no config '

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pera_mm.errors import UserError
+from pera_mm.models.backbones.mimetic import check_mimetic, start_mimetically
 from pera_mm.patches import gather_patches, patch_grid
 from pera_mm.registry import MODELS
 
@@ -195,6 +196,9 @@ class PerAViT(VisionTransformer):
         sine_positions: let the positions of the patches start as the two-dimensional sines and
             cosines of MAE and MoCo v3, with this standard deviation, and learn from there; None:
             from N(0, 0.02²), as in the reference.
+        mimetic: let attention start as in trained ViTs, with the strengths ``query_key`` and
+            ``value_output`` of :func:`~pera_mm.models.backbones.mimetic.start_mimetically`; None:
+            from N(0, 0.02²), as in the reference.
         **kwargs: further arguments of MMPretrain's ViT (``out_type``, ``out_indices``, ...). CLIP's
             is ``pre_norm=True, norm_cfg=dict(type='LN', eps=1e-5)`` and, if trained with
             QuickGELU, ``layer_cfgs=dict(act_cfg=dict(type='mmpretrain.QuickGELU'))``.
@@ -202,16 +206,18 @@ class PerAViT(VisionTransformer):
     Raises:
         ValueError: for an unknown ``arch``, an ``img_size`` that is not a multiple of
             ``patch_size``, a ``drop_path_rate`` outside [0, 1), ``sine_positions`` not above 0 or
-            with a width that 4 does not divide, more ``frozen_stages`` than layers, or another
-            value of one of the :data:`FIXED_ARGUMENTS`.
+            with a width that 4 does not divide, other strengths than the two of ``mimetic`` or one
+            not above 0, more ``frozen_stages`` than layers, or another value of one of the
+            :data:`FIXED_ARGUMENTS`.
     """
 
     arch_zoo = {
         name: dict(embed_dims=dims, num_layers=layers, num_heads=heads,
                    feedforward_channels=4 * dims)
-        for name, dims, layers, heads in (('demo', 128, 4, 2), ('tiny', 192, 12, 3),
-                                          ('small', 384, 12, 6), ('base', 768, 12, 12),
-                                          ('large', 1024, 24, 16), ('pera-g', 1024, 40, 16))
+        for name, dims, layers, heads in (('mini', 128, 4, 8), ('demo', 128, 4, 2),
+                                          ('tiny', 192, 12, 3), ('small', 384, 12, 6),
+                                          ('base', 768, 12, 12), ('large', 1024, 24, 16),
+                                          ('pera-g', 1024, 40, 16))
     }
 
     def __init__(self,
@@ -222,6 +228,7 @@ class PerAViT(VisionTransformer):
                  drop_path_uniform: bool = True,
                  with_cp: bool = False,
                  sine_positions: float | None = None,
+                 mimetic: dict[str, float] | None = None,
                  **kwargs: Any) -> None:
         _check_arch(arch, tuple(self.arch_zoo))
         patch_grid(*((img_size, img_size) if isinstance(img_size, int) else img_size), patch_size)
@@ -242,6 +249,9 @@ class PerAViT(VisionTransformer):
         self.sine_positions = sine_positions
         if sine_positions is not None:
             _check_sines(sine_positions, self.embed_dims)
+        self.mimetic = mimetic
+        if mimetic is not None:
+            check_mimetic(mimetic)
         last = max(depth - 1, 1)
         for number, layer in enumerate(self.layers):
             # The parent names its layer class in its constructor; ours has the same parameters
@@ -267,6 +277,9 @@ class PerAViT(VisionTransformer):
             nn.init.normal_(self.cls_token, std=1e-6)
             if self.sine_positions is not None:
                 self._start_with_sines(self.sine_positions)
+            if self.mimetic is not None:
+                for layer in self.layers:
+                    start_mimetically(layer.attn, **self.mimetic)
 
     @torch.no_grad()
     def _start_with_sines(self, std: float) -> None:
