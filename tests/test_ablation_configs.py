@@ -94,8 +94,8 @@ def test_the_small_pera_for_short_runs_differs_in_its_start_head_and_pixel_weigh
     vit = ours.model.backbone
     assert vit.pop('sine_positions') == .25
     assert vit.pop('mimetic') == dict(query_key=1., value_output=.2)
-    wide, narrow = (PerAViT.arch_zoo[cfg.model.backbone.pop('arch')] for cfg in (base, ours))
-    assert narrow == dict(wide, num_heads=8)
+    two_heads, shape = (PerAViT.arch_zoo[cfg.model.backbone.pop('arch')] for cfg in (base, ours))
+    assert shape == dict(two_heads, num_heads=8)
     assert ours.model.pop('predictor').type == 'pera_mm.MLPPixelHead'
     assert base.model.pop('predictor').type == 'pera_mm.PixelHead'
     assert ours.model.pixel.pop('loss_weight') == 5 * base.model.pixel.pop('loss_weight')

@@ -112,8 +112,8 @@ def vit_config(cfg: Config, checkpoint: Path | None) -> dict:
     arch = vit.get('arch', 'base')
     shape = MODELS.get(vit.type).arch_zoo[arch] if isinstance(arch, str) else arch
     names = ('embed_dims', 'num_layers', 'num_heads', 'feedforward_channels')
-    same = {key: vit[key] for key in ('img_size', 'patch_size', 'norm_cfg', 'sine_positions',
-                                      'mimetic') if key in vit}  # the last two: how it starts
+    random = ('sine_positions', 'mimetic')  # how it starts without a checkpoint
+    same = {key: vit[key] for key in ('img_size', 'patch_size', 'norm_cfg', *random) if key in vit}
     start = None if checkpoint is None else dict(
         type='pera_mm.PretrainedBackbone', checkpoint=str(checkpoint))
     return dict(type='pera_mm.PerAViT', arch={name: shape[name] for name in names},
