@@ -114,7 +114,7 @@ def test_ratios_that_do_not_sum_to_one_are_refused_at_build(start):
 
 
 def test_an_unknown_arch_is_refused_at_build(start):
-    archs = 'take one of demo, tiny, small, base, large, pera-g'
+    archs = 'take one of mini, demo, tiny, small, base, large, pera-g'
     with pytest.raises(ValueError, match=f"unknown arch 'giant'; {archs}"):
         start(lambda model, pipeline: model['backbone'].update(arch='giant'))
 
