@@ -5,7 +5,7 @@ _base_/models/pera_demo.py says what was kept and what was shrunk, and small/per
 starts otherwise.
 
 Target:   measured: docs/measurements.md.
-Hardware: two CPU cores, five to seven minutes.
+Hardware: two CPU cores, four to seven minutes.
 Command:  make demo; or, when it has drawn data/scenes,
           python tools/train.py configs/pera/pera_tiny_scenes.py
 """
