@@ -102,13 +102,25 @@ def test_the_small_pera_for_short_runs_differs_in_its_start_head_and_pixel_weigh
     assert ours.to_dict() == base.to_dict()
 
 
-def test_the_moco_v3_for_short_runs_differs_in_its_heads_and_attention_alone():
-    ours, base, pera = (Config.fromfile(CONFIGS / f'small/{name}.py')
-                        for name in ('mocov3_short', 'mocov3', 'pera_short'))
+@pytest.mark.parametrize('name', ['mocov3', 'mae'])
+def test_a_baseline_of_mmpretrain_for_short_runs_differs_in_its_heads_and_attention_alone(name):
+    ours, base, pera = (Config.fromfile(CONFIGS / f'small/{config}.py')
+                        for config in (f'{name}_short', name, 'pera_short'))
     vit, other = ours.model.backbone, pera.model.backbone
     assert vit.pop('mimetic') == other.mimetic
     assert vit.arch == PerAViT.arch_zoo[other.arch]
-    vit.update(type='MoCoV3ViT', arch=dict(vit.arch, num_heads=2))
+    assert vit.type == f'pera_mm.Mimetic{base.model.backbone.type}'
+    vit.update(type=base.model.backbone.type, arch=dict(vit.arch, num_heads=2))
+    assert ours.to_dict() == base.to_dict()
+
+
+@pytest.mark.parametrize('name', ['dino', 'dinov2'])
+def test_a_baseline_with_peras_vit_for_short_runs_differs_in_the_vit_of_pera_alone(name):
+    ours, base, pera = (Config.fromfile(CONFIGS / f'small/{config}.py')
+                        for config in (f'{name}_short', name, 'pera_short'))
+    for key in ('arch', 'sine_positions', 'mimetic'):
+        assert ours.model.backbone.pop(key) == pera.model.backbone[key]
+    base.model.backbone.pop('arch')
     assert ours.to_dict() == base.to_dict()
 
 

@@ -1,4 +1,5 @@
 from pera_mm.models.backbones import (
+    MimeticMAEViT,
     MimeticMoCoV3ViT,
     PerAViT,
     PretrainedBackbone,
@@ -18,6 +19,7 @@ from pera_mm.models.selfsup import DINO, DINOv2, PerA
 
 __all__ = [
     'DINO', 'CropPreprocessor', 'CrossCropLoss', 'DINOv2', 'DistillationLoss', 'IBOTLoss',
-    'KoLeoLoss', 'MLPPixelHead', 'MimeticMoCoV3ViT', 'PerA', 'PerAViT', 'PixelHead', 'PixelLoss',
-    'PretrainedBackbone', 'PrototypeHead', 'ViTAdapter', 'ViTPyramid', 'ViewsPreprocessor'
+    'KoLeoLoss', 'MLPPixelHead', 'MimeticMAEViT', 'MimeticMoCoV3ViT', 'PerA', 'PerAViT',
+    'PixelHead', 'PixelLoss', 'PretrainedBackbone', 'PrototypeHead', 'ViTAdapter', 'ViTPyramid',
+    'ViewsPreprocessor'
 ]

@@ -3,6 +3,7 @@
 import copy
 import io
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from mmpretrain.models import VisionTransformer
 from reference import paper
 from torch import Tensor
 
-from pera_mm.models.backbones.mimetic import MimeticMoCoV3ViT
+from pera_mm.models.backbones.mimetic import MimeticMAEViT, MimeticMoCoV3ViT
 from pera_mm.models.backbones.pera_vit import PerAViT
 from pera_mm.registry import MODELS
 from pera_mm.weights.layouts import TIMM
@@ -357,7 +358,10 @@ def test_positions_can_start_as_sines():
     torch.testing.assert_close(found / found[0, 8], wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('kind', [PerAViT, MimeticMoCoV3ViT])
+@pytest.mark.parametrize('kind', [
+    PerAViT, MimeticMoCoV3ViT,
+    partial(MimeticMAEViT, init_cfg=dict(type='Xavier', layer='Linear')),  # as MAE's model does
+], ids=['PerA', 'MoCo v3', 'MAE'])
 def test_attention_can_start_as_in_trained_vits(kind):
     vit = kind(arch=ARCH, img_size=64, patch_size=16, mimetic=dict(query_key=3., value_output=.2))
     vit.init_weights()

@@ -20,8 +20,8 @@ import probe  # noqa: E402
 SMALL = Path(__file__).parents[2] / 'configs/small'
 
 
-@pytest.mark.parametrize('config', ['pera', 'pera_short', 'dino', 'dinov2', 'mae', 'mocov3',
-                                    'mocov3_short'])
+@pytest.mark.parametrize('config', [f'{method}{start}' for start in ('', '_short')
+                                    for method in ('pera', 'dino', 'dinov2', 'mae', 'mocov3')])
 def test_the_probes_vit_is_that_of_the_config(config):
     cfg = Config.fromfile(SMALL / f'{config}.py')
     vit = probe.vit_config(cfg, Path('x.pth'))

@@ -7,7 +7,8 @@ import math
 from typing import Any
 
 import torch
-from mmpretrain.models.selfsup import MoCoV3ViT
+from mmpretrain.models.backbones import VisionTransformer
+from mmpretrain.models.selfsup import MAEViT, MoCoV3ViT
 from mmpretrain.models.utils import MultiheadAttention
 from torch import nn
 
@@ -62,11 +63,10 @@ def start_mimetically(attention: MultiheadAttention, query_key: float,
     attention.proj.weight.copy_(-value.T)
 
 
-@MODELS.register_module()
-class MimeticMoCoV3ViT(MoCoV3ViT):
-    """MMPretrain's ViT of MoCo v3 with the attention of :func:`start_mimetically`.
+class MimeticStart(VisionTransformer):
+    """A ViT of MMPretrain with the attention of :func:`start_mimetically`.
 
-    It is the baseline of a PerA whose attention starts so.
+    Its subclasses are the baselines of a PerA whose attention starts so.
 
     Args:
         mimetic: the strengths ``query_key`` and ``value_output``.
@@ -82,7 +82,17 @@ class MimeticMoCoV3ViT(MoCoV3ViT):
         self.mimetic = mimetic
 
     def init_weights(self) -> None:
-        """Draw all weights as the parent, then those of the attention anew."""
+        """Draw all weights as MMPretrain's class, then those of the attention anew."""
         super().init_weights()
         for layer in self.layers:
             start_mimetically(layer.attn, **self.mimetic)
+
+
+@MODELS.register_module()
+class MimeticMoCoV3ViT(MimeticStart, MoCoV3ViT):
+    """The ViT of MoCo v3 with the start of :class:`MimeticStart`."""
+
+
+@MODELS.register_module()
+class MimeticMAEViT(MimeticStart, MAEViT):
+    """The encoder of MAE with the start of :class:`MimeticStart`."""
