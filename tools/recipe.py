@@ -33,7 +33,7 @@ SHORTEST = 20  # steps of a run; a tenth of them warms up
 PROTOTYPES = 131072  # the authors'
 MEMORY = 20  # the teacher remembers, at its start, this part of the run: a twentieth
 LEAST_MEMORY = 10  # steps
-SHORT = 5000  # steps of a run in which the pixel loss takes too much from [cls]
+SHORT = 5000  # steps; in a run of fewer the whole pixel loss takes too much from [cls]
 CROP_SHARE = 7 / 8  # of the side of an image: 448 of 512 px
 LOCAL_GRID = 6  # patches along a local crop: 96 px in patches of 16
 # Patches along a global crop, and their side in pixels, from the most wanted on.
@@ -49,10 +49,12 @@ class Model(NamedTuple):
     momentum: float  # share of the old teacher that stays, in the authors' run
     temperature: tuple[float, float]  # of the teacher, at the start and after its warm-up
     grids: tuple[tuple[int, int], ...] = GRIDS
+    short_pixels: float = 0.1  # share of the pixel weight that a short run has
 
 
 MODELS = {
-    'demo': Model('small/pera.py', 128, 0.992, (0.03, 0.05), SMALL_GRIDS),
+    # Its student paints from the first steps on, so that the pixel loss is worth more.
+    'demo': Model('small/pera_short.py', 128, 0.992, (0.03, 0.05), SMALL_GRIDS, short_pixels=0.5),
     'small': Model('pera/pera_vits_rsrsd.py', 384, 0.992, (0.03, 0.05)),
     'base': Model('pera/pera_vitb_rsrsd.py', 768, 0.992, (0.03, 0.05)),
     'giant': Model('pera/pera_vitg_rsrsd.py', 1024, 0.998, (0.02, 0.03)),
@@ -131,7 +133,7 @@ def work_out(args: argparse.Namespace) -> Recipe:
         steps=steps, crop=crop, local_crop=local_crop, patch=patch,
         prototypes=prototypes(args.images),
         warmup=epochs / 10, temperature_warmup=3 * epochs / 20, momentum=momentum(model, steps),
-        pixel_weight=pixel_weight(patch, steps))
+        pixel_weight=pixel_weight(model, patch, steps))
 
 
 def batch_size(args: argparse.Namespace) -> tuple[int, str]:
@@ -219,9 +221,9 @@ def momentum(model: Model, steps: int) -> float:
     return round(1 - 1 / memory, 4)
 
 
-def pixel_weight(patch: int, steps: int) -> float:
-    """Return the authors' weight per value of a patch, and a tenth of it in a short run."""
-    return 0.01 * (16 / patch)**2 * (0.1 if steps < SHORT else 1)
+def pixel_weight(model: Model, patch: int, steps: int) -> float:
+    """Return the authors' weight per value of a patch, and a part of it in a short run."""
+    return 0.01 * (16 / patch)**2 * (model.short_pixels if steps < SHORT else 1)
 
 
 def explain(recipe: Recipe, images: int) -> Table:
@@ -263,7 +265,8 @@ def reasons(recipe: Recipe, model: Model) -> list[tuple[str, str, str, str]]:
         ('its warm-up', f'{recipe.temperature_warmup:g} epochs', '15 % of the run', 'authors'),
         ('pixel weight', f'{recipe.pixel_weight:g}',
          f'0.01 per patch of 768 values (here {3 * recipe.patch**2})' + (
-             f', a tenth below {SHORT:,} steps' if recipe.steps < SHORT else ''),
+             f', times {model.short_pixels:g} below {SHORT:,} steps'
+             if recipe.steps < SHORT else ''),
          source(recipe.steps >= SHORT, measured)),
     ]
 

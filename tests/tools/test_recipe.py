@@ -103,6 +103,17 @@ def test_the_memory_of_the_teacher_is_said_as_it_is(steps, text):
     assert row[2] == f'it remembers {text}'
 
 
+@pytest.mark.parametrize('model, epochs, weight, text', [
+    ('base', 200, .04, ''), ('base', 10, .004, ', times 0.1 below 5,000 steps'),
+    ('demo', 200, .04, ''), ('demo', 10, .02, ', times 0.5 below 5,000 steps')])
+def test_a_short_run_has_a_part_of_the_pixel_weight(model, epochs, weight, text):
+    made = recipe.work_out(arguments(6_400, model=model, side=256, gpus=1,
+                                     budget=(f'{epochs}', 'epochs')))
+    row, = (each for each in recipe.reasons(made, recipe.MODELS[model])
+            if each[0] == 'pixel weight')
+    assert row[1:3] == (f'{weight:g}', f'0.01 per patch of 768 values (here 192){text}')
+
+
 @pytest.mark.parametrize('changes, message', [
     (dict(images=15), 'less than two images a step'),
     (dict(side=63), 'images of 64 px or more'),
