@@ -2,8 +2,8 @@
 
 The data set is not downloaded: put its class folders under data/rsscn7, or change data_root.
 
-Target:   measured with patches of 16 px and the authors' start only: docs/measurements.md.
-Hardware: two CPU cores, minutes.
+Target:   kNN and linear around 74 % after 20 epochs; measured: docs/measurements.md.
+Hardware: one CPU core, a quarter of an hour.
 Command:  python tools/train.py configs/pera/pera_tiny_rsscn7.py
 """
 
