@@ -236,7 +236,7 @@ TABLES = {table.number: table for table in (
     Table(7, 'The released ViT-G on DIOR', ('mAP50', ), (
         Row('PerA', (75.71, ),
             released('dior_faster_rcnn_pera', 'dior', 100, 16, 'coco101/mAP50', factor=100.),
-            small_dense('dior_faster_rcnn_pera_scenes', scenes('detection', 40, 160), 6, 2,
+            small_dense('dior_faster_rcnn_pera_scenes', scenes('detection', 40, 160), 2, 2,
                         'coco101/mAP50', factor=100.)), )),
     Table(8, 'Curated and uncurated images, ViT-B', OA, (
         Row('PerA, TOV-100k', (90.1, ), PERA_ROW, SMALL_PERA_ROW, SAME),

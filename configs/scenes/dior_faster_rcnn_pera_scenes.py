@@ -2,9 +2,9 @@
 
 It starts from the teacher that `make demo` leaves behind.
 
-Target:   mAP50 around 0.1: seven classes, most objects of 8 pixels, few steps
-Hardware: one CPU core, about seven minutes
-Command:  python tools/data/make_scenes.py data/scenes/detection detection 300 --size 160
+Target:   mAP50 around 0.16: seven classes, most objects of 8 pixels, few steps
+Hardware: one CPU core, about five minutes
+Command:  python tools/data/make_scenes.py data/scenes/detection detection 900 --size 160
           mim train mmdet configs/scenes/dior_faster_rcnn_pera_scenes.py
 """
 
@@ -13,8 +13,10 @@ _base_ = ['../detection/dior_faster_rcnn_pera_fpn.py', '../_base_/scenes.py']
 classes = ('airplane', 'baseballfield', 'groundtrackfield', 'ship', 'storagetank', 'tenniscourt',
            'vehicle')
 model = dict(
+    # The ViT stays as it is: in a run this short, a fine-tuned one hardly shows what it knew.
     backbone=dict(
-        vit=dict(dict(_base_.demo_vit, drop_path_rate=0.), img_size=160), with_cp=False),
+        vit=dict(dict(_base_.demo_vit, drop_path_rate=0.), img_size=160, frozen_stages=4),
+        with_cp=False),
     neck=dict(in_channels=[128] * 4, out_channels=64),
     rpn_head=dict(in_channels=64, feat_channels=64),
     roi_head=dict(
@@ -38,7 +40,7 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 auto_scale_lr = dict(base_batch_size=2)
-train_cfg = dict(max_epochs=6, val_interval=6)
+train_cfg = dict(max_epochs=2, val_interval=2)
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
-param_scheduler = [_base_.warmup, _base_.cosine]
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=6))
+param_scheduler = [dict(_base_.warmup, end=1 / 3), dict(_base_.cosine, begin=1 / 3)]
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=2))

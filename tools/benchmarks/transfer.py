@@ -49,7 +49,7 @@ TASKS = {
 }
 # As in the headers of the scenes configs: kind, count, size in pixels.
 SCENES = (('classification', 1200, 128), ('segmentation', 250, 256), ('change', 600, 256),
-          ('detection', 300, 160))
+          ('detection', 900, 160))
 
 
 def parse_args() -> argparse.Namespace:
