@@ -13,10 +13,7 @@ _base_ = ['../detection/dior_faster_rcnn_pera_fpn.py', '../_base_/scenes.py']
 classes = ('airplane', 'baseballfield', 'groundtrackfield', 'ship', 'storagetank', 'tenniscourt',
            'vehicle')
 model = dict(
-    # The ViT stays as it is: in a run this short, a fine-tuned one hardly shows what it knew.
-    backbone=dict(
-        vit=dict(dict(_base_.demo_vit, drop_path_rate=0.), img_size=160, frozen_stages=4),
-        with_cp=False),
+    backbone=dict(vit=dict(**_base_.frozen_demo_vit, img_size=160), with_cp=False),
     neck=dict(in_channels=[128] * 4, out_channels=64),
     rpn_head=dict(in_channels=64, feat_channels=64),
     roi_head=dict(

@@ -9,10 +9,7 @@ Command:  mim train mmseg configs/scenes/potsdam_upernet_pera_scenes.py
 
 _base_ = ['../potsdam_upernet_pera.py', '../_base_/scenes.py']
 model = dict(
-    # The ViT stays as it is: in a run this short, a fine-tuned one hardly shows what it knew.
-    backbone=dict(
-        vit=dict(_base_.demo_vit, img_size=128, frozen_stages=4, drop_path_rate=0.0),
-        with_cp=False),
+    backbone=dict(vit=dict(**_base_.frozen_demo_vit, img_size=128), with_cp=False),
     decode_head=dict(
         in_channels=[128, 128, 128, 128], channels=64, output_channels=32, num_classes=7,
         # Inverse shares of the pixels to the power .75: a short run calls no rare class otherwise.
